@@ -1,0 +1,52 @@
+"""pg_mlx: PaliGemma 1 and 2 on MLX.
+
+    import pg_mlx
+    model, processor = pg_mlx.load("google/paligemma2-3b-mix-448")
+    print(pg_mlx.generate(model, processor, "caption en", "cat.jpg").text)
+
+Names are imported when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checkpoint.load import load, load_model
+    from .config import PaliGemmaConfig
+    from .errors import InputError, PgMlxError
+    from .generation import Generation, Stats, Step, generate, stream_generate
+    from .paligemma import PaliGemma
+    from .processor import Processor
+
+_HOMES = {
+    "load": ".checkpoint.load",
+    "load_model": ".checkpoint.load",
+    "PaliGemmaConfig": ".config",
+    "InputError": ".errors",
+    "PgMlxError": ".errors",
+    "Generation": ".generation",
+    "Stats": ".generation",
+    "Step": ".generation",
+    "generate": ".generation",
+    "stream_generate": ".generation",
+    "PaliGemma": ".paligemma",
+    "Processor": ".processor",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pg_mlx' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,166 @@
+"""The tables that join the names in checkpoint files to the parameters of the model.
+
+Files arrive in several layouts. `canonical_name` brings each key to the one that the published PaliGemma
+repositories use, which is also the one we write. `slots` then says, for every parameter of the model, which
+canonical tensors it is made of: this is the only place that knows both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import Literal
+
+from ..config import PaliGemmaConfig
+
+TEXT = "language_model.model"
+VISION = "vision_tower.vision_model"
+CONNECTOR = "multi_modal_projector.linear"
+
+_IGNORED = re.compile(r"position_ids$|rotary_emb\.inv_freq$|vision_model\.head\.")
+
+
+def canonical_name(key: str) -> str | None:
+    """The classic name of a tensor from any layout, or None for one that no model needs.
+
+    transformers >= 4.52 writes `model.language_model.X` for `language_model.model.X` and `model.` before
+    the other two; its 5.x line also drops `vision_model.`.
+    """
+    name = re.sub(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", "", key)
+    name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
+    name = re.sub(r"^language_model\.(?!model\.|lm_head\.)", f"{TEXT}.", name)
+    name = re.sub(r"^vision_tower\.(?!vision_model\.)", f"{VISION}.", name)
+    return None if _IGNORED.search(name) else name
+
+
+def is_patch_kernel(name: str) -> bool:
+    """The one convolution. Canonical: [out, height, width, in], as MLX has it; PyTorch has `in` second."""
+    return name == f"{VISION}.embeddings.patch_embedding.weight"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One module (or plain array) of the model and the canonical modules it is assembled from."""
+
+    target: str
+    sources: tuple[str, ...]
+    kind: Literal["linear", "embedding", "layer_norm", "rms_norm", "patches", "array"]
+    rows: tuple[int, ...]  # of each source
+    columns: int = 0  # 0: a vector
+    bias: bool = False
+
+    def expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the float tensors it needs."""
+        for source, rows in zip(self.sources, self.rows, strict=True):
+            if self.kind == "patches":
+                side = isqrt(self.columns // 3)
+                yield f"{source}.weight", (rows, side, side, 3)
+            else:
+                yield f"{source}.weight", (rows, self.columns) if self.columns else (rows,)
+            if self.bias:
+                yield f"{source}.bias", (rows,)
+
+
+def slots(config: PaliGemmaConfig) -> Iterator[Slot]:
+    """Every parameter of the model, in the order it computes."""
+    yield from _vision_slots(config)
+    yield Slot(
+        "connector.linear",
+        (CONNECTOR,),
+        "linear",
+        (config.text.hidden_size,),
+        config.vision.hidden_size,
+        True,
+    )
+    yield from _text_slots(config)
+
+
+def _vision_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
+    vision = config.vision
+    width, mlp = vision.hidden_size, vision.intermediate_size
+    patch = 3 * vision.patch_size**2
+    embeddings = f"{VISION}.embeddings"
+    yield Slot(
+        "vision_tower.patch_embedding", (f"{embeddings}.patch_embedding",), "patches", (width,), patch, True
+    )
+    yield Slot(
+        "vision_tower.position_embedding",
+        (f"{embeddings}.position_embedding",),
+        "array",
+        (vision.num_patches,),
+        width,
+    )
+    for i in range(vision.num_hidden_layers):
+        to, of = f"vision_tower.layers.{i}", f"{VISION}.encoder.layers.{i}"
+        qkv = tuple(f"{of}.self_attn.{part}_proj" for part in "qkv")
+        yield Slot(f"{to}.layer_norm1", (f"{of}.layer_norm1",), "layer_norm", (width,), bias=True)
+        yield Slot(f"{to}.self_attn.qkv_proj", qkv, "linear", (width,) * 3, width, True)
+        yield Slot(f"{to}.self_attn.out_proj", (f"{of}.self_attn.out_proj",), "linear", (width,), width, True)
+        yield Slot(f"{to}.layer_norm2", (f"{of}.layer_norm2",), "layer_norm", (width,), bias=True)
+        yield Slot(f"{to}.mlp.fc1", (f"{of}.mlp.fc1",), "linear", (mlp,), width, True)
+        yield Slot(f"{to}.mlp.fc2", (f"{of}.mlp.fc2",), "linear", (width,), mlp, True)
+    yield Slot(
+        "vision_tower.post_layernorm", (f"{VISION}.post_layernorm",), "layer_norm", (width,), bias=True
+    )
+
+
+_GEMMA1_NORMS = {"pre_attention_norm": "input_layernorm", "pre_mlp_norm": "post_attention_layernorm"}
+_GEMMA2_NORMS = {
+    "pre_attention_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",  # the name that means the pre-MLP norm in Gemma 1
+    "pre_mlp_norm": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+
+
+def _text_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
+    text = config.text
+    width, mlp = text.hidden_size, text.intermediate_size
+    query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    yield Slot(
+        "language_model.embed_tokens", (f"{TEXT}.embed_tokens",), "embedding", (text.vocab_size,), width
+    )
+    for i in range(text.num_hidden_layers):
+        to, of = f"language_model.layers.{i}", f"{TEXT}.layers.{i}"
+        qkv = tuple(f"{of}.self_attn.{part}_proj" for part in "qkv")
+        yield Slot(f"{to}.self_attn.qkv_proj", qkv, "linear", (query, key, key), width)
+        yield Slot(f"{to}.self_attn.o_proj", (f"{of}.self_attn.o_proj",), "linear", (width,), query)
+        gate_up = (f"{of}.mlp.gate_proj", f"{of}.mlp.up_proj")
+        yield Slot(f"{to}.mlp.gate_up_proj", gate_up, "linear", (mlp, mlp), width)
+        yield Slot(f"{to}.mlp.down_proj", (f"{of}.mlp.down_proj",), "linear", (width,), mlp)
+        for norm, stored in (_GEMMA2_NORMS if text.is_gemma2 else _GEMMA1_NORMS).items():
+            yield Slot(f"{to}.{norm}", (f"{of}.{stored}",), "rms_norm", (width,))
+    yield Slot("language_model.norm", (f"{TEXT}.norm",), "rms_norm", (width,))
+
+
+def tell(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """What canonical tensors say of config.json's fields (config.TOLD_NAMES). Quantized matrices keep
+    their row count, so only rows and vectors are asked."""
+
+    def rows(name: str) -> int | None:
+        shape = shapes.get(f"{name}.weight")
+        return shape[0] if shape else None
+
+    def layers(prefix: str) -> int | None:
+        found = [re.match(rf"{re.escape(prefix)}\.layers\.(\d+)\.", name) for name in shapes]
+        return max((int(match[1]) + 1 for match in found if match), default=None)
+
+    kernel = shapes.get(f"{VISION}.embeddings.patch_embedding.weight")
+    patch = kernel[1] if kernel and len(kernel) == 4 else None
+    positions = rows(f"{VISION}.embeddings.position_embedding")
+    told = {
+        "text_config.hidden_size": rows(f"{TEXT}.norm"),
+        "text_config.intermediate_size": rows(f"{TEXT}.layers.0.mlp.gate_proj"),
+        "text_config.num_hidden_layers": layers(TEXT),
+        "text_config.vocab_size": rows(f"{TEXT}.embed_tokens"),
+        "text_config.query_width": rows(f"{TEXT}.layers.0.self_attn.q_proj"),
+        "text_config.key_width": rows(f"{TEXT}.layers.0.self_attn.k_proj"),
+        "vision_config.hidden_size": rows(f"{VISION}.post_layernorm"),
+        "vision_config.intermediate_size": rows(f"{VISION}.encoder.layers.0.mlp.fc1"),
+        "vision_config.num_hidden_layers": layers(f"{VISION}.encoder"),
+        "vision_config.patch_size": patch,
+        "vision_config.image_size": isqrt(positions) * patch if positions and patch else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}

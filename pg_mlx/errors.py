@@ -1,0 +1,13 @@
+"""The two ways a request can fail, as the commands report them."""
+
+
+class PgMlxError(Exception):
+    """Something a person can understand and mend; the message is one line. Exit code 1 at a command."""
+
+    exit_code = 1
+
+
+class InputError(PgMlxError, ValueError):
+    """What was given is wrong: a file, a value, a checkpoint. Exit code 2 at a command."""
+
+    exit_code = 2

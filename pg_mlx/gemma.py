@@ -1,0 +1,242 @@
+"""The Gemma 1 and Gemma 2 decoders, as PaliGemma uses them.
+
+Gemma team 2024 (arXiv 2403.08295, 2408.00118); code: big_vision `models/ppp/gemma.py`. What differs between
+the two: Gemma 2 normalises after attention and MLP as well as before, caps attention scores and final
+logits with a scaled tanh, and sets the score scale independently of head_dim.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .backend import fused
+from .cache import KVCache
+from .config import TextConfig
+from .linear import Embedding, Linear
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight. `weight` is Gemma's stored w plus one, added at load in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = mx.ones((width,))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+@fused
+def geglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gelu_tanh(gate) * up. float32 inside, one rounding to the inputs' dtype."""
+    z = gate.astype(mx.float32)
+    active = z * mx.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
+    return (active * up.astype(mx.float32)).astype(gate.dtype)
+
+
+@fused
+def softcap(x: mx.array, scale: float, cap: float) -> mx.array:
+    """cap * tanh(x * scale / cap). float32 inside, one rounding to x's dtype."""
+    return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = config.query_pre_attn_scalar**-0.5
+        self.softcap = config.attn_logit_softcapping
+        self.rope_theta = config.rope_theta
+        rows = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = Linear(config.hidden_size, rows)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+
+    def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x [B, T, D] at positions offset.. -> rotated query [B, heads, T, head_dim] and key, and value
+        [B, kv_heads, T, head_dim]."""
+        projected = self._heads(self.qkv_proj(x))
+        rotated = self._rotate(projected[:, : self.heads + self.kv_heads], offset)
+        return rotated[:, : self.heads], rotated[:, self.heads :], projected[:, self.heads + self.kv_heads :]
+
+    def project_last(
+        self, x: mx.array, x_last: mx.array, last: int | mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """As `project`, with keys and values of all of x [B, T, D] but the query of x_last [B, 1, D] only,
+        which stands at position(s) `last`."""
+        query_rows = self.heads * self.head_dim
+        query = self._heads(self.qkv_proj.rows(0, query_rows)(x_last))
+        projected = self._heads(
+            self.qkv_proj.rows(query_rows, query_rows + 2 * self.kv_heads * self.head_dim)(x)
+        )
+        key, value = projected[:, : self.kv_heads], projected[:, self.kv_heads :]
+        return self._rotate(query, last), self._rotate(key, 0), value
+
+    def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
+        -> [B, T, D]. Keys and values are never repeated for the query heads that share them."""
+        if self.softcap is None:
+            mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
+        else:
+            mixed = self._capped(query, key, value, mask)
+        batch, _, length, _ = query.shape
+        return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
+
+    def _capped(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        batch, heads, length, head_dim = query.shape
+        # Query heads that share a key head become more rows of one product: [B, kv_heads, group * T, head_dim].
+        grouped = query.reshape(batch, self.kv_heads, -1, head_dim)
+        scores = softcap(grouped @ key.swapaxes(-1, -2), self.scale, self.softcap)
+        if mask is not None:  # after the cap, or -inf would become -cap
+            shape = scores.shape
+            scores = scores.reshape(batch, heads, length, -1)
+            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min).reshape(shape)
+        mixed = mx.softmax(scores, axis=-1, precise=True) @ value
+        return mixed.reshape(query.shape)
+
+    def _heads(self, x: mx.array) -> mx.array:
+        batch, length, _ = x.shape
+        return x.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
+
+    def _rotate(self, x: mx.array, offset: int | mx.array) -> mx.array:
+        return mx.fast.rope(
+            x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
+        )
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(geglu(gate, up))
+
+
+class Block(nn.Module):
+    """One layer. The norms are named by what they do, since Gemma 1 and 2 checkpoints give the name
+    `post_attention_layernorm` to different ones."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+        self.pre_attention_norm = norm()
+        self.self_attn = Attention(config)
+        self.pre_mlp_norm = norm()
+        self.mlp = MLP(config)
+        if config.is_gemma2:
+            self.post_attention_norm = norm()
+            self.post_mlp_norm = norm()
+
+    def finish(self, x: mx.array, attended: mx.array) -> mx.array:
+        """Both residual additions: x [B, T, D] before the layer and what attention made of it."""
+        if "post_attention_norm" in self:
+            attended = self.post_attention_norm(attended)
+        x = x + attended
+        y = self.mlp(self.pre_mlp_norm(x))
+        if "post_mlp_norm" in self:
+            y = self.post_mlp_norm(y)
+        return x + y
+
+
+class Gemma(nn.Module):
+    """Rows [B, T, D] in, final-normed hidden states out. Positions count from 0 in every row."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.use_sliding_window = False
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The compute dtype: that of the norms, which are never quantized."""
+        return self.norm.weight.dtype
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer, or None for full attention (always, unless asked for: the
+        original code trained and runs without windows)."""
+        slides = self.use_sliding_window and self.config.sliding_layers[layer]
+        return self.config.sliding_window if slides else None
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """ids int [B, T] -> [B, T, D], scaled by sqrt(D) in float32 and rounded once."""
+        return (self.embed_tokens(ids) * self.config.hidden_size**0.5).astype(self.dtype)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so."""
+        logits = self.embed_tokens.as_head(hidden).astype(mx.float32)
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else softcap(logits, 1.0, cap)
+
+    def __call__(
+        self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None
+    ) -> mx.array:
+        """All positions at once, without a cache; masks as `masks.prefix_lm_mask` makes them."""
+        for index, layer in enumerate(self.layers):
+            query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), 0)
+            visible = mask if self.window(index) is None else sliding_mask
+            x = layer.finish(x, layer.self_attn.attend(query, key, value, visible))
+        return self.norm(x)
+
+    def prefill(
+        self, x: mx.array, capacity: int, lengths: mx.array | None = None
+    ) -> tuple[mx.array, KVCache]:
+        """Read a prefix [B, T, D], every token seeing every other, in one piece.
+
+        lengths int32 [B] says how much of each right-padded row is real. Returns the hidden state of each
+        row's last token [B, 1, D] and the cache. A sliding window never acts within a prefix. The last layer does its
+        queries, output projection and MLP for that last token only: nothing else of it is ever read.
+        """
+        batch, length, _ = x.shape
+        last = length - 1 if lengths is None else lengths - 1
+        mask = None
+        if lengths is not None:
+            mask = (mx.arange(length) < lengths[:, None])[:, None, None]
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            normed = layer.pre_attention_norm(x)
+            if index < len(self.layers) - 1:
+                query, key, value = layer.self_attn.project(normed, 0)
+            else:
+                x, normed_last = take_row(x, last), take_row(normed, last)
+                query, key, value = layer.self_attn.project_last(normed, normed_last, last)
+            x = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
+            room = [(0, 0), (0, 0), (0, capacity - length), (0, 0)]
+            keys.append(mx.pad(key, room))
+            values.append(mx.pad(value, room))
+        return self.norm(x), KVCache(tuple(keys), tuple(values), length, lengths)
+
+    def step(self, x: mx.array, cache: KVCache) -> tuple[mx.array, KVCache]:
+        """One more token a row: x [B, 1, D] -> its hidden state [B, 1, D] and the cache with it."""
+        cache.require_room()
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            window = self.window(index)
+            query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), cache.offset)
+            keys.append(cache.write(cache.keys[index], key))
+            values.append(cache.write(cache.values[index], value))
+            attended = layer.self_attn.attend(
+                query,
+                cache.visible(keys[-1], window),
+                cache.visible(values[-1], window),
+                cache.mask(window),
+            )
+            x = layer.finish(x, attended)
+        return self.norm(x), cache.append(keys, values)
+
+
+def take_row(x: mx.array, index: int | mx.array) -> mx.array:
+    """x [B, T, D] -> [B, 1, D], at one index or at an int32 [B] of them."""
+    if isinstance(index, int):
+        return x[:, index : index + 1]
+    return mx.take_along_axis(x, index[:, None, None], axis=1)

@@ -1,0 +1,154 @@
+"""PaliGemma: SigLIP vision tower -> linear connector -> Gemma decoder.
+
+Beyer et al. 2024 (arXiv 2407.07726), Steiner et al. 2024 (arXiv 2412.03555); code: big_vision `models/proj/paligemma`.
+Everything else in this package is a loop around three functions, arrays in and arrays out:
+
+    features = model.encode_image(pixels)
+    logits, cache = model.prefill(features, prefix_ids, capacity=...)
+    logits, cache = model.step(token_ids, cache)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .cache import KVCache
+from .config import PaliGemmaConfig
+from .connector import Connector
+from .errors import InputError
+from .gemma import Gemma
+from .masks import prefix_lm_mask
+from .siglip import VisionTower
+
+Lengths = Sequence[int] | mx.array
+
+
+class PaliGemma(nn.Module):
+    """The whole model. `prefix_ids` are <bos>, prompt and newline; image placeholders are not needed,
+    because picture rows always stand before the text."""
+
+    def __init__(self, config: PaliGemmaConfig):
+        super().__init__()
+        self.config = config
+        self.load_s = 0.0  # seconds that loading took, for the statistics of a generation
+        self.vision_tower = VisionTower(config.vision)
+        self.connector = Connector(config.vision.hidden_size, config.text.hidden_size)
+        self.language_model = Gemma(config.text)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of activations and cache."""
+        return self.language_model.dtype
+
+    @property
+    def use_sliding_window(self) -> bool:
+        """False (default): full attention in all layers, as the original code trains and runs. True: Gemma 2's even
+        layers let the answer see only the last `sliding_window` tokens, as transformers does. They differ only
+        beyond 4096 tokens, that is at 896 pixels."""
+        return self.language_model.use_sliding_window
+
+    @use_sliding_window.setter
+    def use_sliding_window(self, value: bool) -> None:
+        self.language_model.use_sliding_window = value
+
+    def encode_image(self, pixels: mx.array) -> mx.array:
+        """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype, N = 256, 1024, 4096 for
+        224, 448, 896 pixels. Several pictures of one prompt are concatenated along N afterwards."""
+        side = self.config.vision.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+            raise InputError(f"pixels have shape {pixels.shape}, but this model reads [B, {side}, {side}, 3]")
+        return self.connector(self.vision_tower(pixels))
+
+    def logits(
+        self,
+        features: mx.array,
+        prefix_ids: mx.array,
+        suffix_ids: mx.array | None = None,
+        prefix_lengths: Lengths | None = None,
+        suffix_lengths: Lengths | None = None,
+    ) -> mx.array:
+        """Logits at every text position, as training and scoring need them: float32 [B, P + S, V].
+
+        features [B, N, D]; prefix_ids int [B, P] and suffix_ids int [B, S] are right-padded where the
+        lengths (B numbers each) say so; what stands at padded positions has no meaning. The prefix
+        attends in both directions, the suffix causally. The logits that predict the first suffix token
+        stand at the last real prefix position.
+        """
+        batch, prefix_slots = prefix_ids.shape
+        images = features.shape[1]
+        ids = prefix_ids if suffix_ids is None else mx.concatenate([prefix_ids, suffix_ids], axis=1)
+        suffix_slots = ids.shape[1] - prefix_slots
+        prefix = images + _lengths(prefix_lengths, batch, prefix_slots, "prefix_lengths")
+        used = prefix + _lengths(suffix_lengths, batch, suffix_slots, "suffix_lengths")
+
+        x = self._rows(features, ids)
+        if prefix_lengths is not None:  # close each row's gap between prefix and suffix
+            x = _take(x, _shift_after(x.shape[1], prefix, images + prefix_slots - prefix))
+        masks = (None, None)
+        if suffix_slots or prefix_lengths is not None:
+            window = self.config.text.sliding_window if self.use_sliding_window else None
+            masks = tuple(prefix_lm_mask(x.shape[1], prefix, used, w) for w in (None, window))
+        hidden = self.language_model(x, *masks)
+        if prefix_lengths is not None:  # and open it again
+            end = mx.full((batch,), images + prefix_slots)
+            hidden = _take(hidden, _shift_after(x.shape[1], end, prefix - end))
+        return self.language_model.head(hidden[:, images:])
+
+    def prefill(
+        self,
+        features: mx.array,
+        prefix_ids: mx.array,
+        *,
+        capacity: int,
+        prefix_lengths: Lengths | None = None,
+    ) -> tuple[mx.array, KVCache]:
+        """Read pictures and prompts: float32 logits [B, V] for the first new token, and the cache.
+
+        features [B, N, D], prefix_ids int [B, P], right-padded where prefix_lengths says so; `capacity` is
+        the number of tokens the cache can ever hold, N + P + new ones. Raises InputError if it is too small.
+        """
+        batch, slots = prefix_ids.shape
+        x = self._rows(features, prefix_ids)
+        if capacity < x.shape[1]:
+            raise InputError(f"a capacity of {capacity} tokens cannot hold a prefix of {x.shape[1]}")
+        lengths = None
+        if prefix_lengths is not None:
+            lengths = features.shape[1] + _lengths(prefix_lengths, batch, slots, "prefix_lengths")
+        hidden, cache = self.language_model.prefill(x, capacity, lengths)
+        return self.language_model.head(hidden[:, 0]), cache
+
+    def step(self, token_ids: mx.array, cache: KVCache) -> tuple[mx.array, KVCache]:
+        """Append token_ids int [B]: float32 logits [B, V] for the token after, and the cache with it."""
+        x = self.language_model.embed(token_ids[:, None])
+        hidden, cache = self.language_model.step(x, cache)
+        return self.language_model.head(hidden[:, 0]), cache
+
+    def _rows(self, features: mx.array, ids: mx.array) -> mx.array:
+        """What the decoder reads [B, N + T, D]: picture rows as they are, text rows scaled (see connector.py)."""
+        if features.ndim != 3 or features.shape[0] != ids.shape[0]:
+            raise InputError(f"features {features.shape} and ids {ids.shape} do not describe the same batch")
+        return mx.concatenate([features.astype(self.dtype), self.language_model.embed(ids)], axis=1)
+
+
+def _lengths(lengths: Lengths | None, batch: int, slots: int, name: str) -> mx.array:
+    """int32 [B]; `slots` everywhere if lengths is None. Raises InputError for impossible ones."""
+    if lengths is None:
+        return mx.full((batch,), slots, dtype=mx.int32)
+    values = lengths.tolist() if isinstance(lengths, mx.array) else list(lengths)
+    if len(values) != batch or not all(isinstance(n, int) and 0 <= n <= slots for n in values):
+        raise InputError(f"{name} are {values}, but must be {batch} numbers from 0 to {slots}")
+    return mx.array(values, dtype=mx.int32)
+
+
+def _shift_after(length: int, start: mx.array, shift: mx.array) -> mx.array:
+    """Indices [B, length] that read slot j from j + shift[b] where j >= start[b], from j before."""
+    slots = mx.arange(length)
+    return mx.clip(slots + mx.where(slots >= start[:, None], shift[:, None], 0), 0, length - 1)
+
+
+def _take(x: mx.array, index: mx.array) -> mx.array:
+    """x [B, T, D] reordered along T by index int [B, T]."""
+    return mx.take_along_axis(x, index[..., None], axis=1)

@@ -1,0 +1,88 @@
+"""SigLIP's vision transformer (So400m/14): pictures to one feature vector for each 14x14 patch.
+
+Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"; code: big_vision `models/vit.py`.
+No class token, learned positions, full attention, and no pooling head: PaliGemma reads the patches.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .backend import fused
+from .config import VisionConfig
+from .linear import Linear
+
+
+@fused
+def gelu(x: mx.array) -> mx.array:
+    """GELU in its tanh form. float32 inside, one rounding to x's dtype."""
+    z = x.astype(mx.float32)
+    return (z * mx.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size, bias=True)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, length, width = x.shape
+        # [B, N, 3C] -> three of [B, heads, N, head_dim]
+        projected = self.qkv_proj(x).reshape(batch, length, 3 * self.heads, -1).swapaxes(1, 2)
+        query, key, value = mx.split(projected, 3, axis=1)
+        scale = (width // self.heads) ** -0.5
+        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+        return self.out_proj(mixed.swapaxes(1, 2).reshape(batch, length, width))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class VisionTower(nn.Module):
+    """pixels [B, H, W, 3] in -1..1 -> features [B, N, C], N = (H / patch) * (W / patch), row by row."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        # A convolution whose stride is its kernel is a matrix product over flattened patches.
+        self.patch_embedding = Linear(3 * config.patch_size**2, config.hidden_size, bias=True)
+        self.position_embedding = mx.zeros((config.num_patches, config.hidden_size))
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
+        x = x + self.position_embedding
+        for layer in self.layers:
+            x = layer(x)
+        return self.post_layernorm(x)
+
+
+def patches(pixels: mx.array, size: int) -> mx.array:
+    """Cut pixels [B, H, W, 3] into flattened patches [B, N, size * size * 3], each in (y, x, channel) order."""
+    batch, height, width, channels = pixels.shape
+    grid = pixels.reshape(batch, height // size, size, width // size, size, channels)
+    return grid.swapaxes(2, 3).reshape(batch, -1, size * size * channels)
