@@ -41,9 +41,7 @@ class KVCache:
 
     def write(self, buffer: mx.array, update: mx.array) -> mx.array:
         """A layer's buffer with update [B, kv_heads, 1, head_dim] in each row's next slot."""
-        buffer = mx.array(
-            buffer
-        )  # another handle on the same data: assignment leaves the given one as it was
+        buffer = mx.array(buffer)  # another handle on the same data: assignment leaves the given one as it was
         if self.lengths is None:
             buffer[:, :, self.length : self.length + 1] = update
         else:

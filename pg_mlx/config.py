@@ -63,9 +63,7 @@ class TextConfig:
     rope_theta: float = 10000.0
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    sliding_window: int | None = (
-        None  # only used where the model is told to, see PaliGemma.use_sliding_window
-    )
+    sliding_window: int | None = None  # only used where the model is told to, see PaliGemma.use_sliding_window
     sliding_layers: tuple[bool, ...] = ()
 
     @property
@@ -107,10 +105,7 @@ class PaliGemmaConfig:
 
 
 TOLD_NAMES = (
-    *(
-        f"text_config.{name}"
-        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    ),
+    *(f"text_config.{name}" for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
     "text_config.query_width",
     "text_config.key_width",
     *(f"vision_config.{name}" for name in ("hidden_size", "intermediate_size", "num_hidden_layers")),
@@ -152,12 +147,7 @@ class _Section:
 
 
 def _positive(value: Any, name: str) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value <= 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise InputError(f"config.json: {name} is {value!r}, not a positive number")
     return float(value)
 
@@ -176,12 +166,8 @@ def _read_text(section: _Section) -> TextConfig:
         hidden_size=section.integer("hidden_size", 2304 if gemma2 else 3072),
         intermediate_size=section.integer("intermediate_size", 9216 if gemma2 else 24576),
         num_hidden_layers=layers,
-        num_attention_heads=_heads(
-            section, "num_attention_heads", "query_width", head_dim, 8 if gemma2 else 16
-        ),
-        num_key_value_heads=_heads(
-            section, "num_key_value_heads", "key_width", head_dim, 4 if gemma2 else 16
-        ),
+        num_attention_heads=_heads(section, "num_attention_heads", "query_width", head_dim, 8 if gemma2 else 16),
+        num_key_value_heads=_heads(section, "num_key_value_heads", "key_width", head_dim, 4 if gemma2 else 16),
         head_dim=head_dim,
         vocab_size=section.integer("vocab_size", 257216),
         query_pre_attn_scalar=section.number("query_pre_attn_scalar", 256) if gemma2 else float(head_dim),
@@ -238,9 +224,7 @@ def _sliding_layers(section: _Section, layers: int) -> tuple[bool, ...]:
     if types is None:
         return tuple(index % 2 == 0 for index in range(layers))
     if not isinstance(types, list) or len(types) != layers:
-        raise InputError(
-            f"config.json: {section.name}.layer_types does not name a type for each of {layers} layers"
-        )
+        raise InputError(f"config.json: {section.name}.layer_types does not name a type for each of {layers} layers")
     return tuple(kind == "sliding_attention" for kind in types)
 
 
@@ -256,9 +240,7 @@ def _read_vision(section: _Section) -> VisionConfig:
         layer_norm_eps=section.number("layer_norm_eps", 1e-6),
     )
     if config.image_size % patch_size:
-        raise InputError(
-            f"config.json: {config.image_size} pixels are not a multiple of patches of {patch_size}"
-        )
+        raise InputError(f"config.json: {config.image_size} pixels are not a multiple of patches of {patch_size}")
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
             f"config.json: vision_config.hidden_size {config.hidden_size} cannot be cut into "

@@ -61,16 +61,12 @@ class Attention(nn.Module):
         rotated = self._rotate(projected[:, : self.heads + self.kv_heads], offset)
         return rotated[:, : self.heads], rotated[:, self.heads :], projected[:, self.heads + self.kv_heads :]
 
-    def project_last(
-        self, x: mx.array, x_last: mx.array, last: int | mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def project_last(self, x: mx.array, x_last: mx.array, last: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """As `project`, with keys and values of all of x [B, T, D] but the query of x_last [B, 1, D] only,
         which stands at position(s) `last`."""
         query_rows = self.heads * self.head_dim
         query = self._heads(self.qkv_proj.rows(0, query_rows)(x_last))
-        projected = self._heads(
-            self.qkv_proj.rows(query_rows, query_rows + 2 * self.kv_heads * self.head_dim)(x)
-        )
+        projected = self._heads(self.qkv_proj.rows(query_rows, query_rows + 2 * self.kv_heads * self.head_dim)(x))
         key, value = projected[:, : self.kv_heads], projected[:, self.kv_heads :]
         return self._rotate(query, last), self._rotate(key, 0), value
 
@@ -101,9 +97,7 @@ class Attention(nn.Module):
         return x.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
 
     def _rotate(self, x: mx.array, offset: int | mx.array) -> mx.array:
-        return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
-        )
+        return mx.fast.rope(x, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
 
 
 class MLP(nn.Module):
@@ -178,9 +172,7 @@ class Gemma(nn.Module):
         cap = self.config.final_logit_softcapping
         return logits if cap is None else softcap(logits, 1.0, cap)
 
-    def __call__(
-        self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None
-    ) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None) -> mx.array:
         """All positions at once, without a cache; masks as `masks.prefix_lm_mask` makes them."""
         for index, layer in enumerate(self.layers):
             query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), 0)
@@ -188,16 +180,14 @@ class Gemma(nn.Module):
             x = layer.finish(x, layer.self_attn.attend(query, key, value, visible))
         return self.norm(x)
 
-    def prefill(
-        self, x: mx.array, capacity: int, lengths: mx.array | None = None
-    ) -> tuple[mx.array, KVCache]:
+    def prefill(self, x: mx.array, capacity: int, lengths: mx.array | None = None) -> tuple[mx.array, KVCache]:
         """Read a prefix [B, T, D], every token seeing every other, in one piece.
 
         lengths int32 [B] says how much of each right-padded row is real. Returns the hidden state of each
         row's last token [B, 1, D] and the cache. A sliding window never acts within a prefix. The last layer does its
         queries, output projection and MLP for that last token only: nothing else of it is ever read.
         """
-        batch, length, _ = x.shape
+        length = x.shape[1]
         last = length - 1 if lengths is None else lengths - 1
         mask = None
         if lengths is not None:

@@ -8,12 +8,11 @@ quantized differently, and the choice between multiplying packed weights and unp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import mlx.core as mx
 import mlx.nn as nn
 
 from .backend import on_gpu
+from .quantization import Quantization
 
 CPU_UNPACK_ROWS = 16
 """From this many input rows on, the CPU backend unpacks a quantized weight and multiplies in float.
@@ -21,15 +20,6 @@ CPU_UNPACK_ROWS = 16
 Its packed product costs 23 ms a row for 33.5 M weights (no reuse between rows); unpacking costs 330 ms
 and the float32 product 60 ms for 256 rows (measured, 2 cores, OpenBLAS), so the two meet near 14 rows.
 """
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How one weight matrix is packed; `mode` is one of mlx.core.quantize's."""
-
-    bits: int
-    group_size: int
-    mode: str = "affine"
 
 
 class _Matrix(nn.Module):

@@ -16,9 +16,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 
-def prefix_lm_mask(
-    length: int, prefix_lengths: mx.array, lengths: mx.array, window: int | None = None
-) -> mx.array:
+def prefix_lm_mask(length: int, prefix_lengths: mx.array, lengths: mx.array, window: int | None = None) -> mx.array:
     """The mask of a batch of right-padded rows of `length` slots: bool [B, 1, length, length].
 
     prefix_lengths and lengths are int32 [B]: how many slots of a row are prefix (image and prompt), and how

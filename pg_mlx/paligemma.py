@@ -11,6 +11,7 @@ Everything else in this package is a loop around three functions, arrays in and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -87,7 +88,7 @@ class PaliGemma(nn.Module):
         x = self._rows(features, ids)
         if prefix_lengths is not None:  # close each row's gap between prefix and suffix
             x = _take(x, _shift_after(x.shape[1], prefix, images + prefix_slots - prefix))
-        masks = (None, None)
+        masks: tuple[mx.array | None, ...] = (None, None)
         if suffix_slots or prefix_lengths is not None:
             window = self.config.text.sliding_window if self.use_sliding_window else None
             masks = tuple(prefix_lm_mask(x.shape[1], prefix, used, w) for w in (None, window))
@@ -137,7 +138,7 @@ def _lengths(lengths: Lengths | None, batch: int, slots: int, name: str) -> mx.a
     """int32 [B]; `slots` everywhere if lengths is None. Raises InputError for impossible ones."""
     if lengths is None:
         return mx.full((batch,), slots, dtype=mx.int32)
-    values = lengths.tolist() if isinstance(lengths, mx.array) else list(lengths)
+    values: Any = lengths.tolist() if isinstance(lengths, mx.array) else list(lengths)
     if len(values) != batch or not all(isinstance(n, int) and 0 <= n <= slots for n in values):
         raise InputError(f"{name} are {values}, but must be {batch} numbers from 0 to {slots}")
     return mx.array(values, dtype=mx.int32)

@@ -82,9 +82,7 @@ def _vision_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
     width, mlp = vision.hidden_size, vision.intermediate_size
     patch = 3 * vision.patch_size**2
     embeddings = f"{VISION}.embeddings"
-    yield Slot(
-        "vision_tower.patch_embedding", (f"{embeddings}.patch_embedding",), "patches", (width,), patch, True
-    )
+    yield Slot("vision_tower.patch_embedding", (f"{embeddings}.patch_embedding",), "patches", (width,), patch, True)
     yield Slot(
         "vision_tower.position_embedding",
         (f"{embeddings}.position_embedding",),
@@ -101,9 +99,7 @@ def _vision_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
         yield Slot(f"{to}.layer_norm2", (f"{of}.layer_norm2",), "layer_norm", (width,), bias=True)
         yield Slot(f"{to}.mlp.fc1", (f"{of}.mlp.fc1",), "linear", (mlp,), width, True)
         yield Slot(f"{to}.mlp.fc2", (f"{of}.mlp.fc2",), "linear", (width,), mlp, True)
-    yield Slot(
-        "vision_tower.post_layernorm", (f"{VISION}.post_layernorm",), "layer_norm", (width,), bias=True
-    )
+    yield Slot("vision_tower.post_layernorm", (f"{VISION}.post_layernorm",), "layer_norm", (width,), bias=True)
 
 
 _GEMMA1_NORMS = {"pre_attention_norm": "input_layernorm", "pre_mlp_norm": "post_attention_layernorm"}
@@ -119,9 +115,7 @@ def _text_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
     text = config.text
     width, mlp = text.hidden_size, text.intermediate_size
     query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    yield Slot(
-        "language_model.embed_tokens", (f"{TEXT}.embed_tokens",), "embedding", (text.vocab_size,), width
-    )
+    yield Slot("language_model.embed_tokens", (f"{TEXT}.embed_tokens",), "embedding", (text.vocab_size,), width)
     for i in range(text.num_hidden_layers):
         to, of = f"language_model.layers.{i}", f"{TEXT}.layers.{i}"
         qkv = tuple(f"{of}.self_attn.{part}_proj" for part in "qkv")

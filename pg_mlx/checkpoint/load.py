@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,8 +14,9 @@ from mlx.utils import tree_flatten
 from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
-from ..linear import Linear, Parallel, Quantization
+from ..linear import Embedding, Linear, Parallel
 from ..paligemma import PaliGemma
+from ..quantization import Quantization
 from . import hub
 from .layouts import Slot, slots, tell
 from .safetensors import SafetensorsFolder, read_json
@@ -130,9 +130,7 @@ def check(plan: list[Slot], shapes: Mapping[str, tuple[int, ...]], config: PaliG
             module = name.removesuffix(".weight")
             if f"{module}.scales" in shapes and name in shapes and slot.kind in ("linear", "embedding"):
                 quantization = packing(shapes, module, slot.columns, config)
-                expected |= {f"{module}.scales"} | (
-                    {f"{module}.biases"} if quantization.mode == "affine" else set()
-                )
+                expected |= {f"{module}.scales"} | ({f"{module}.biases"} if quantization.mode == "affine" else set())
                 shape = (shape[0], slot.columns * quantization.bits // 32)
             if name not in shapes:
                 missing.append(name)
@@ -150,42 +148,30 @@ def check(plan: list[Slot], shapes: Mapping[str, tuple[int, ...]], config: PaliG
         raise InputError(f"the tensors do not fit config.json; {'; '.join(problems)}")
 
 
-_FLOAT_MODES = {(4, 32): "mxfp4", (4, 16): "nvfp4", (8, 32): "mxfp8"}
-
-
-def packing(
-    shapes: Mapping[str, tuple[int, ...]], module: str, columns: int, config: PaliGemmaConfig
-) -> Quantization:
+def packing(shapes: Mapping[str, tuple[int, ...]], module: str, columns: int, config: PaliGemmaConfig) -> Quantization:
     """How a quantized module is packed, told by its tensors and checked against config.json.
 
-    weight uint32 [rows, columns * bits / 32] and scales [rows, columns / group_size] say the numbers,
-    the presence of biases says whether the mode is affine. Raises InputError.
+    Raises InputError if no mode packs like that, or config.json says otherwise.
     """
     words, groups = shapes[f"{module}.weight"][-1], shapes[f"{module}.scales"][-1]
-    bits, group_size = words * 32 // columns, columns // max(groups, 1)
-    affine = f"{module}.biases" in shapes
-    mode = "affine" if affine else _FLOAT_MODES.get((bits, group_size), "")
-    known = bits in (2, 3, 4, 5, 6, 8) and group_size in (32, 64, 128) if affine else mode != ""
-    if not known or words * 32 != columns * bits or groups * group_size != columns:
-        raise InputError(
-            f"{module}: weight [.., {words}] with scales [.., {groups}] is no quantization of {columns} columns"
-        )
+    try:
+        found = Quantization.recognise(words, groups, columns, has_biases=f"{module}.biases" in shapes)
+    except InputError as error:
+        raise InputError(f"{module}: {error}") from None
     entry = config.quantization.get(module)
     entry = entry if isinstance(entry, Mapping) else config.quantization
-    for key, found in (("bits", bits), ("group_size", group_size)):
-        if entry.get(key, found) != found:
+    for key in ("bits", "group_size", "mode"):
+        if entry.get(key, getattr(found, key)) != getattr(found, key):
             raise InputError(
-                f"config.json says {key} of {module} is {entry[key]}, but the tensors say {found}"
+                f"config.json says {key} of {module} is {entry[key]}, but the tensors say {getattr(found, key)}"
             )
-    return Quantization(bits, group_size, mode)
+    return found
 
 
 # --- filling ----------------------------------------------------------------------------------------
 
 
-def _fill(
-    model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype
-) -> list[mx.array]:
+def _fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> list[mx.array]:
     """Put a slot's tensors where they belong; returns them, unevaluated."""
     parent_path, _, name = slot.target.rpartition(".")
     parent = _module(model, parent_path)
@@ -194,59 +180,48 @@ def _fill(
         parent[name] = source.read(f"{first}.weight").astype(dtype)
         return [parent[name]]
     module = parent[name]
-    if (
-        slot.kind == "rms_norm"
-    ):  # Gemma multiplies by one plus the stored weight; bfloat16 would lose bits of the sum
+    if slot.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight; bfloat16 would lose bits of the sum
         module.weight = (1 + source.read(f"{first}.weight").astype(mx.float32)).astype(dtype)
     elif slot.kind == "layer_norm":
-        module.weight, module.bias = (
-            source.read(f"{first}.{part}").astype(dtype) for part in ("weight", "bias")
-        )
+        module.weight = source.read(f"{first}.weight").astype(dtype)
+        module.bias = source.read(f"{first}.bias").astype(dtype)
     elif slot.kind == "patches":
         module.weight = source.read(f"{first}.weight").reshape(module.num_rows, -1).astype(dtype)
         module.bias = source.read(f"{first}.bias").astype(dtype)
     else:
         parts = [_read_matrix(slot, part, source, config, dtype) for part in slot.sources]
-        module = _fill_matrix(module, slot, parts)
-        parent[name] = module
+        if len({quantization for quantization, _ in parts}) == 1:
+            _fill_matrix(module, parts)
+        else:  # packed differently, so they cannot be one matrix: one beside the other
+            module = Parallel([Linear(slot.columns, rows, slot.bias) for rows in slot.rows])
+            parent[name] = module
+            for linear, part in zip(module.parts, parts, strict=True):
+                _fill_matrix(linear, [part])
     return [array for _, array in tree_flatten(module.parameters())]
 
 
-def _read_matrix(
-    slot: Slot, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype
-) -> tuple[Quantization | None, dict[str, mx.array]]:
-    quantized = f"{part}.scales" in source.shapes
-    quantization = packing(source.shapes, part, slot.columns, config) if quantized else None
-    arrays = {}
-    for suffix in ("weight", "scales", "biases", "bias"):
-        if f"{part}.{suffix}" in source.shapes and (quantized or suffix in ("weight", "bias")):
-            array = source.read(f"{part}.{suffix}")
-            packed = array.dtype in (mx.uint32, mx.uint8)  # weights, and the scales of the floating modes
-            arrays[suffix] = array if packed else array.astype(dtype)
-    return quantization, arrays
+def _read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> _Matrix:
+    quantization, suffixes = None, ["weight"]
+    if f"{part}.scales" in source.shapes:
+        quantization = packing(source.shapes, part, slot.columns, config)
+        suffixes += ["scales", "biases"] if quantization.mode == "affine" else ["scales"]
+    arrays = {suffix: source.read(f"{part}.{suffix}") for suffix in suffixes + ["bias"] * slot.bias}
+    packed = (mx.uint32, mx.uint8)  # weights, and the scales of the floating modes
+    return quantization, {
+        suffix: array if array.dtype in packed else array.astype(dtype) for suffix, array in arrays.items()
+    }
 
 
-def _fill_matrix(
-    module: Any, slot: Slot, parts: list[tuple[Quantization | None, dict[str, mx.array]]]
-) -> nn.Module:
-    """One fused matrix where all parts are packed alike, else one beside the other."""
-    quantizations = {quantization for quantization, _ in parts}
-    if len(quantizations) > 1:
-        return Parallel(
-            [
-                _fill_matrix(Linear(slot.columns, rows, slot.bias), slot, [part])
-                for rows, part in zip(slot.rows, parts, strict=True)
-            ]
-        )
-    module.quantization = quantizations.pop()
+def _fill_matrix(module: Linear | Embedding, parts: list[_Matrix]) -> None:
+    """Stack parts that are packed alike, row under row."""
+    module.quantization = parts[0][0]
     for suffix in parts[0][1]:
         arrays = [arrays[suffix] for _, arrays in parts]
         module[suffix] = arrays[0] if len(arrays) == 1 else mx.concatenate(arrays, axis=0)
-    return module
 
 
 def _module(root: nn.Module, path: str) -> Any:
     node: Any = root
-    for name in re.split(r"\.", path) if path else ():
+    for name in path.split("."):
         node = node[int(name)] if name.isdigit() else node[name]
     return node

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -89,9 +89,7 @@ class SafetensorsFolder:
                 if name is None:
                     continue
                 if name in self.shapes:
-                    raise InputError(
-                        f"{folder} holds {name} twice: in {self._places[name][0].name} and {path.name}"
-                    )
+                    raise InputError(f"{folder} holds {name} twice: in {self._places[name][0].name} and {path.name}")
                 if is_patch_kernel(name) and shape[-1] != 3:  # PyTorch keeps channels second
                     shape = (shape[0], *shape[2:], shape[1])
                 self.shapes[name] = shape
@@ -102,7 +100,7 @@ class SafetensorsFolder:
         path, key = self._places[name]
         if path not in self._opened:
             try:
-                self._opened[path] = mx.load(str(path), format="safetensors")
+                self._opened[path] = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
             except RuntimeError as error:
                 raise InputError(f"{path} cannot be read: {error}") from None
         tensor = self._opened[path].pop(key)
@@ -123,9 +121,7 @@ def _weight_files(folder: Path) -> list[Path]:
             raise InputError(f"{index} names files outside its folder")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise InputError(
-                f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:5])}"
-            )
+            raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:5])}")
         return [folder / name for name in names]
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("weights*.safetensors"))
     if not files:

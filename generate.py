@@ -1,0 +1,8 @@
+"""Ask PaliGemma about a picture: python generate.py --model FOLDER --image photo.jpg --prompt "caption en"."""
+
+import sys
+
+from pg_mlx.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", *sys.argv[1:]], program="generate.py"))

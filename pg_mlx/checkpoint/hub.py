@@ -1,0 +1,206 @@
+"""Where a checkpoint is: a local folder as it stands, or a Hugging Face repository in the local cache."""
+
+import contextlib
+import errno
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from pg_mlx.errors import InputError, PgMlxError
+
+_REPO = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+
+_NEEDED = [
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+]
+# The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
+_NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]
+
+
+def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: a local one as it is, or a hub repository, downloaded unless it is cached.
+
+    Only the files a model is loaded from are downloaded. `revision` (a branch, a tag or a commit) is for hub
+    repositories alone. Where the hub cannot be reached, the cached snapshot serves.
+
+    Raises:
+        InputError: no such folder, repository or revision; a file where a folder is needed; or a repository
+            that is gated, or holds no checkpoint.
+        PgMlxError: the hub cannot be reached and the cache does not help, or the disk is full.
+    """
+    folder = _local(path_or_repo)
+    return folder if folder is not None else _download(str(path_or_repo), revision)
+
+
+def _local(given: str | Path) -> Path | None:
+    """The local folder that is meant, or None where the name can only be a hub repository's."""
+    if not str(given):
+        raise InputError("no folder and no hub repository given")
+    name = _one_line(given)
+    path = Path(given)
+    try:
+        # "~nobody/x" has no home to expand to: it stays as it is, and is then not found.
+        with contextlib.suppress(RuntimeError):
+            path = path.expanduser()
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise InputError(f"a folder is needed, and this is a file: {name}")
+        if isinstance(given, Path) or given.startswith(".") or not _REPO.fullmatch(given):
+            bare = isinstance(given, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", given)
+            hint = " (a hub repository is written owner/name)" if bare else ""
+            raise InputError(f"no such folder: {name}{hint}")
+        owner = path.parts[0]
+        if Path(owner).is_dir():
+            # A mistyped path must not become a question to the hub.
+            raise InputError(
+                f"no such folder: {name} (there is a folder {owner} here, so this is not read as a hub repository)"
+            )
+    except OSError as error:  # a name too long for the system, or a folder above it that may not be read
+        raise InputError(f"cannot open the folder {name}: {error.strerror}") from error
+    return None
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """The snapshot of a hub repository, in the cache."""
+    # Imported here: it costs more than the rest of the package together, and local folders need none of it.
+    from huggingface_hub import snapshot_download
+
+    def snapshot(local_files_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=_NEEDED,
+                ignore_patterns=_NOT_NEEDED,
+                local_files_only=local_files_only,
+            )
+        )
+
+    with _bars_on_a_terminal_only():
+        try:
+            folder = snapshot(local_files_only=False)
+        # Everything, because a failing network raises from requests, httpx or httpx2, by the hub's version.
+        except Exception as error:
+            problem = _explain(error, repo, revision)
+            if problem is not None:
+                raise problem from error
+            # huggingface_hub turns to the cache by itself after some network errors, but not after all.
+            with contextlib.suppress(Exception):
+                cached = snapshot(local_files_only=True)
+                if _whole(cached):
+                    return cached
+            raise _unreachable(error, repo) from error
+    if not (folder / "config.json").is_file():
+        raise InputError(f"the hub repository {repo} has no config.json, so it holds no checkpoint for pg_mlx")
+    return folder
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | None:
+    """What a failed download means, or None where the hub gave no answer."""
+    from huggingface_hub import constants, errors
+
+    chain = _chain(error)
+    full = [e for e in chain if getattr(e, "errno", None) == errno.ENOSPC or "No space left on device" in str(e)]
+    if full:
+        return PgMlxError(f"the disk is full: no room for {repo} in {constants.HF_HUB_CACHE}")
+    if isinstance(error, OSError) and error.filename is not None:  # a local file; network errors name none
+        return PgMlxError(f"could not store {repo}: {_one_line(error.strerror)}: {_one_line(error.filename)}")
+    if isinstance(error, errors.HFValidationError):
+        return InputError(f"no such folder, and not a possible name of a hub repository: {repo}")
+
+    # A refusal may come wrapped in "not in the cache".
+    answer = next((e for e in chain if isinstance(e, errors.HfHubHTTPError)), None)
+    if answer is None:
+        return None
+    status = getattr(answer.response, "status_code", None)
+    page = f"{constants.ENDPOINT}/{repo}"
+    if isinstance(answer, errors.RevisionNotFoundError):
+        return InputError(f"the hub repository {repo} has no revision {_one_line(revision or 'main')}")
+    if isinstance(answer, errors.DisabledRepoError):
+        return InputError(f"the hub has disabled the repository {repo}: see {page}")
+    # Also 403 without a reason: a token that may not read gated repositories gets that.
+    if isinstance(answer, errors.GatedRepoError) or status == 403:
+        return InputError(
+            f"access to {repo} is restricted: accept its licence at {page}, then run `hf auth login`"
+            " with a token that may read it"
+        )
+    if status == 401 and answer.response.headers.get("X-Error-Message", "").startswith("Invalid credentials"):
+        return InputError(f"the hub does not accept the token it was given for {repo}: run `hf auth login` again")
+    # Without a token the hub answers 401 for what is private and for what does not exist.
+    if isinstance(answer, errors.RepositoryNotFoundError) or status == 401:
+        return InputError(
+            f"no folder {repo} here, and on the hub no such repository, or it is private"
+            " (if it is yours, run `hf auth login`)"
+        )
+    return PgMlxError(f"could not download {repo}: {constants.ENDPOINT} answered HTTP {status}; try again later")
+
+
+def _unreachable(error: Exception, repo: str) -> PgMlxError:
+    """The report where neither the hub nor the cache has the repository."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
+    else:
+        cause = _chain(error)[-1]
+        reason = f"{type(cause).__name__}: {_one_line(cause)}"
+    return PgMlxError(
+        f"no folder {repo} here, and the hub could not be reached ({reason}); the cache does not hold all of it"
+    )
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a cached snapshot holds a configuration and every shard of the weights.
+
+    Older versions of huggingface_hub also hand out what an interrupted download left behind.
+    """
+    weights = [path.name for path in folder.glob("*.safetensors")]
+    shards = [int(found[1]) for name in weights if (found := re.search(r"-of-(\d+)\.safetensors$", name))]
+    return (folder / "config.json").is_file() and bool(weights) and len(shards) == max(shards, default=0)
+
+
+@contextlib.contextmanager
+def _bars_on_a_terminal_only() -> Iterator[None]:
+    """Silences huggingface_hub's bars where nobody watches, unless its own environment variable decides."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
+    if watched or decided:
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and, one after the other, what caused it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def _one_line(text: object) -> str:
+    """A name or another library's message, fit for the middle of a line."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 300 else line[:300] + "..."

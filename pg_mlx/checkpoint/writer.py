@@ -1,0 +1,122 @@
+"""Writing a checkpoint folder: tensor by tensor into shards, and whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import mlx.core as mx
+
+from ..errors import InputError
+
+SHARD_BYTES = 5 << 30
+_HEADER_BYTES = 1 << 20
+"""Room kept at the head of each shard; the header is written there last, padded with spaces, as the format allows."""
+
+_DTYPES = {
+    mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.uint8: "U8", mx.int32: "I32",
+}  # fmt: skip
+
+
+class ShardWriter:
+    """Appends tensors to model-0000i-of-0000n.safetensors; memory held is the tensor (or chunk) being written.
+
+    Call `close` at the end: it gives the files their names and writes the index.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self.total_bytes = 0
+        self._shards: list[dict[str, dict]] = []
+        self._file: BinaryIO | None = None
+
+    def add(self, name: str, array: mx.array) -> None:
+        """Write one tensor."""
+        self.add_chunks(name, array.dtype, array.shape, [array])
+
+    def add_chunks(self, name: str, dtype: mx.Dtype, shape: tuple[int, ...], chunks: Iterable[mx.array]) -> None:
+        """Write one tensor that comes in pieces along its first dimension."""
+        if self._file is None or self._file.tell() - _HEADER_BYTES >= self.shard_bytes:
+            self._next_shard()
+        assert self._file is not None
+        start = self._file.tell()
+        for chunk in chunks:
+            self._file.write(_bytes(chunk.astype(dtype)))
+        stop = self._file.tell()
+        offsets = [start - _HEADER_BYTES, stop - _HEADER_BYTES]
+        self._shards[-1][name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}
+        self.total_bytes += stop - start
+
+    def close(self) -> None:
+        """Finish the last shard, name all of them and write model.safetensors.index.json."""
+        self._finish_shard()
+        weight_map = {}
+        for index, tensors in enumerate(self._shards):
+            name = f"model-{index + 1:05}-of-{len(self._shards):05}.safetensors"
+            self._path(index).rename(self.folder / name)
+            weight_map |= dict.fromkeys(tensors, name)
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"shard-{index}.partial"
+
+    def _next_shard(self) -> None:
+        self._finish_shard()
+        self._file = self._path(len(self._shards)).open("wb")
+        self._file.write(b" " * _HEADER_BYTES)
+        self._shards.append({})
+
+    def _finish_shard(self) -> None:
+        if self._file is None:
+            return
+        header = json.dumps({"__metadata__": {"format": "mlx"}, **self._shards[-1]}).encode()
+        room = _HEADER_BYTES - 8
+        assert len(header) <= room, "more tensors in a shard than its header has room for"
+        self._file.seek(0)
+        self._file.write(room.to_bytes(8, "little") + header)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+
+
+def _bytes(array: mx.array) -> memoryview:
+    """The array's own memory, row by row, without a copy where it already is contiguous."""
+    array = mx.contiguous(array)
+    if array.dtype == mx.bfloat16:  # unknown to Python's buffer protocol
+        array = array.view(mx.uint16)
+    mx.eval(array)
+    return memoryview(array).cast("B")  # type: ignore[arg-type]  # mlx's stub does not declare the buffer protocol
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary sibling of `target` to write into, which takes its name only if nothing went wrong.
+
+    Raises InputError if the target exists, unless `force`; then it is replaced at the very end.
+    """
+    if target.exists() and not force:
+        raise InputError(f"{target} exists already; choose another name, or --force to replace it")
+    if not target.parent.is_dir():
+        raise InputError(f"no such folder: {target.parent}")
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp made it private
+        if target.exists():
+            replaced = partial.with_name(f"{partial.name}-old")
+            target.rename(replaced)
+            partial.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

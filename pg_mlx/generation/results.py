@@ -1,0 +1,52 @@
+"""What a generation yields while it runs and when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Where the time went, in seconds, and what was held, in bytes."""
+
+    load_s: float
+    """Reading the checkpoint, before this generation."""
+    vision_s: float
+    """SigLIP and connector, the picture's decoding and resizing not included."""
+    prefill_s: float
+    """Picture rows and prompt through the decoder, up to the first token."""
+    time_to_first_token_s: float
+    """From the call to the first token, everything included but loading."""
+    prompt_tokens: int
+    """Picture rows and prompt tokens."""
+    prefill_tps: float
+    decode_tokens: int
+    """Tokens decoded, <eos> included; decode_tps does not count the first, which prefill made."""
+    decode_tps: float
+    peak_memory_bytes: int
+    """The most that MLX has held since the process started, loading included."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer. token_ids leave out <eos>."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of a running answer: the text that became final with it (perhaps none yet).
+
+    The last Step has no token; it carries what text was still held back, and the Generation.
+    """
+
+    text: str
+    token_id: int | None = None
+    generation: Generation | None = None

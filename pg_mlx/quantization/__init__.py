@@ -1,0 +1,6 @@
+"""Packing float matrices into few bits: arrays in, arrays out. Knows no model and no files."""
+
+from .modes import Quantization
+from .padding import pad_columns, pad_rows, padded_size
+
+__all__ = ["Quantization", "pad_columns", "pad_rows", "padded_size"]
