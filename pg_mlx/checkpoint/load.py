@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
@@ -23,6 +22,9 @@ from .safetensors import SafetensorsFolder, read_json
 
 if TYPE_CHECKING:
     from ..processor import Processor
+
+_Matrix = tuple[Quantization | None, dict[str, mx.array]]
+"""How a stored matrix is packed (None: float), and its arrays by suffix: weight, scales, biases, bias."""
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -171,14 +173,14 @@ def packing(shapes: Mapping[str, tuple[int, ...]], module: str, columns: int, co
 # --- filling ----------------------------------------------------------------------------------------
 
 
-def _fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> list[mx.array]:
-    """Put a slot's tensors where they belong; returns them, unevaluated."""
+def _fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Any:
+    """Put a slot's tensors where they belong; returns them, a tree of arrays not yet evaluated."""
     parent_path, _, name = slot.target.rpartition(".")
     parent = _module(model, parent_path)
     first = slot.sources[0]
     if slot.kind == "array":
         parent[name] = source.read(f"{first}.weight").astype(dtype)
-        return [parent[name]]
+        return parent[name]
     module = parent[name]
     if slot.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight; bfloat16 would lose bits of the sum
         module.weight = (1 + source.read(f"{first}.weight").astype(mx.float32)).astype(dtype)
@@ -197,11 +199,12 @@ def _fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig,
             parent[name] = module
             for linear, part in zip(module.parts, parts, strict=True):
                 _fill_matrix(linear, [part])
-    return [array for _, array in tree_flatten(module.parameters())]
+    return module.parameters()
 
 
 def _read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> _Matrix:
-    quantization, suffixes = None, ["weight"]
+    quantization: Quantization | None = None
+    suffixes = ["weight"]
     if f"{part}.scales" in source.shapes:
         quantization = packing(source.shapes, part, slot.columns, config)
         suffixes += ["scales", "biases"] if quantization.mode == "affine" else ["scales"]

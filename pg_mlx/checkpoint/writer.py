@@ -56,10 +56,10 @@ class ShardWriter:
     def close(self) -> None:
         """Finish the last shard, name all of them and write model.safetensors.index.json."""
         self._finish_shard()
-        weight_map = {}
-        for index, tensors in enumerate(self._shards):
-            name = f"model-{index + 1:05}-of-{len(self._shards):05}.safetensors"
-            self._path(index).rename(self.folder / name)
+        weight_map: dict[str, str] = {}
+        for number, tensors in enumerate(self._shards):
+            name = f"model-{number + 1:05}-of-{len(self._shards):05}.safetensors"
+            self._path(number).rename(self.folder / name)
             weight_map |= dict.fromkeys(tensors, name)
         index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
