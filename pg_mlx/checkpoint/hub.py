@@ -119,11 +119,12 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | 
     if isinstance(error, errors.HFValidationError):
         return InputError(f"no such folder, and not a possible name of a hub repository: {repo}")
 
-    # A refusal may come wrapped in "not in the cache".
-    answer = next((e for e in chain if isinstance(e, errors.HfHubHTTPError)), None)
+    # A refusal may come wrapped in "not in the cache", which before version 1 is an HTTP error without a response.
+    answers = (e for e in chain if isinstance(e, errors.HfHubHTTPError))
+    answer = next((e for e in answers if e.response is not None), None)
     if answer is None:
         return None
-    status = getattr(answer.response, "status_code", None)
+    status = answer.response.status_code
     page = f"{constants.ENDPOINT}/{repo}"
     if isinstance(answer, errors.RevisionNotFoundError):
         return InputError(f"the hub repository {repo} has no revision {_one_line(revision or 'main')}")

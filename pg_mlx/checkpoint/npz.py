@@ -1,0 +1,91 @@
+"""Reading .npz archives member by member, without ever holding a member in memory.
+
+A stored member is mapped where it lies in the archive; a compressed one is unpacked to a temporary file first. Pickled
+objects are refused by construction: only plain number types are known here.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: the last two numbers are the lengths of name and extra
+_MAX_HEADER_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class _Member:
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran_order: bool
+    header_bytes: int
+
+
+class NpzArchive:
+    """`members` by key (without ".npy"). Raises InputError if the file is no sound archive of plain arrays."""
+
+    def __init__(self, path: Path, prefix: str = ""):
+        self.path = path
+        self._mapped: dict[str, np.ndarray] = {}
+        try:
+            self._zip = zipfile.ZipFile(path)
+            self.members = {
+                info.filename.removesuffix(".npy"): self._member(info)
+                for info in self._zip.infolist()
+                if info.filename.startswith(prefix)
+            }
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+            raise InputError(f"{path} is not a sound .npz archive: {error}") from None
+
+    def _member(self, info: zipfile.ZipInfo) -> _Member:
+        with self._zip.open(info) as file:
+            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
+            member = _Member(info, shape, dtype, fortran_order, file.tell())
+        if dtype.kind not in "fiubV" or dtype.hasobject:
+            raise ValueError(f"{info.filename} holds {dtype}, not plain numbers")
+        if info.file_size != member.header_bytes + int(np.prod(shape, dtype=object)) * dtype.itemsize:
+            raise ValueError(f"{info.filename} is {info.file_size} bytes long, which does not fit shape {shape}")
+        return member
+
+    def read(self, key: str) -> np.ndarray:
+        """The array, mapped: pages are read when they are touched."""
+        if key not in self._mapped:
+            member = self.members[key]
+            source, offset = self._stored_at(member)
+            order = "F" if member.fortran_order else "C"
+            self._mapped[key] = np.memmap(source, member.dtype, "r", offset, member.shape, order)
+        return self._mapped[key]
+
+    def _stored_at(self, member: _Member) -> tuple[Any, int]:
+        """A file that holds the member's bytes as they are, and where its numbers begin in it."""
+        if member.info.compress_type == zipfile.ZIP_STORED:
+            with self.path.open("rb") as file:
+                file.seek(member.info.header_offset)
+                *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+            start = member.info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+            if start + member.info.file_size > self.path.stat().st_size:
+                raise InputError(f"{self.path} is truncated: {member.info.filename} goes beyond its end")
+            return self.path, start + member.header_bytes
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the mapping)
+        try:
+            with self._zip.open(member.info) as file:
+                while chunk := file.read(16 << 20):
+                    unpacked.write(chunk)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{self.path}: {member.info.filename} cannot be unpacked: {error}") from None
+        unpacked.flush()
+        return unpacked, member.header_bytes
