@@ -3,14 +3,15 @@
     python benchmarks/random_checkpoint.py --model paligemma-3b-224 --q-bits 4 OUT
 
 Real weights are gated and cannot be shipped; for speed, memory and file handling random ones do as well. The tokenizer
-is copied from --tokenizer. Memory stays below about 1 GB whatever the size, because large matrices are
-made, packed and written in slices of rows.
+is copied from --tokenizer; "tiny-56" and the like come with a small one of their own. Memory stays below
+about 1 GB whatever the size, because large matrices are made, packed and written in slices of rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,9 +27,12 @@ from pg_mlx.checkpoint.layouts import Slot, slots
 from pg_mlx.checkpoint.writer import ShardWriter, whole_folder
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.errors import InputError
+from pg_mlx.processor.tokenizer import Tokenizer
 from pg_mlx.quantization import Quantization, padded_size
 
 ROOT = Path(__file__).parent.parent
+SMALL_TOKENIZER = ROOT / "benchmarks" / "small_tokenizer"
+PUBLISHED_TOKENIZER = Path(os.environ.get("PG_MLX_TOKENIZER", ROOT.parent / "shared" / "tokenizer"))
 SLICE_VALUES = 32 << 20
 """Values of a matrix that are made at once: 128 MiB in float32."""
 
@@ -134,17 +138,17 @@ def main() -> None:
     parser.add_argument("--q-bits", type=int, help="quantize everything that can be (default: bfloat16)")
     parser.add_argument("--q-group-size", type=int, default=64)
     parser.add_argument("--q-mode", default="affine")
-    parser.add_argument("--tokenizer", type=Path, default=ROOT.parent / "shared" / "tokenizer", metavar="FOLDER")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where tokenizer.model or .json is")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
-        if not any((args.tokenizer / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-            raise InputError(
-                f"no tokenizer.model or tokenizer.json in {args.tokenizer}; name a folder with --tokenizer"
-            )
+        tiny = args.model.startswith("tiny-")
+        folder = args.tokenizer or (SMALL_TOKENIZER if tiny else PUBLISHED_TOKENIZER)
+        pieces = Tokenizer.from_folder(folder).vocab_size
         quantization = Quantization(args.q_bits, args.q_group_size, args.q_mode) if args.q_bits else None
-        raw = raw_config(args.model, args.layers, padded=quantization is not None)
-        total = write(args.target, raw, quantization, args.tokenizer, args.seed)
+        rows = padded_size(pieces + 1, 64)  # <image> and up to a multiple of 64: 257152 pieces, 257216 rows
+        raw = raw_config(args.model, args.layers, rows, padded=quantization is not None)
+        total = write(args.target, raw, quantization, folder, args.seed)
     except InputError as error:
         parser.exit(2, f"random_checkpoint.py: error: {error}\n")
     print(f"{args.target}: {total / 1e9:.2f} GB of tensors; peak memory {mx.get_peak_memory() / 1e9:.2f} GB")

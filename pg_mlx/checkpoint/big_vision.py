@@ -166,6 +166,7 @@ def _text_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Piece]
     for i in range(gating[0]):
         name = f"{TEXT}.layers.{i}"
         if f"{root}/attn/qkv_einsum/w" in dims:  # as many key heads as query heads; no published PaliGemma
+            places: list[tuple[str, tuple[int, ...]]]
             places = [(f"{root}/attn/qkv_einsum/w", (i, part)) for part in range(3)]
         else:
             kv = f"{root}/attn/kv_einsum/w"

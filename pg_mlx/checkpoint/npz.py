@@ -51,7 +51,7 @@ class NpzArchive:
 
     def _member(self, info: zipfile.ZipInfo) -> _Member:
         with self._zip.open(info) as file:
-            version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+            version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
             member = _Member(info, shape, dtype, fortran_order, file.tell())
@@ -66,8 +66,9 @@ class NpzArchive:
         if key not in self._mapped:
             member = self.members[key]
             source, offset = self._stored_at(member)
-            order = "F" if member.fortran_order else "C"
-            self._mapped[key] = np.memmap(source, member.dtype, "r", offset, member.shape, order)
+            self._mapped[key] = np.memmap(
+                source, member.dtype, "r", offset, member.shape, "F" if member.fortran_order else "C"
+            )
         return self._mapped[key]
 
     def _stored_at(self, member: _Member) -> tuple[Any, int]:

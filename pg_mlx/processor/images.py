@@ -1,0 +1,225 @@
+"""Pictures from anywhere to the square of numbers that SigLIP reads.
+
+Bytes are counted and the header is looked at before anything is decoded, since pictures come from strangers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+MAX_BYTES = 256 << 20
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit: a quarter of a gigabyte as RGB words, beyond every camera."""
+URL_TIMEOUT_S = 30.0
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+def load_image(source: Any) -> Image.Image:
+    """A picture in RGB, the right way up.
+
+    source: a path ("-" is stdin), an http(s) URL, bytes, an open binary file, a PIL image, or an array: uint8 or
+    0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied and transparency
+    laid over white; any mode and bit depth becomes 8-bit RGB. Of an animation, the first frame.
+    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _finish(source, "the picture")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(bytes(source), "the picture's bytes")
+    if isinstance(source, (str, Path)):
+        name = str(source)
+        return _decode(_fetch(name), "stdin" if name == "-" else name)
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "the open file"))
+        return _decode(_read(source, name), name)
+    return _from_array(source)
+
+
+def to_pixels(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
+    """float32 [size, size, 3] in -1..1, from RGB, squeezed to a square without regard to its aspect ratio.
+
+    As Hugging Face's processor does it: antialiased resizing of 8-bit values, then x / 127.5 - 1. The models were
+    trained on bilinear resizing (big_vision); "bilinear" is there for checkpoints that ask for it.
+    """
+    import numpy as np
+    from PIL import Image
+
+    method = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[resample]
+    resized = image.resize((size, size), method)
+    return np.asarray(resized, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+
+
+# --- bytes --------------------------------------------------------------------------------------------
+
+
+def _fetch(name: str) -> bytes:
+    if name == "-":
+        return _read(sys.stdin.buffer, "stdin")
+    if name.lower().startswith(("http://", "https://")):
+        return _download(name)
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            raise InputError(f"{name} is a folder, not a picture")
+        with path.open("rb") as file:
+            return _read(file, name)
+    except FileNotFoundError:
+        raise InputError(f"no such picture: {name}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _download(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "pg_mlx"})
+    try:
+        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_S) as response:
+            if urllib.parse.urlsplit(response.geturl()).scheme not in ("http", "https"):
+                raise InputError(f"{url} leads away from http")
+            return _read(response, url)
+    except urllib.error.HTTPError as error:
+        raise InputError(f"cannot fetch {url}: the server answered {error.code}") from None
+    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; http.client's are below
+        raise InputError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from None
+    except Exception as error:  # http.client.HTTPException: an answer that is no HTTP
+        raise InputError(f"cannot fetch {url}: {type(error).__name__}") from None
+
+
+def _read(file: BinaryIO | Any, name: str) -> bytes:
+    chunks, total = [], 0
+    while chunk := file.read(min(1 << 20, MAX_BYTES + 1 - total)):
+        if not isinstance(chunk, bytes):
+            raise InputError(f"{name} is open as text; a picture must be opened as binary")
+        chunks.append(chunk)
+        total += len(chunk)
+        if total > MAX_BYTES:
+            raise InputError(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
+    return b"".join(chunks)
+
+
+# --- decoding -----------------------------------------------------------------------------------------
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise InputError(f"{name} is empty")
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        _enable_heic(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is not a picture in a format that Pillow reads") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{name} has more than {MAX_PIXELS} pixels; make it smaller first") from None
+    except Exception as error:  # Pillow's readers raise whatever their parsers stumble over
+        raise InputError(f"{name} is damaged: {_reason(error)}") from None
+    return _finish(image, name)
+
+
+def _enable_heic(name: str) -> None:
+    if importlib.util.find_spec("pillow_heif") is None:
+        raise InputError(f"{name} is a HEIC picture; to read those, `pip install pillow-heif`, or save it as JPEG")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _finish(image: Image.Image, name: str) -> Image.Image:
+    """Bound, decode, turn upright, lay over white, bring to RGB."""
+    from PIL import ImageOps
+
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputError(f"{name} has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}, so make it smaller first")
+    try:
+        image.load()
+    except Exception as error:
+        raise InputError(f"{name} is truncated or damaged: {_reason(error)}") from None
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # unreadable EXIF says nothing about the pixels
+        upright = image
+    try:
+        return _to_rgb(upright)
+    except Exception as error:
+        raise InputError(f"{name} has mode {image.mode}, which cannot be brought to RGB: {_reason(error)}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image
+    if image.mode in _GREY_16:  # Pillow would clip at 255; 65535 / 257 = 255
+        import numpy as np
+
+        grey = np.clip(np.asarray(image).astype(np.float64) / 257, 0, 255)
+        return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        import numpy as np
+
+        return _from_array(np.asarray(image))
+    if image.mode == "LAB":
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # only None when converting in place
+        return converted
+    if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
+        # La and RGBa (premultiplied) have no direct way to RGBA but through their plain forms.
+        plain = {"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)
+        layer = image.convert(plain).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(source: Any) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    try:
+        array = np.asarray(source)
+    except Exception:
+        array = np.empty(0, dtype=object)
+    shown = f"an array of shape {list(array.shape)} and dtype {array.dtype}"
+    if array.dtype == object or array.dtype.kind in "US":
+        raise InputError(f"a picture cannot be read from a {type(source).__name__}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise InputError(f"{shown} is not a picture; it must be [H, W], [H, W, 3] or [H, W, 4]")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise InputError(f"{shown} is not a picture; floats must lie in 0..1")
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise InputError(f"{shown} is not a picture; it must be uint8, or floats in 0..1")
+    return _finish(Image.fromarray(np.ascontiguousarray(array)), shown)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,173 @@
+"""Text to ids and back, from either file that checkpoints carry: tokenizer.model or tokenizer.json.
+
+Gemma's vocabulary has 256,000 pieces; PaliGemma's goes on with 1,024 locations <loc0000>.. and 128 mask codes
+<seg000>.. . Spaces are kept as they are (written as "▁" inside), nothing is trimmed or normalised, and what has no
+piece is spelt in bytes <0x00>..<0xFF>.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import InputError
+
+LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
+SEGMENTS = [f"<seg{i:03}>" for i in range(128)]
+_REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)")
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+CONTROL = ("<pad>", "<eos>", "<bos>")
+
+
+class _Pieces(Protocol):
+    """What a backend must tell: how plain text is cut, and what the pieces are."""
+
+    size: int
+
+    def encode(self, text: str) -> list[int]: ...
+    def piece(self, token_id: int) -> str: ...
+    def id(self, piece: str) -> int | None: ...
+
+
+class Tokenizer:
+    """The two file forms behind one face. Ids run from 0 to vocab_size - 1; <image> is not among them."""
+
+    def __init__(self, pieces: _Pieces):
+        self._pieces = pieces
+        self.vocab_size = pieces.size
+        self.location_ids = self._region_ids(LOCATIONS)
+        self.segmentation_ids = self._region_ids(SEGMENTS)
+        self.pad_id, self.eos_id, self.bos_id = (self._required(piece) for piece in CONTROL)
+        self._region_id = dict(zip(LOCATIONS, self.location_ids, strict=True))
+        self._region_id |= dict(zip(SEGMENTS, self.segmentation_ids, strict=True))
+        self._region_piece = {token_id: piece for piece, token_id in self._region_id.items()}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """tokenizer.model if there is one (it loads in 50 ms, the other in 0.7 s), else tokenizer.json.
+
+        Raises InputError if there is neither, or the file is no tokenizer of Gemma's kind.
+        """
+        for name in ("tokenizer.model", "tokenizer.json"):
+            if (folder / name).is_file():
+                return cls.from_file(folder / name)
+        raise InputError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json")
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Raises InputError if the file is no tokenizer of Gemma's kind."""
+        try:
+            return cls(_JsonPieces(path) if path.suffix == ".json" else _SentencePieces(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except Exception as error:  # both libraries raise plain Exceptions and RuntimeErrors
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} is not a readable tokenizer: {reason}") from None
+
+    def _required(self, piece: str) -> int:
+        found = self._pieces.id(piece)
+        if found is None:
+            raise InputError(f"the vocabulary has no {piece}")
+        return found
+
+    def _region_ids(self, names: list[str]) -> range:
+        """Where these pieces are; appended behind the vocabulary if it lacks them, as plain Gemma's does."""
+        first, last = self._pieces.id(names[0]), self._pieces.id(names[-1])
+        if first is None:
+            first = self.vocab_size
+            self.vocab_size += len(names)
+        elif last is None or last - first != len(names) - 1:
+            raise InputError(f"{names[0]}..{names[-1]} do not stand in a row in the vocabulary")
+        return range(first, first + len(names))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, without <bos> or <eos>. Region tokens are found first, so that no vocabulary
+        can cut them into letters."""
+        ids: list[int] = []
+        for number, part in enumerate(_REGION_TOKEN.split(text)):
+            if number % 2:
+                ids.append(self._region_id[part])
+            elif part:
+                ids += self._pieces.encode(part)
+        return ids
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that an id contributes to text: none for <pad>, <eos>, <bos>; one for a byte piece."""
+        if token_id in (self.pad_id, self.eos_id, self.bos_id):
+            return b""
+        if token_id in self._region_piece:
+            return self._region_piece[token_id].encode()
+        if not 0 <= token_id < self.vocab_size:
+            raise InputError(f"no token {token_id}; ids run from 0 to {self.vocab_size - 1}")
+        piece = self._pieces.piece(token_id)
+        byte = _BYTE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.piece, ids)).decode(errors="replace")
+
+    @cached_property
+    def newline_ids(self) -> list[int]:
+        """What ends every prompt: [108] in Gemma's vocabulary."""
+        return self.encode("\n")
+
+
+class TextStream:
+    """Text of ids that come one by one: each character as soon as all of its bytes are there, nothing lost.
+
+    The pushes and the final flush together equal `Tokenizer.decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that became final with this id, perhaps none."""
+        return self._decoder.decode(self._tokenizer.piece(token_id))
+
+    def flush(self) -> str:
+        """What was held back: U+FFFD for an unfinished character."""
+        return self._decoder.decode(b"", final=True)
+
+
+class _SentencePieces:
+    def __init__(self, path: Path):
+        from sentencepiece import SentencePieceProcessor
+
+        self._model: Any = SentencePieceProcessor()
+        self._model.LoadFromSerializedProto(path.read_bytes())
+        self.size = self._model.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def piece(self, token_id: int) -> str:
+        return self._model.id_to_piece(token_id)
+
+    def id(self, piece: str) -> int | None:
+        found = self._model.piece_to_id(piece)
+        return None if found == self._model.unk_id() else found
+
+
+class _JsonPieces:
+    def __init__(self, path: Path):
+        from tokenizers import Tokenizer as Backend
+
+        self._model: Any = Backend.from_file(str(path))
+        vocabulary = self._model.get_vocab(with_added_tokens=True)
+        self.size = 1 + max((i for piece, i in vocabulary.items() if piece != "<image>"), default=-1)
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def piece(self, token_id: int) -> str:
+        return self._model.id_to_token(token_id) or ""
+
+    def id(self, piece: str) -> int | None:
+        return self._model.token_to_id(piece)
