@@ -12,7 +12,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import blas
+
 __version__ = "0.1.0"
+
+blas.preload()  # before anything imports MLX
 
 if TYPE_CHECKING:
     from .checkpoint.load import load, load_model

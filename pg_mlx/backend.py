@@ -1,43 +1,14 @@
-"""What the machine decides: the BLAS library, the compute dtype, and whether kernels are compiled."""
+"""What the machine decides: the compute dtype, and whether kernels are compiled."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-_BLAS_NAMES = ("libopenblas.so.0", "libmkl_rt.so.2", "libmkl_rt.so.3", "libblis.so.4")
+import mlx.core as mx
 
-
-@functools.cache
-def preload_blas() -> str | None:
-    """Put a fast BLAS in front of the reference one that MLX's Linux CPU wheel links.
-
-    Symbols are looked up in globally loaded libraries first, so loading one before `import mlx.core`
-    is enough: a float32 product of 256x2048 by 2048x16384 falls from 12 s to 0.06 s on two cores.
-    `PG_MLX_BLAS` names another library file. Returns the name that was loaded, None if there is none
-    (or none is needed: not Linux).
-    """
-    if sys.platform != "linux":
-        return None
-    chosen = os.environ.get("PG_MLX_BLAS")
-    in_environment = [str(path) for path in Path(sys.prefix, "lib").glob("libmkl_rt.so.*")]
-    for name in [chosen] if chosen else [*_BLAS_NAMES, *in_environment]:
-        try:
-            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        if hasattr(library, "cblas_sgemm"):
-            return name
-    return None
-
-
-preload_blas()
-
-import mlx.core as mx  # noqa: E402  (only after the BLAS library)
+from . import blas
 
 
 def on_gpu() -> bool:
@@ -53,10 +24,10 @@ def default_dtype() -> mx.Dtype:
 @functools.cache
 def warn_if_slow() -> None:
     """Say once, on stderr, that this Linux machine multiplies matrices with the reference BLAS."""
-    if sys.platform == "linux" and not on_gpu() and preload_blas() is None:
+    if sys.platform == "linux" and not on_gpu() and blas.preload() is None:
         print(
-            "pg_mlx: no fast BLAS library found, matrix products will be some 200 times slower; "
-            "mend it with `apt install libopenblas0-pthread` or `pip install mkl`",
+            "pg_mlx: no fast BLAS library found, so matrix products will be some 200 times slower; install one with "
+            "`apt install libopenblas0-pthread` or `pip install mkl`, and import pg_mlx before mlx.core",
             file=sys.stderr,
         )
 

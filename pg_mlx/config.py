@@ -28,6 +28,9 @@ SIZES = {
 """The `text_config` of each published size (PaliGemma and PaliGemma 2 papers, tables of the decoder)."""
 
 
+MAX_LAYERS = 1000
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """SigLIP-So400m/14; every published PaliGemma has these numbers, but for the image size."""
@@ -132,13 +135,16 @@ class _Section:
             return told if told is not None else default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
             raise InputError(f"config.json: {self.name}.{key} is {value!r}, not a positive integer")
+        if key == "num_hidden_layers" and value > MAX_LAYERS:
+            raise InputError(f"config.json: {self.name}.{key} is {value}, but no model has more than {MAX_LAYERS}")
         if told is not None and told != value:
             raise InputError(f"config.json says {self.name}.{key} is {value}, but the tensors say {told}")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A positive finite number, or the default where config.json has none."""
-        return _positive(self.raw.get(key, default), f"{self.name}.{key}")
+        value = self.raw.get(key)
+        return _positive(default if value is None else value, f"{self.name}.{key}")
 
     def softcap(self, key: str, default: float | None) -> float | None:
         """As `number`, but an explicit null switches the cap off."""
@@ -225,6 +231,9 @@ def _sliding_layers(section: _Section, layers: int) -> tuple[bool, ...]:
         return tuple(index % 2 == 0 for index in range(layers))
     if not isinstance(types, list) or len(types) != layers:
         raise InputError(f"config.json: {section.name}.layer_types does not name a type for each of {layers} layers")
+    unknown = [kind for kind in types if kind not in ("sliding_attention", "full_attention")]
+    if unknown:
+        raise InputError(f"config.json: {section.name}.layer_types has {unknown[0]!r}, which is not part of Gemma 2")
     return tuple(kind == "sliding_attention" for kind in types)
 
 

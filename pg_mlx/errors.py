@@ -6,6 +6,9 @@ class PgMlxError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))  # names in a message may hold anything, line breaks too
+
 
 class InputError(PgMlxError, ValueError):
     """What was given is wrong: a file, a value, a checkpoint. Exit code 2 at a command."""

@@ -21,6 +21,13 @@ def gelu(x: mx.array) -> mx.array:
     return (z * mx.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))).astype(x.dtype)
 
 
+class LayerNorm(nn.LayerNorm):
+    """In float32, with one rounding to x's dtype; MLX's kernel would round three times in bfloat16."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.layer_norm(x.astype(mx.float32), self.weight, self.bias, self.eps).astype(x.dtype)
+
+
 class Attention(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -51,9 +58,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -71,7 +78,7 @@ class VisionTower(nn.Module):
         self.patch_embedding = Linear(3 * config.patch_size**2, config.hidden_size, bias=True)
         self.position_embedding = mx.zeros((config.num_patches, config.hidden_size))
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))

@@ -18,6 +18,7 @@ from ..config import PaliGemmaConfig
 TEXT = "language_model.model"
 VISION = "vision_tower.vision_model"
 CONNECTOR = "multi_modal_projector.linear"
+PATCH_KERNEL = f"{VISION}.embeddings.patch_embedding.weight"
 
 _IGNORED = re.compile(r"position_ids$|rotary_emb\.inv_freq$|vision_model\.head\.")
 
@@ -35,9 +36,9 @@ def canonical_name(key: str) -> str | None:
     return None if _IGNORED.search(name) else name
 
 
-def is_patch_kernel(name: str) -> bool:
-    """The one convolution. Canonical: [out, height, width, in], as MLX has it; PyTorch has `in` second."""
-    return name == f"{VISION}.embeddings.patch_embedding.weight"
+def has_channels_second(name: str, shape: tuple[int, ...]) -> bool:
+    """The one convolution, if it comes as PyTorch has it. Canonical: [out, height, width, in], as MLX has it."""
+    return name == PATCH_KERNEL and len(shape) == 4 and shape[-1] != 3
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,12 @@ def tell(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         return shape[0] if shape else None
 
     def layers(prefix: str) -> int | None:
-        found = [re.match(rf"{re.escape(prefix)}\.layers\.(\d+)\.", name) for name in shapes]
-        return max((int(match[1]) + 1 for match in found if match), default=None)
+        start = f"{prefix}.layers."
+        numbers = {name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)}
+        return sum(number.isascii() and number.isdigit() for number in numbers) or None
 
-    kernel = shapes.get(f"{VISION}.embeddings.patch_embedding.weight")
-    patch = kernel[1] if kernel and len(kernel) == 4 else None
+    kernel = shapes.get(PATCH_KERNEL)
+    patch = (kernel[1] or None) if kernel and len(kernel) == 4 else None
     positions = rows(f"{VISION}.embeddings.position_embedding")
     told = {
         "text_config.hidden_size": rows(f"{TEXT}.norm"),

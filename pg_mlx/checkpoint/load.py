@@ -17,6 +17,7 @@ from ..linear import Embedding, Linear, Parallel
 from ..paligemma import PaliGemma
 from ..quantization import Quantization
 from . import hub
+from .check import check, packing
 from .layouts import Slot, slots, tell
 from .safetensors import SafetensorsFolder, read_json
 
@@ -98,6 +99,7 @@ def build(
     dtype = _dtype(dtype)
     config = PaliGemmaConfig.from_dict(raw_config, tell(source.shapes))
     model = PaliGemma(config)
+    model.language_model.dtype = dtype
     plan = list(slots(config))
     check(plan, source.shapes, config)
     for done, slot in enumerate(plan):
@@ -120,76 +122,25 @@ def _dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
     return dtype
 
 
-# --- checking ---------------------------------------------------------------------------------------
-
-
-def check(plan: list[Slot], shapes: Mapping[str, tuple[int, ...]], config: PaliGemmaConfig) -> None:
-    """Raises one InputError that lists every missing, surplus and misshapen tensor."""
-    missing, misshapen, expected = [], [], set[str]()
-    for slot in plan:
-        for name, shape in slot.expected():
-            expected.add(name)
-            module = name.removesuffix(".weight")
-            if f"{module}.scales" in shapes and name in shapes and slot.kind in ("linear", "embedding"):
-                quantization = packing(shapes, module, slot.columns, config)
-                expected |= {f"{module}.scales"} | ({f"{module}.biases"} if quantization.mode == "affine" else set())
-                shape = (shape[0], slot.columns * quantization.bits // 32)
-            if name not in shapes:
-                missing.append(name)
-            elif shapes[name] != shape:
-                misshapen.append(f"{name} is {list(shapes[name])}, expected {list(shape)}")
-    if config.tie_word_embeddings:  # a stored copy of the embedding, or stale: the embedding wins
-        expected |= {name for name in shapes if name.startswith("language_model.lm_head.")}
-    surplus = sorted(set(shapes) - expected)
-    problems = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("misshapen", misshapen), ("surplus", surplus))
-        if names
-    ]
-    if problems:
-        raise InputError(f"the tensors do not fit config.json; {'; '.join(problems)}")
-
-
-def packing(shapes: Mapping[str, tuple[int, ...]], module: str, columns: int, config: PaliGemmaConfig) -> Quantization:
-    """How a quantized module is packed, told by its tensors and checked against config.json.
-
-    Raises InputError if no mode packs like that, or config.json says otherwise.
-    """
-    words, groups = shapes[f"{module}.weight"][-1], shapes[f"{module}.scales"][-1]
-    try:
-        found = Quantization.recognise(words, groups, columns, has_biases=f"{module}.biases" in shapes)
-    except InputError as error:
-        raise InputError(f"{module}: {error}") from None
-    entry = config.quantization.get(module)
-    entry = entry if isinstance(entry, Mapping) else config.quantization
-    for key in ("bits", "group_size", "mode"):
-        if entry.get(key, getattr(found, key)) != getattr(found, key):
-            raise InputError(
-                f"config.json says {key} of {module} is {entry[key]}, but the tensors say {getattr(found, key)}"
-            )
-    return found
-
-
-# --- filling ----------------------------------------------------------------------------------------
-
-
 def _fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Any:
     """Put a slot's tensors where they belong; returns them, a tree of arrays not yet evaluated."""
     parent_path, _, name = slot.target.rpartition(".")
     parent = _module(model, parent_path)
     first = slot.sources[0]
     if slot.kind == "array":
-        parent[name] = source.read(f"{first}.weight").astype(dtype)
+        table = Embedding(slot.rows[0], slot.columns)
+        _fill_matrix(table, [_read_matrix(slot, first, source, config, dtype)])
+        parent[name] = table.unpacked(dtype)
         return parent[name]
     module = parent[name]
-    if slot.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight; bfloat16 would lose bits of the sum
-        module.weight = (1 + source.read(f"{first}.weight").astype(mx.float32)).astype(dtype)
+    if slot.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight
+        module.weight = 1 + _read_float(source, f"{first}.weight", mx.float32)
     elif slot.kind == "layer_norm":
-        module.weight = source.read(f"{first}.weight").astype(dtype)
-        module.bias = source.read(f"{first}.bias").astype(dtype)
+        module.weight = _read_float(source, f"{first}.weight", mx.float32)
+        module.bias = _read_float(source, f"{first}.bias", mx.float32)
     elif slot.kind == "patches":
-        module.weight = source.read(f"{first}.weight").reshape(module.num_rows, -1).astype(dtype)
-        module.bias = source.read(f"{first}.bias").astype(dtype)
+        module.weight = _read_float(source, f"{first}.weight", dtype).reshape(module.num_rows, -1)
+        module.bias = _read_float(source, f"{first}.bias", dtype)
     else:
         parts = [_read_matrix(slot, part, source, config, dtype) for part in slot.sources]
         if len({quantization for quantization, _ in parts}) == 1:
@@ -202,17 +153,29 @@ def _fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig,
     return module.parameters()
 
 
+def _read_float(source: Source, name: str, dtype: mx.Dtype) -> mx.array:
+    array = source.read(name)
+    if not mx.issubdtype(array.dtype, mx.floating):
+        raise InputError(f"{name} holds {array.dtype}, not floating-point numbers")
+    return array.astype(dtype)
+
+
 def _read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> _Matrix:
-    quantization: Quantization | None = None
-    suffixes = ["weight"]
-    if f"{part}.scales" in source.shapes:
-        quantization = packing(source.shapes, part, slot.columns, config)
-        suffixes += ["scales", "biases"] if quantization.mode == "affine" else ["scales"]
-    arrays = {suffix: source.read(f"{part}.{suffix}") for suffix in suffixes + ["bias"] * slot.bias}
-    packed = (mx.uint32, mx.uint8)  # weights, and the scales of the floating modes
-    return quantization, {
-        suffix: array if array.dtype in packed else array.astype(dtype) for suffix, array in arrays.items()
-    }
+    bias = {"bias": _read_float(source, f"{part}.bias", dtype)} if slot.bias else {}
+    if f"{part}.scales" not in source.shapes:
+        return None, {"weight": _read_float(source, f"{part}.weight", dtype), **bias}
+    quantization = packing(source.shapes, part, slot.columns, config)
+    weight = source.read(f"{part}.weight")
+    if weight.dtype != mx.uint32:
+        raise InputError(f"{part}.weight has scales but holds {weight.dtype}, not packed uint32")
+    arrays = {"weight": weight, **bias}
+    if quantization.mode == "affine":
+        arrays |= {name: _read_float(source, f"{part}.{name}", dtype) for name in ("scales", "biases")}
+    else:
+        arrays["scales"] = source.read(f"{part}.scales")
+        if arrays["scales"].dtype != mx.uint8:
+            raise InputError(f"{part}.scales holds {arrays['scales'].dtype}, but {quantization.mode} has uint8")
+    return quantization, arrays
 
 
 def _fill_matrix(module: Linear | Embedding, parts: list[_Matrix]) -> None:

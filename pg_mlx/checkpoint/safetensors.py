@@ -15,7 +15,7 @@ from typing import Any, cast
 import mlx.core as mx
 
 from ..errors import InputError
-from .layouts import canonical_name, is_patch_kernel
+from .layouts import canonical_name, has_channels_second
 
 MAX_JSON_BYTES = 64 << 20
 """Limit for a header or an index; a 28B model's takes well under one."""
@@ -90,7 +90,7 @@ class SafetensorsFolder:
                     continue
                 if name in self.shapes:
                     raise InputError(f"{folder} holds {name} twice: in {self._places[name][0].name} and {path.name}")
-                if is_patch_kernel(name) and shape[-1] != 3:  # PyTorch keeps channels second
+                if has_channels_second(name, shape):
                     shape = (shape[0], *shape[2:], shape[1])
                 self.shapes[name] = shape
                 self._places[name] = (path, key)
@@ -104,7 +104,7 @@ class SafetensorsFolder:
             except RuntimeError as error:
                 raise InputError(f"{path} cannot be read: {error}") from None
         tensor = self._opened[path].pop(key)
-        if is_patch_kernel(name) and tensor.shape[-1] != 3:
+        if has_channels_second(name, tensor.shape):
             tensor = tensor.transpose(0, 2, 3, 1)
         return tensor
 

@@ -70,7 +70,9 @@ def _read_resample(path: Path) -> str:
         values = config.get(key)
         if values is not None and values != [0.5, 0.5, 0.5]:
             raise InputError(f"{path}: {key} is {values}, but SigLIP's pictures are scaled by 0.5")
-    resample = config.get("resample") or 3
-    if resample not in _RESAMPLES:
+    resample = config.get("resample")
+    if resample is None:
+        return "bicubic"
+    if not isinstance(resample, int) or resample not in _RESAMPLES:
         raise InputError(f"{path}: resample is {resample!r}, not 2 (bilinear) or 3 (bicubic)")
     return _RESAMPLES[resample]

@@ -5,12 +5,10 @@ Bytes are counted and the header is looked at before anything is decoded, since 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -43,13 +41,22 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return _finish(source, "the picture")
     if isinstance(source, (bytes, bytearray, memoryview)):
+        if memoryview(source).nbytes > MAX_BYTES:
+            raise _too_large("the picture's bytes")
         return _decode(bytes(source), "the picture's bytes")
     if isinstance(source, (str, Path)):
         name = str(source)
         return _decode(_fetch(name), "stdin" if name == "-" else name)
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "the open file"))
-        return _decode(_read(source, name), name)
+        try:
+            return _decode(_read(source, name), name)
+        except InputError:
+            raise
+        except UnicodeDecodeError:
+            raise InputError(f"{name} is open as text; a picture must be opened as binary") from None
+        except (OSError, ValueError) as error:  # closed, or open for writing only
+            raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
     return _from_array(source)
 
 
@@ -58,12 +65,15 @@ def to_pixels(image: Image.Image, size: int, resample: str = "bicubic") -> np.nd
 
     As Hugging Face's processor does it: antialiased resizing of 8-bit values, then x / 127.5 - 1. The models were
     trained on bilinear resizing (big_vision); "bilinear" is there for checkpoints that ask for it.
+    Raises InputError for any other `resample`.
     """
     import numpy as np
     from PIL import Image
 
-    method = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[resample]
-    resized = image.resize((size, size), method)
+    methods = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    if resample not in methods:
+        raise InputError(f"resample is {resample!r}; it must be one of {', '.join(methods)}")
+    resized = image.resize((size, size), methods[resample])
     return np.asarray(resized, dtype=np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -72,15 +82,24 @@ def to_pixels(image: Image.Image, size: int, resample: str = "bicubic") -> np.nd
 
 def _fetch(name: str) -> bytes:
     if name == "-":
+        if sys.stdin is None:  # a program without a terminal, as in a macOS app
+            raise InputError("there is no stdin to read a picture from")
         return _read(sys.stdin.buffer, "stdin")
-    if name.lower().startswith(("http://", "https://")):
+    scheme, separator, _ = name.partition("://")
+    if scheme.lower() in ("http", "https"):
         return _download(name)
-    path = Path(name).expanduser()
+    if separator and scheme.isalnum():
+        raise InputError(f"cannot fetch {name}: only http and https addresses are read")
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # "~x.png" is nobody's home, but may be a file
+        path = path.expanduser()
     try:
         if path.is_dir():
             raise InputError(f"{name} is a folder, not a picture")
         with path.open("rb") as file:
             return _read(file, name)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"no such picture: {name}") from None
     except (OSError, ValueError) as error:
@@ -88,12 +107,30 @@ def _fetch(name: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "pg_mlx"})
+    import urllib.error  # half of this package's import time, were it imported above
+    import urllib.parse
+    import urllib.request
+
+    opener = urllib.request.OpenerDirector()  # the default one follows a redirect to ftp before anyone can look
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
     try:
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT_S) as response:
+        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # addresses are pasted with spaces and umlauts
+        request = urllib.request.Request(quoted, headers={"User-Agent": "pg_mlx"})
+        with opener.open(request, timeout=URL_TIMEOUT_S) as response:
             if urllib.parse.urlsplit(response.geturl()).scheme not in ("http", "https"):
                 raise InputError(f"{url} leads away from http")
             return _read(response, url)
+    except InputError:
+        raise
     except urllib.error.HTTPError as error:
         raise InputError(f"cannot fetch {url}: the server answered {error.code}") from None
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; http.client's are below
@@ -110,8 +147,12 @@ def _read(file: BinaryIO | Any, name: str) -> bytes:
         chunks.append(chunk)
         total += len(chunk)
         if total > MAX_BYTES:
-            raise InputError(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
+            raise _too_large(name)
     return b"".join(chunks)
+
+
+def _too_large(name: str) -> InputError:
+    return InputError(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
 
 
 # --- decoding -----------------------------------------------------------------------------------------
@@ -122,7 +163,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
 
     if not data:
         raise InputError(f"{name} is empty")
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and b"avif" not in data[12:64]:  # Pillow reads AVIF
         _enable_heic(name)
     try:
         with warnings.catch_warnings():
@@ -134,6 +175,8 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels; make it smaller first") from None
     except Exception as error:  # Pillow's readers raise whatever their parsers stumble over
         raise InputError(f"{name} is damaged: {_reason(error)}") from None
+    if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
+        raise InputError(f"{name} is PostScript, which is not read; save it as PNG or JPEG")
     return _finish(image, name)
 
 
@@ -171,7 +214,7 @@ def _finish(image: Image.Image, name: str) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in _GREY_16:  # Pillow would clip at 255; 65535 / 257 = 255
         import numpy as np
@@ -207,7 +250,7 @@ def _from_array(source: Any) -> Image.Image:
         array = np.empty(0, dtype=object)
     shown = f"an array of shape {list(array.shape)} and dtype {array.dtype}"
     if array.dtype == object or array.dtype.kind in "US":
-        raise InputError(f"a picture cannot be read from a {type(source).__name__}")
+        raise InputError(f"a picture cannot be read from an object of type {type(source).__name__}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:

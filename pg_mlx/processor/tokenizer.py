@@ -18,7 +18,7 @@ from ..errors import InputError
 
 LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
 SEGMENTS = [f"<seg{i:03}>" for i in range(128)]
-_REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)")
+_REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)", re.ASCII)
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 CONTROL = ("<pad>", "<eos>", "<bos>")
 
@@ -86,7 +86,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without <bos> or <eos>. Region tokens are found first, so that no vocabulary
-        can cut them into letters."""
+        can cut them into letters. Raises InputError for a lone surrogate, as in bytes that were no UTF-8."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode at character {error.start}; write it in UTF-8") from None
         ids: list[int] = []
         for number, part in enumerate(_REGION_TOKEN.split(text)):
             if number % 2:
@@ -160,6 +164,9 @@ class _JsonPieces:
         from tokenizers import Tokenizer as Backend
 
         self._model: Any = Backend.from_file(str(path))
+        self._model.no_truncation()  # what some training run wanted, and left in the file
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # "<eos>" in text is five letters, as in the other form
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         self.size = 1 + max((i for piece, i in vocabulary.items() if piece != "<image>"), default=-1)
 

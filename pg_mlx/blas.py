@@ -1,0 +1,37 @@
+"""A fast BLAS for MLX's Linux CPU backend, put in place before MLX is imported.
+
+MLX's Linux wheel links the reference BLAS. Symbols are looked up in globally loaded libraries first, so loading a good
+one before the first `import mlx.core` is enough (after it, it is too late): a float32 product of 256x2048
+by 2048x16384 falls from 12 s to 0.06 s on two cores.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+
+_NAMES = ("libopenblas.so.0", "libmkl_rt.so.2", "libmkl_rt.so.3", "libblis.so.4")
+
+
+@functools.cache
+def preload() -> str | None:
+    """Load the library that the environment variable PG_MLX_BLAS names, else the first one found; returns its name.
+
+    None where there is none, none is needed (not Linux), or MLX was imported before.
+    """
+    if sys.platform != "linux" or "mlx.core" in sys.modules:
+        return None
+    import ctypes
+    from pathlib import Path
+
+    chosen = os.environ.get("PG_MLX_BLAS")
+    from_pip = [str(path) for path in Path(sys.prefix, "lib").glob("libmkl_rt.so.*")]
+    for name in [chosen] if chosen else [*_NAMES, *from_pip]:
+        try:
+            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        if hasattr(library, "cblas_sgemm"):
+            return name
+    return None
