@@ -192,13 +192,16 @@ def test_a_tensor_in_two_shards(folder: Path, weights: Path, alias: str) -> None
         load_model(folder)
 
 
-@pytest.mark.parametrize("outside", ["../other.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "a\nb"])
+@pytest.mark.parametrize("outside", ["../other.safetensors", "sub/other.safetensors", "/etc/passwd", "..", "", "a\nb"])
 def test_an_index_that_names_files_outside(folder: Path, weights: Path, outside: str) -> None:
-    _, _, index = split(folder, weights)
-    (folder.parent / "other.safetensors").write_bytes(b"")
+    """Also where a sound shard stands there."""
+    first, _, index = split(folder, weights)
+    (folder / "sub").mkdir()
+    for place in (folder.parent, folder / "sub"):
+        (place / "other.safetensors").write_bytes(first.read_bytes())
     index["weight_map"][NORM] = outside
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with one_line_error():
+    with one_line_error(str(folder)):
         load_model(folder)
 
 
