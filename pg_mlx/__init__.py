@@ -21,12 +21,14 @@ blas.preload()  # before anything imports MLX
 if TYPE_CHECKING:
     from .checkpoint.load import load, load_model
     from .config import PaliGemmaConfig
+    from .conversion import convert
     from .errors import InputError, PgMlxError
     from .generation import Generation, Stats, Step, generate, stream_generate
     from .paligemma import PaliGemma
     from .processor import Processor
 
 _HOMES = {
+    "convert": ".conversion",
     "load": ".checkpoint.load",
     "load_model": ".checkpoint.load",
     "PaliGemmaConfig": ".config",

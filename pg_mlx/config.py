@@ -79,6 +79,8 @@ class PaliGemmaConfig:
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool = True
+    image_token_index: int = 257152
+    """The placeholder of Hugging Face's prompts; kept for other programs, not used here."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """MLX's `quantization` entry: bits, group_size, mode, and overrides by module name. Empty if float."""
 
@@ -103,6 +105,7 @@ class PaliGemmaConfig:
             text=_read_text(text),
             vision=_read_vision(vision),
             tie_word_embeddings=tied is not False,
+            image_token_index=_image_token(raw),
             quantization=_read_quantization(raw),
         )
 
@@ -256,6 +259,12 @@ def _read_vision(section: _Section) -> VisionConfig:
             f"{config.num_attention_heads} heads"
         )
     return config
+
+
+def _image_token(raw: Mapping[str, Any]) -> int:
+    """Under either of two names; a file that leaves it out means 257152, whatever transformers' class default is."""
+    value = raw.get("image_token_index", raw.get("image_token_id"))
+    return value if isinstance(value, int) else 257152
 
 
 def _read_quantization(raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -48,6 +48,12 @@ class BigVisionArchive:
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(f"{path} is not a PaliGemma archive as the original code writes it: {error}") from None
 
+    @property
+    def float_dtype(self) -> mx.Dtype:
+        """Of the archive's numbers, as the final norm has it."""
+        stored = self._archive.members["params/llm/final_norm/scale"].dtype
+        return {"f4": mx.float32, "f2": mx.float16}.get(stored.str[1:], mx.bfloat16)
+
     def read(self, name: str) -> mx.array:
         """The tensor in the archive's dtype, evaluated; only its own piece of the stack is read."""
         piece = self._pieces[name]

@@ -18,6 +18,7 @@ from ..config import PaliGemmaConfig
 TEXT = "language_model.model"
 VISION = "vision_tower.vision_model"
 CONNECTOR = "multi_modal_projector.linear"
+FINAL_NORM = f"{TEXT}.norm.weight"
 PATCH_KERNEL = f"{VISION}.embeddings.patch_embedding.weight"
 
 _IGNORED = re.compile(r"position_ids$|rotary_emb\.inv_freq$|vision_model\.head\.")

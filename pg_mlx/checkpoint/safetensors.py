@@ -15,11 +15,12 @@ from typing import Any, cast
 import mlx.core as mx
 
 from ..errors import InputError
-from .layouts import canonical_name, has_channels_second
+from .layouts import FINAL_NORM, canonical_name, has_channels_second
 
 MAX_JSON_BYTES = 64 << 20
 """Limit for a header or an index; a 28B model's takes well under one."""
 
+_FLOAT_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 _ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
@@ -81,10 +82,12 @@ class SafetensorsFolder:
         self.num_bytes = sum(path.stat().st_size for path in self.files)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.unknown: list[str] = []
+        self.float_dtype = mx.float32
+        """Of the final norm, which is never packed, and so of the floats in general."""
         self._places: dict[str, tuple[Path, str]] = {}
         self._opened: dict[Path, dict[str, mx.array]] = {}
         for path in self.files:
-            for key, (_, shape) in read_header(path).items():
+            for key, (dtype, shape) in read_header(path).items():
                 name = canonical_name(key)
                 if name is None:
                     continue
@@ -93,6 +96,8 @@ class SafetensorsFolder:
                 if has_channels_second(name, shape):
                     shape = (shape[0], *shape[2:], shape[1])
                 self.shapes[name] = shape
+                if name == FINAL_NORM:
+                    self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
                 self._places[name] = (path, key)
 
     def read(self, name: str) -> mx.array:

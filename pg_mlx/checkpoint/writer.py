@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,8 +16,7 @@ import mlx.core as mx
 from ..errors import InputError
 
 SHARD_BYTES = 5 << 30
-_HEADER_BYTES = 1 << 20
-"""Room kept at the head of each shard; the header is written there last, padded with spaces, as the format allows."""
+HEADER_BYTES = 1 << 20
 
 _DTYPES = {
     mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint32: "U32", mx.uint8: "U8", mx.int32: "I32",
@@ -27,11 +26,13 @@ _DTYPES = {
 class ShardWriter:
     """Appends tensors to model-0000i-of-0000n.safetensors; memory held is the tensor (or chunk) being written.
 
-    Call `close` at the end: it gives the files their names and writes the index.
+    `header_bytes` are kept free at the head of each shard: its header is written last, padded with spaces as the
+    format allows. Call `close` at the end: it gives the files their names and writes the index.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, header_bytes: int = HEADER_BYTES):
         self.folder, self.shard_bytes = folder, shard_bytes
+        self.header_bytes = -(-header_bytes // 64) * 64  # data begins at a multiple of 64 bytes
         self.total_bytes = 0
         self._shards: list[dict[str, dict]] = []
         self._file: BinaryIO | None = None
@@ -42,14 +43,14 @@ class ShardWriter:
 
     def add_chunks(self, name: str, dtype: mx.Dtype, shape: tuple[int, ...], chunks: Iterable[mx.array]) -> None:
         """Write one tensor that comes in pieces along its first dimension."""
-        if self._file is None or self._file.tell() - _HEADER_BYTES >= self.shard_bytes:
+        if self._file is None or self._file.tell() - self.header_bytes >= self.shard_bytes:
             self._next_shard()
         assert self._file is not None
         start = self._file.tell()
         for chunk in chunks:
             self._file.write(_bytes(chunk.astype(dtype)))
         stop = self._file.tell()
-        offsets = [start - _HEADER_BYTES, stop - _HEADER_BYTES]
+        offsets = [start - self.header_bytes, stop - self.header_bytes]
         self._shards[-1][name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}
         self.total_bytes += stop - start
 
@@ -70,14 +71,14 @@ class ShardWriter:
     def _next_shard(self) -> None:
         self._finish_shard()
         self._file = self._path(len(self._shards)).open("wb")
-        self._file.write(b" " * _HEADER_BYTES)
+        self._file.write(b" " * self.header_bytes)
         self._shards.append({})
 
     def _finish_shard(self) -> None:
         if self._file is None:
             return
         header = json.dumps({"__metadata__": {"format": "mlx"}, **self._shards[-1]}).encode()
-        room = _HEADER_BYTES - 8
+        room = self.header_bytes - 8
         assert len(header) <= room, "more tensors in a shard than its header has room for"
         self._file.seek(0)
         self._file.write(room.to_bytes(8, "little") + header)
@@ -100,23 +101,59 @@ def _bytes(array: mx.array) -> memoryview:
 def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """A temporary sibling of `target` to write into, which takes its name only if nothing went wrong.
 
-    Raises InputError if the target exists, unless `force`; then it is replaced at the very end.
+    Raises InputError if the target exists, unless `force`; then the old folder lives until the new one is complete.
+    A process that is killed leaves its sibling behind; the next run for the same target removes it.
     """
-    if target.exists() and not force:
-        raise InputError(f"{target} exists already; choose another name, or --force to replace it")
     if not target.parent.is_dir():
         raise InputError(f"no such folder: {target.parent}")
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    _clean_up(target)
+    if target.exists() and not force:
+        raise InputError(f"{target} exists already; choose another name, or --force to replace it")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; only a folder can be replaced")
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    partial.mkdir()
     try:
         yield partial
-        partial.chmod(0o755)  # mkdtemp made it private
+        _sync(partial)
+        replaced = target.parent / f".{target.name}.replaced-{os.getpid()}"
         if target.exists():
-            replaced = partial.with_name(f"{partial.name}-old")
             target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
+        partial.rename(target)
+        _sync(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _clean_up(target: Path) -> None:
+    """Remove what killed processes left; if one died between its two renames, give the old folder its name back."""
+    for state in ("replaced", "partial"):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{state}-*"):
+            if _is_alive(left.name.rpartition("-")[2]):
+                continue
+            if state == "replaced" and not target.exists():
+                left.rename(target)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    return int(pid) != os.getpid()
+
+
+def _sync(folder: Path) -> None:
+    """Make the folder's entries and files durable before it takes its name."""
+    for path in [*(path for path in folder.iterdir() if path.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -8,7 +8,10 @@ import sys
 
 from ..errors import PgMlxError
 
-COMMANDS = {"generate": "ask about a picture"}
+COMMANDS = {
+    "generate": "ask about a picture",
+    "convert": "convert and quantize a checkpoint",
+}
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> int:

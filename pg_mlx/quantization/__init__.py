@@ -2,5 +2,6 @@
 
 from .modes import Quantization
 from .padding import pad_columns, pad_rows, padded_size
+from .recipes import RECIPES, Recipe, uniform
 
-__all__ = ["Quantization", "pad_columns", "pad_rows", "padded_size"]
+__all__ = ["RECIPES", "Quantization", "Recipe", "pad_columns", "pad_rows", "padded_size", "uniform"]

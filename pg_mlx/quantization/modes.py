@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -58,6 +59,18 @@ class Quantization:
         biases [rows, columns / group_size]."""
         arrays = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
+
+    def unpack(self, arrays: Mapping[str, mx.array]) -> mx.array:
+        """What `pack` made (weight, scales, biases) back to float32 [rows, columns]."""
+        return mx.dequantize(
+            arrays["weight"],
+            scales=arrays["scales"],
+            biases=arrays.get("biases"),
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            dtype=mx.float32,
+        )
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -1,0 +1,8 @@
+"""Convert and quantize a PaliGemma: python convert.py --hf-path REPO|FOLDER|FILE.npz --mlx-path DST -q."""
+
+import sys
+
+from pg_mlx.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", *sys.argv[1:]], program="convert.py"))

@@ -1,0 +1,80 @@
+"""Is a folder complete for every MLX program that reads PaliGemma?
+
+Swift's MLXVLM is the strictest: it wants exactly the classic tensor names, every field of its configuration structs,
+and a flat preprocessor_config.json. mlx-vlm and we accept more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import PaliGemmaConfig
+from ..errors import InputError
+from .check import check
+from .layouts import PATCH_KERNEL, canonical_name, slots, tell
+from .safetensors import SafetensorsFolder, read_header, read_json
+
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+_REQUIRED = {
+    "config.json": [
+        *("model_type", "vocab_size", "ignore_index", "image_token_index", "hidden_size", "pad_token_id"),
+        *(f"text_config.{key}" for key in (*_SIZES, "num_key_value_heads", "vocab_size", "head_dim")),
+        *(f"vision_config.{key}" for key in (*_SIZES, "patch_size", "projection_dim", "image_size")),
+    ],
+    "preprocessor_config.json": ["image_mean", "image_std", "size.width", "size.height", "image_seq_length"],
+}
+"""mlx-swift-lm, Libraries/MLXVLM/Models/Paligemma.swift: the CodingKeys without a default."""
+
+
+def validate(folder: Path) -> list[str]:
+    """What is wrong with a folder, one line each; empty if nothing is. Raises InputError if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}")
+    problems = [problem for name in _REQUIRED for problem in _missing_fields(folder / name, _REQUIRED[name])]
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        problems.append("no tokenizer: neither tokenizer.model nor tokenizer.json")
+    try:
+        problems += _weights(folder)
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _missing_fields(path: Path, fields: list[str]) -> list[str]:
+    try:
+        content = read_json(path)
+    except InputError as error:
+        return [str(error)]
+    return [f"{path.name} lacks {field}" for field in fields if _get(content, field) is None]
+
+
+def _get(content: Any, field: str) -> Any:
+    for key in field.split("."):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _weights(folder: Path) -> list[str]:
+    source = SafetensorsFolder(folder)
+    config = PaliGemmaConfig.from_dict(read_json(folder / "config.json"), tell(source.shapes))
+    check(list(slots(config)), source.shapes, config)
+    stored = {name for path in source.files for name in read_header(path)}
+    foreign = sorted(stored - set(source.shapes))
+    problems = [f"{name} is not the classic name of a tensor" for name in foreign[:5]]
+    if foreign[5:]:
+        problems.append(f"... and {len(foreign) - 5} more such names")
+    if any(name.startswith("language_model.lm_head.") for name in stored):
+        problems.append("language_model.lm_head is stored although the head is the embedding")
+    kernel = next(
+        (
+            shape
+            for path in source.files
+            for name, (_, shape) in read_header(path).items()
+            if canonical_name(name) == PATCH_KERNEL
+        ),
+        (3,),
+    )
+    if kernel[-1] != 3:
+        problems.append("the patch kernel is stored as PyTorch has it, [out, in, height, width]")
+    return problems

@@ -1,0 +1,192 @@
+"""pg-mlx convert: any PaliGemma checkpoint to a folder that MLX programs load."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .common import Parser
+
+if TYPE_CHECKING:
+    from ..conversion.pipeline import Job, Progress, Report
+
+DESCRIPTION = "Convert a PaliGemma checkpoint for MLX, quantized if wanted, whatever its size and your memory."
+
+EPILOG = """\
+sources: a Hugging Face repository or folder (old or new names), a big_vision .npz, an mlx-vlm folder (float or
+quantized), each with any number of PEFT adapters on top.
+
+recipes (--q-recipe), in bits:
+  tiny       decoder 4, embedding/head 4, SigLIP 8      the fewest bytes a token
+  balanced   decoder 4, embedding/head 6, SigLIP 8      what -q alone means
+  quality    8 everywhere
+
+examples:
+  %(prog)s --hf-path google/paligemma2-3b-mix-448 --mlx-path ./pg2-4bit -q
+  %(prog)s --hf-path ./paligemma.npz --tokenizer ./tokenizer.model --mlx-path ./pg --dtype bfloat16
+  %(prog)s --hf-path ./pg2 --adapter-path ./lora --mlx-path ./mine -q --q-override '*.embed_tokens=8'
+  %(prog)s --hf-path ./pg2 --mlx-path ./pg2-4bit -q --dry-run
+  %(prog)s --validate ./pg2-4bit
+"""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    p = Parser(program, DESCRIPTION, EPILOG)
+    p.add_argument("--hf-path", metavar="SRC", help="folder, hub repository owner/name, or .npz file")
+    p.add_argument("--mlx-path", type=Path, default=Path("mlx_model"), metavar="DST", help="folder to write")
+    p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
+    p.add_argument("-q", "--quantize", action="store_true", help="pack the weights (recipe: balanced)")
+    p.add_argument("--q-recipe", metavar="NAME", help="tiny, balanced or quality")
+    p.add_argument("--q-bits", type=int, metavar="N", help="the same bits everywhere: 2, 3, 4, 5, 6 or 8")
+    p.add_argument("--q-group-size", type=int, metavar="N", help="columns that share a scale: 32, 64 or 128")
+    p.add_argument("--q-mode", metavar="MODE", help="affine (default), mxfp4, mxfp8 or nvfp4")
+    p.add_argument(
+        "--q-override",
+        action="append",
+        default=[],
+        metavar="GLOB=PACKING",
+        help="for some modules: bits (8), bits/group (4/32), a floating mode, or float; repeatable, first match wins",
+    )
+    p.add_argument("-d", "--dequantize", action="store_true", help="unpack what is packed")
+    p.add_argument("--dtype", metavar="D", help="of what stays float: float32, bfloat16 or float16")
+    p.add_argument(
+        "--adapter-path", action="append", default=[], metavar="DIR", help="PEFT adapter to merge; repeatable"
+    )
+    p.add_argument("--tokenizer", metavar="PATH", help="file or folder of the tokenizer, for a source without one")
+    p.add_argument("--no-tokenizer", action="store_true", help="write weights only (to be used with load_model)")
+    p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
+    p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
+    p.add_argument("--force", action="store_true", help="replace DST, once the new folder is complete")
+    p.add_argument("--dry-run", action="store_true", help="print what would be written, and read no weights")
+    p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")
+    p.add_argument("--upload-repo", metavar="REPO", help="then upload DST to this hub repository")
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    return p
+
+
+def run(argv: list[str], program: str) -> int:
+    args = parser(program).parse_args(argv)
+    if args.validate is not None:
+        return _validate(args.validate)
+    if not args.hf_path:
+        raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
+
+    from ..conversion import pipeline
+
+    recipe = pipeline.choose_recipe(
+        args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)
+    )
+    if not args.dry_run and args.mlx_path.exists() and not args.force:
+        raise InputError(f"{args.mlx_path} exists already; choose another --mlx-path, or --force to replace it")
+    job = pipeline.prepare(
+        args.hf_path,
+        recipe=recipe,
+        dequantize=args.dequantize,
+        dtype=args.dtype,
+        adapter_path=args.adapter_path,
+        tokenizer=args.tokenizer,
+        revision=args.revision,
+        need_tokenizer=not args.no_tokenizer,
+    )
+    if job.plan.left_float:
+        names = ", ".join(job.plan.left_float[:3]) + (", ..." if len(job.plan.left_float) > 3 else "")
+        print(f"left float, as no whole groups fit: {len(job.plan.left_float)} modules ({names})", file=sys.stderr)
+    if args.dry_run:
+        print(table(job))
+        return 0
+    progress, close = _progress()
+    try:
+        report = pipeline.run(
+            job,
+            args.mlx_path,
+            force=args.force,
+            check=not args.no_check,
+            calibration=args.calibration,
+            progress=progress,
+        )
+    finally:
+        close()
+    print(summary(report))
+    if args.upload_repo:
+        from ..conversion.upload import upload
+
+        print(upload(args.mlx_path, args.upload_repo))
+    return 0
+
+
+def _overrides(texts: list[str]) -> dict[str, str]:
+    pairs = [text.rpartition("=") for text in texts]
+    for text, (pattern, _, packing) in zip(texts, pairs, strict=True):
+        if not pattern or not packing:
+            raise InputError(f"--q-override {text!r} is not of the form GLOB=PACKING")
+    return {pattern: packing for pattern, _, packing in pairs}
+
+
+def _validate(folder: Path) -> int:
+    from ..checkpoint.validate import validate
+
+    problems = validate(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise InputError(f"{folder} has {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    print(f"{folder} is complete")
+    return 0
+
+
+def _progress() -> tuple[Progress, Callable[[], None]]:
+    """A bar over bytes, with the name of the tensor and the time left; silent where stderr is no terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
+
+    def show(what: str, done: int, total: int) -> None:
+        bar.total = total or bar.total
+        bar.set_description_str(what[-48:], refresh=False)
+        bar.update(max(0, done - bar.n))
+
+    return show, bar.close
+
+
+def table(job: Job) -> str:
+    """What would be written, by component."""
+    rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "GB before", "after")]
+    modules = job.plan.modules
+    parts = list(dict.fromkeys(module.component for module in modules))
+    for part in [*parts, "all"]:
+        mine = [module for module in modules if part in ("all", module.component)]
+        count = sum(module.parameters for module in mine)
+        before = sum(module.bytes_before(job.opened.dtype.size) for module in mine)
+        after = sum(module.bytes_after(job.dtype.size) for module in mine)
+        bits = [f"{size * 8 / count:.2f}" for size in (before, after)]
+        rows.append((part, f"{count:,}", *bits, f"{before / 1e9:.3f}", f"{after / 1e9:.3f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    read = sum(m.bytes_after(job.dtype.size) for m in modules if m.component in ("embedding/head", "decoder"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"peak memory of the conversion: about {job.expected_peak() / 1e9:.2f} GB",
+            f"read from memory for each token decoded: {read / 1e9:.3f} GB and the cache",
+        ]
+    )
+
+
+def summary(report: Report) -> str:
+    """A few lines on what was done."""
+    lines = [
+        f"{report.target}: {report.bytes_after / 1e9:.3f} GB (before: {report.bytes_before / 1e9:.3f}), "
+        f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "
+        f"peak {report.peak_memory_bytes / 1e9:.2f} GB"
+    ]
+    if report.quality:
+        lines += ["", report.quality.to_markdown()]
+    return "\n".join(lines)

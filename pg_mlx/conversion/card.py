@@ -1,0 +1,39 @@
+"""README.md of a converted folder: what it is, where it comes from, how good it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..quantization import Recipe
+
+if TYPE_CHECKING:
+    from .pipeline import Report
+
+
+def model_card(source: str, recipe: Recipe | None, report: Report) -> str:
+    """Markdown with the front matter that the hub reads."""
+    is_repo = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+    front = ["---", "license: gemma", "library_name: mlx", "pipeline_tag: image-text-to-text"]
+    front += ["tags:", "- mlx", "- paligemma"]
+    if is_repo:
+        front += [f"base_model: {source}"]
+    name = report.target.name
+    how = f"{recipe.name}: {recipe.about}" if recipe else "not quantized further"
+    body = [
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"PaliGemma, converted from `{source if is_repo else source.rsplit('/', 1)[-1]}` for MLX by pg_mlx.",
+        "",
+        f"- packing: {how}",
+        f"- size: {report.bytes_after / 1e9:.2f} GB, {report.bits_per_weight:.2f} bits a weight "
+        f"(before: {report.bytes_before / 1e9:.2f} GB)",
+    ]
+    if report.left_float:
+        body.append(f"- left float, because no whole groups fit: {len(report.left_float)} modules")
+    body += ["", '    python generate.py --model THIS_FOLDER --image photo.jpg --prompt "caption en"', ""]
+    if report.quality:
+        body += ["## Compared with the source", "", report.quality.to_markdown(), ""]
+    body += ["The weights are subject to the [Gemma terms of use](https://ai.google.dev/gemma/terms).", ""]
+    return "\n".join([*front, *body])

@@ -1,0 +1,311 @@
+"""read -> merge -> quantize -> write -> compare: any PaliGemma to a folder that MLX programs load.
+
+One tensor is in memory at a time, and it is gone before the next is read; the shard it belongs to grows on disk. So the
+peak is about the largest tensor (the embedding) and its packed copy, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ..checkpoint.layouts import tell
+from ..checkpoint.load import DTYPES, Source
+from ..checkpoint.writer import ShardWriter, whole_folder
+from ..config import PaliGemmaConfig
+from ..errors import InputError, PgMlxError
+from ..quantization import RECIPES, Quantization, Recipe, pad_columns, pad_rows, uniform
+from . import config_json
+from .card import model_card
+from .plan import Module, Plan, make_plan
+from .source import Opened, open_source
+
+if TYPE_CHECKING:
+    from .quality import Quality
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes written so far, and the bytes there will be."""
+
+CHUNK_VALUES = 32 << 20
+"""Values of a matrix that are packed at once; packing works row by row, so slices of rows change nothing."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+
+    target: Path
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    left_float: list[str]
+    seconds: float
+    peak_memory_bytes: int
+    quality: Quality | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion ready to run: everything that can be wrong without reading weights has been looked at."""
+
+    opened: Opened
+    plan: Plan
+    recipe: Recipe | None
+    dtype: mx.Dtype
+    """Of float tensors and affine scales."""
+
+    def expected_bytes(self) -> int:
+        return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
+
+    def expected_peak(self) -> int:
+        """The largest tensor, twice (as it is read and as float), its packed form, and a slice in float32."""
+        item = self.dtype.size
+        both = (2 * m.bytes_of(None, item, m.rows, m.columns) + m.bytes_after(item) for m in self.plan.modules)
+        return max(both) + 8 * CHUNK_VALUES
+
+    def header_bytes(self) -> int:
+        """Room for the head of a shard that held every tensor."""
+        return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
+
+
+def choose_recipe(
+    quantize: bool,
+    q_bits: int | None,
+    q_group_size: int | None,
+    q_mode: str | None,
+    q_recipe: str | None,
+    q_overrides: Mapping[str, str] | None,
+) -> Recipe | None:
+    """The recipe that a set of options means: none, a named one, or one packing for all. Raises InputError."""
+    by_numbers = q_bits is not None or q_group_size is not None or q_mode is not None
+    if by_numbers and q_recipe:
+        raise InputError("a recipe and bits, group size or mode exclude each other")
+    if not (quantize or by_numbers or q_recipe or q_overrides):
+        return None
+    if q_recipe and q_recipe not in RECIPES:
+        raise InputError(f"no recipe {q_recipe!r}; there are {', '.join(RECIPES)}")
+    recipe = uniform(q_bits, q_group_size, q_mode) if by_numbers else RECIPES[q_recipe or "balanced"]
+    return recipe.with_overrides(q_overrides or {})
+
+
+def prepare(
+    source: str | Path,
+    *,
+    recipe: Recipe | None = None,
+    dequantize: bool = False,
+    dtype: str | None = None,
+    adapter_path: str | Path | Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
+    need_tokenizer: bool = True,
+) -> Job:
+    """Open a source and decide what to write. Raises InputError for everything that shapes and small files can tell."""
+    if recipe and dequantize:
+        raise InputError("quantizing and dequantizing exclude each other")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    adapters = [adapter_path] if isinstance(adapter_path, (str, Path)) else list(adapter_path or ())
+    opened = open_source(source, revision, Path(tokenizer) if tokenizer else None, adapters)
+    if need_tokenizer and not {"tokenizer.model", "tokenizer.json"} & set(opened.side_files):
+        raise InputError(
+            f"{opened.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
+        )
+    reader = opened.open()
+    config = PaliGemmaConfig.from_dict(opened.config, tell(reader.shapes))
+    stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
+    return Job(opened, make_plan(reader, config, recipe, dequantize), recipe, DTYPES[dtype] if dtype else stored)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str | None = None,
+    q_recipe: str | None = None,
+    q_overrides: Mapping[str, str] | None = None,
+    dequantize: bool = False,
+    dtype: str | None = None,
+    adapter_path: str | Path | Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
+    need_tokenizer: bool = True,
+    revision: str | None = None,
+    force: bool = False,
+    check: bool = True,
+    calibration: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert `source` (folder, hub repository or big_vision .npz) into the folder `target`.
+
+    Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
+    stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
+    (see quality.py) on the pictures in `calibration`, or on a few drawn ones.
+    Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
+    """
+    recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)
+    job = prepare(
+        source,
+        recipe=recipe,
+        dequantize=dequantize,
+        dtype=dtype,
+        adapter_path=adapter_path,
+        tokenizer=tokenizer,
+        revision=revision,
+        need_tokenizer=need_tokenizer,
+    )
+    return run(job, Path(target).expanduser(), force=force, check=check, calibration=calibration, progress=progress)
+
+
+def run(
+    job: Job,
+    target: Path,
+    *,
+    force: bool = False,
+    check: bool = True,
+    calibration: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a prepared conversion. Raises as `convert`."""
+    start = time.perf_counter()
+    mx.reset_peak_memory()
+    report = progress or (lambda what, done, total: None)
+    try:
+        with whole_folder(target, force) as folder:
+            _require_space(job, folder)
+            _write_weights(job, folder, report)
+            _write_side_files(job, folder)
+            quality = _compare(job, folder, calibration, report) if check else None
+            written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            result = Report(
+                target=target,
+                bytes_before=job.opened.num_bytes,
+                bytes_after=written,
+                bits_per_weight=written * 8 / sum(module.parameters for module in job.plan.modules),
+                left_float=job.plan.left_float,
+                seconds=time.perf_counter() - start,
+                peak_memory_bytes=mx.get_peak_memory(),
+                quality=quality,
+            )
+            if quality:
+                (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
+            (folder / "README.md").write_text(model_card(job.opened.name, job.recipe, result))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PgMlxError(f"no space left to write {target}; nothing was changed") from error
+        raise PgMlxError(f"cannot write {target}: {error.strerror or error}") from error
+    return result
+
+
+def _require_space(job: Job, folder: Path) -> None:
+    needed, free = job.expected_bytes(), shutil.disk_usage(folder).free
+    if needed > free:
+        raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+
+
+def _compare(job: Job, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return None
+    from .quality import compare, default_samples
+
+    samples = default_samples(Path(calibration) if calibration else None)
+    report("comparing", 0, 0)
+    return compare(job.opened.open(), job.opened.config, folder, samples=samples)
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+def _write_weights(job: Job, folder: Path, report: Progress) -> None:
+    source, writer = job.opened.open(), ShardWriter(folder, header_bytes=job.header_bytes())
+    total = job.expected_bytes()
+    for module in job.plan.modules:
+        report(module.name, writer.total_bytes, total)
+        _write_module(module, source, writer, job)
+    report("", total, total)
+    writer.close()
+
+
+def _write_module(module: Module, source: Source, writer: ShardWriter, job: Job) -> None:
+    name = module.name
+    if module.stored and module.stored == module.target and module.padded == (module.rows, module.columns):
+        for part in _parts(module.stored):
+            array = source.read(f"{name}.{part}")
+            writer.add(f"{name}.{part}", array.astype(job.dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
+    else:
+        weight = _read_weight(module, source)
+        weight = pad_rows(weight, module.padded[0])
+        if module.columns and module.padded[1] != module.columns:
+            weight = pad_columns(weight, module.padded[1])
+        if module.target:
+            _write_packed(name, weight, module.target, job.dtype, writer)
+        else:
+            writer.add(f"{name}.weight", weight.astype(job.dtype))
+    if module.bias:
+        bias = pad_rows(source.read(f"{name}.bias"), module.padded[0])
+        writer.add(f"{name}.bias", bias.astype(job.dtype))
+
+
+def _parts(quantization: Quantization) -> tuple[str, ...]:
+    return ("weight", "scales", "biases") if quantization.mode == "affine" else ("weight", "scales")
+
+
+def _read_weight(module: Module, source: Source) -> mx.array:
+    """The float weight, unpacked if it is stored packed."""
+    arrays = {
+        part: source.read(f"{module.name}.{part}") for part in (_parts(module.stored) if module.stored else ["weight"])
+    }
+    if module.stored is None:
+        if not mx.issubdtype(arrays["weight"].dtype, mx.floating):
+            raise InputError(f"{module.name}.weight holds {arrays['weight'].dtype}, not floating-point numbers")
+        return arrays["weight"]
+    return module.stored.unpack(arrays)
+
+
+def _write_packed(
+    name: str, weight: mx.array, quantization: Quantization, dtype: mx.Dtype, writer: ShardWriter
+) -> None:
+    """Pack and write slice by slice: scales take the dtype of what is packed, so it is brought to `dtype` before."""
+    pieces: dict[str, list[mx.array]] = {}
+    for rows in _slices(weight):
+        for part, array in quantization.pack(rows.astype(dtype)).items():
+            mx.eval(array)
+            pieces.setdefault(part, []).append(array)
+    for part, arrays in pieces.items():
+        writer.add_chunks(f"{name}.{part}", arrays[0].dtype, (weight.shape[0], arrays[0].shape[1]), arrays)
+
+
+def _slices(weight: mx.array) -> Iterator[mx.array]:
+    step = max(1, CHUNK_VALUES // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        yield weight[start : start + step]
+
+
+# --- the rest -----------------------------------------------------------------------------------------
+
+
+def _write_side_files(job: Job, folder: Path) -> None:
+    for name, path in job.opened.side_files.items():
+        shutil.copyfile(path, folder / name)
+    config = job.plan.config
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config_json.config_json(config, str(job.dtype).removeprefix("mlx.core.")),
+        "preprocessor_config.json": config_json.preprocessor_json(
+            config.vision.image_size, config.vision.num_patches, job.opened.resample
+        ),
+    }
+    if "generation_config.json" not in job.opened.side_files:
+        files["generation_config.json"] = config_json.GENERATION_JSON
+    if job.opened.side_files and "tokenizer_config.json" not in job.opened.side_files:
+        files["tokenizer_config.json"] = config_json.tokenizer_config_json()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

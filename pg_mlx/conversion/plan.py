@@ -1,0 +1,146 @@
+"""What a conversion will write, decided from shapes alone: nothing of the weights is read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..checkpoint.check import check, packing
+from ..checkpoint.layouts import TEXT, VISION, Slot, slots
+from ..checkpoint.load import Source
+from ..config import PaliGemmaConfig
+from ..errors import InputError
+from ..quantization import Quantization, Recipe, padded_size
+
+COMPONENTS = {
+    "SigLIP": VISION,
+    "projector": "multi_modal_projector",
+    "embedding/head": f"{TEXT}.embed_tokens",
+    "decoder": TEXT,
+}
+
+
+@dataclass(frozen=True)
+class Module:
+    """One canonical module: its stored form and the one it will have.
+
+    rows and columns are the stored sizes, `padded` the sizes to write (larger only in SigLIP's MLP).
+    """
+
+    name: str
+    kind: str
+    rows: int
+    columns: int
+    bias: bool
+    stored: Quantization | None
+    target: Quantization | None
+    padded: tuple[int, int]
+
+    @property
+    def component(self) -> str:
+        return next(component for component, prefix in COMPONENTS.items() if self.name.startswith(prefix))
+
+    @property
+    def parameters(self) -> int:
+        """As published, without padding."""
+        return self.rows * max(self.columns, 1) + self.rows * self.bias
+
+    def bytes_of(self, quantization: Quantization | None, item_bytes: int, rows: int, columns: int) -> int:
+        """Size of its tensors in a file."""
+        bias = rows * item_bytes * self.bias
+        if quantization is None:
+            return rows * max(columns, 1) * item_bytes + bias
+        scale_bytes = 2 * item_bytes if quantization.mode == "affine" else 1
+        return rows * columns * quantization.bits // 8 + rows * columns // quantization.group_size * scale_bytes + bias
+
+    def bytes_after(self, item_bytes: int) -> int:
+        return self.bytes_of(self.target, item_bytes, *self.padded)
+
+    def bytes_before(self, item_bytes: int) -> int:
+        return self.bytes_of(self.stored, item_bytes, self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    modules: list[Module]
+    config: PaliGemmaConfig  # of what will be written
+    left_float: list[str]
+    """Modules that were to be packed but cannot be: no whole groups."""
+
+
+def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, dequantize: bool = False) -> Plan:
+    """recipe None: keep what is packed packed and what is float float, unless `dequantize`.
+
+    Raises InputError if the tensors do not fit the config, or nothing can be packed although a recipe asks for it.
+    """
+    plan = list(slots(config))
+    check(plan, source.shapes, config)
+    modules = [module for slot in plan for module in _modules(slot, source, config)]
+    left_float: list[str] = []
+    width = config.vision.intermediate_size
+    if recipe is None:
+        modules = [replace(module, target=None if dequantize else module.stored) for module in modules]
+    else:
+        width = _vision_mlp_width(modules, recipe, width)
+        modules = [_padded(module, config.vision.intermediate_size, width) for module in modules]
+        modules = [_packed(module, recipe, left_float) for module in modules]
+        if not any(module.target for module in modules):
+            raise InputError(f"{recipe.name} quantizes nothing: no module's columns divide into whole groups")
+    vision = replace(config.vision, intermediate_size=width)
+    return Plan(modules, replace(config, vision=vision, quantization=_entry(modules)), left_float)
+
+
+def _modules(slot: Slot, source: Source, config: PaliGemmaConfig) -> Iterator[Module]:
+    for name, rows in zip(slot.sources, slot.rows, strict=True):
+        packed = f"{name}.scales" in source.shapes
+        stored = packing(source.shapes, name, slot.columns, config) if packed else None
+        yield Module(name, slot.kind, rows, slot.columns, slot.bias, stored, None, (rows, slot.columns))
+
+
+def _packable(module: Module) -> bool:
+    return module.kind in ("linear", "embedding")
+
+
+def _vision_mlp_width(modules: list[Module], recipe: Recipe, width: int) -> int:
+    """SigLIP's MLP width, padded (4304 -> 4352) if some fc2 is to be packed in groups that do not divide it."""
+    for module in modules:
+        if module.name.startswith(VISION) and module.name.endswith(".mlp.fc2"):
+            wanted = recipe.choose(module.name, module.columns)
+            if wanted and not wanted.fits(width):
+                return padded_size(width)
+    return width
+
+
+def _padded(module: Module, width: int, padded_width: int) -> Module:
+    if module.name.startswith(VISION) and module.name.endswith((".mlp.fc1", ".mlp.fc2")):
+        rows = padded_width if module.name.endswith("fc1") else module.rows
+        columns = padded_width if module.name.endswith("fc2") else module.columns
+        return replace(module, padded=(rows, columns))
+    return module
+
+
+def _packed(module: Module, recipe: Recipe, left_float: list[str]) -> Module:
+    wanted = recipe.choose(module.name, module.padded[1]) if _packable(module) else None
+    if wanted and not wanted.fits(module.padded[1]):
+        left_float.append(module.name)
+        wanted = None
+    return replace(module, target=wanted)
+
+
+def _entry(modules: list[Module]) -> dict[str, object]:
+    """MLX's `quantization` entry: the commonest packing at the top, every other module by name."""
+    packed = [module.target for module in modules if module.target]
+    if not packed:
+        return {}
+    common = max(set(packed), key=lambda quantization: (packed.count(quantization), quantization.bits))
+    entry: dict[str, object] = _fields(common)
+    for module in modules:
+        if module.target == common or not (module.target or _packable(module)):
+            continue
+        entry[module.name] = _fields(module.target) if module.target else False
+    return entry
+
+
+def _fields(quantization: Quantization) -> dict[str, object]:
+    fields: dict[str, object] = {"group_size": quantization.group_size, "bits": quantization.bits}
+    return fields if quantization.mode == "affine" else {**fields, "mode": quantization.mode}

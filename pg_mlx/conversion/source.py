@@ -1,0 +1,110 @@
+"""Opening whatever form a PaliGemma comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..checkpoint import hub
+from ..checkpoint.big_vision import BigVisionArchive
+from ..checkpoint.load import Source
+from ..checkpoint.safetensors import SafetensorsFolder, read_json
+from ..errors import InputError
+from ..processor import read_resample
+
+SIDE_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint to read from. `open` gives a fresh Source each time, since a tensor can be read only once."""
+
+    name: str
+    open: Callable[[], Source]
+    config: dict[str, Any]
+    side_files: dict[str, Path]
+    num_bytes: int
+    dtype: mx.Dtype
+    """Of its float tensors, as the final norm has it."""
+    resample: int = 3
+    """How pictures are resized, by Pillow's number: 3 is bicubic, 2 bilinear."""
+
+
+def open_source(
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    tokenizer: Path | None = None,
+    adapters: Sequence[str | Path] = (),
+) -> Opened:
+    """A Hugging Face or mlx-vlm folder, a hub repository, or a big_vision archive (or a folder with just one of those).
+
+    tokenizer: a file or folder whose tokenizer replaces the source's. adapters: PEFT folders to merge, in this order.
+    Raises InputError.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise InputError(f"no such file: {path}")
+        opened = _archive(path)
+    else:
+        folder = hub.resolve(path_or_repo, revision)
+        archives = list(folder.glob("*.npz"))
+        if not (folder / "config.json").is_file() and len(archives) == 1:
+            opened = _archive(archives[0])
+        else:
+            opened = _folder(str(path_or_repo), folder)
+    if tokenizer is not None:
+        opened.side_files.update(_tokenizer_files(tokenizer))
+    if adapters:
+        opened = _adapted(opened, adapters)
+    return opened
+
+
+def _archive(path: Path) -> Opened:
+    archive = BigVisionArchive(path)
+    return Opened(
+        path.name, lambda: BigVisionArchive(path), archive.config(), {}, path.stat().st_size, archive.float_dtype
+    )
+
+
+def _folder(name: str, folder: Path) -> Opened:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder")
+    config = read_json(folder / "config.json")
+    files = {name: folder / name for name in SIDE_FILES if (folder / name).is_file()}
+    resample = 2 if read_resample(folder / "preprocessor_config.json") == "bilinear" else 3
+    source = SafetensorsFolder(folder)
+    return Opened(
+        name, lambda: SafetensorsFolder(folder), config, files, source.num_bytes, source.float_dtype, resample
+    )
+
+
+def _tokenizer_files(path: Path) -> dict[str, Path]:
+    if path.is_file():
+        name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
+        return {name: path}
+    found = {name: path / name for name in SIDE_FILES if (path / name).is_file() and name != "generation_config.json"}
+    if not {"tokenizer.model", "tokenizer.json"} & set(found):
+        raise InputError(f"{path} holds no tokenizer: neither tokenizer.model nor tokenizer.json")
+    return found
+
+
+def _adapted(opened: Opened, adapters: Sequence[str | Path]) -> Opened:
+    from ..checkpoint.adapters import AdaptedSource, Adapter
+
+    def reopen() -> Source:
+        return AdaptedSource(opened.open(), [Adapter(Path(adapter)) for adapter in adapters])
+
+    reopen()  # a wrong adapter is found now, not halfway
+    return replace(opened, open=reopen)

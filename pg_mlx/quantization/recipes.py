@@ -1,0 +1,93 @@
+"""Which module gets how many bits: named recipes, uniform settings, and overrides by glob.
+
+Names are canonical module names, `language_model.model.layers.3.mlp.down_proj`. The first rule that matches decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..errors import InputError
+from .modes import FLOAT_MODES, Quantization
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Modules whose name matches `pattern` and whose columns are no multiple of `unless_multiple` (0: any columns)."""
+
+    pattern: str
+    quantization: Quantization | None  # None: stays float
+    unless_multiple: int = 0
+
+    def matches(self, module: str, columns: int) -> bool:
+        fits = self.unless_multiple == 0 or columns % self.unless_multiple != 0
+        return fits and fnmatchcase(module, self.pattern)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+
+    def choose(self, module: str, columns: int) -> Quantization | None:
+        """The packing of a module, None for float."""
+        return next((rule.quantization for rule in self.rules if rule.matches(module, columns)), None)
+
+    def with_overrides(self, overrides: Mapping[str, str]) -> Recipe:
+        """With rules of the form {glob: "BITS[/GROUP]", a floating mode, or "float"} in front. Raises InputError."""
+        rules = tuple(Rule(pattern, parse_packing(text)) for pattern, text in overrides.items())
+        return Recipe(f"{self.name}, overridden" if rules else self.name, self.about, rules + self.rules)
+
+
+def _q(bits: int, group_size: int = 64) -> Quantization:
+    return Quantization(bits, group_size)
+
+
+_EYES = (Rule("vision_tower.*", _q(8)), Rule("multi_modal_projector.*", _q(8)))
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "tiny",
+            "4-bit decoder and head, 8-bit SigLIP and projector: the fewest bytes a token",
+            (*_EYES, Rule("*", _q(4))),
+        ),
+        Recipe(
+            "balanced",
+            "4-bit decoder, 6-bit embedding/head, 8-bit SigLIP and projector; in PaliGemma 2 3B also 6 bits for the "
+            "matrices of 2304 columns, because MLX's fast 4-bit kernel for one token wants a multiple of 512 columns "
+            "and its 6-bit one a multiple of 256",
+            (*_EYES, Rule("*.embed_tokens", _q(6)), Rule("*", _q(6), unless_multiple=512), Rule("*", _q(4))),
+        ),
+        Recipe("quality", "8 bits everywhere", (Rule("*", _q(8)),)),
+    )
+}
+
+
+def uniform(bits: int | None, group_size: int | None, mode: str | None) -> Recipe:
+    """Everything alike; what is not given is MLX's default for the mode. Raises InputError."""
+    mode = mode or "affine"
+    default_bits, default_group = FLOAT_MODES.get(mode, (4, 64))
+    quantization = Quantization(bits or default_bits, group_size or default_group, mode)
+    kind = f"{quantization.bits} bits" if mode == "affine" else mode
+    return Recipe(
+        f"uniform {kind}", f"{kind} in groups of {quantization.group_size} everywhere", (Rule("*", quantization),)
+    )
+
+
+def parse_packing(text: str) -> Quantization | None:
+    """ "6", "4/32", "mxfp4" or "float". Raises InputError."""
+    if text == "float":
+        return None
+    if text in FLOAT_MODES:
+        return Quantization(*FLOAT_MODES[text], text)
+    bits, _, group_size = text.partition("/")
+    if not bits.isdigit() or not (group_size or "64").isdigit():
+        raise InputError(
+            f"{text!r} is no packing; write bits (6), bits/group (4/32), {', '.join(FLOAT_MODES)} or float"
+        )
+    return Quantization(int(bits), int(group_size or 64))
