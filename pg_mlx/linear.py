@@ -23,7 +23,11 @@ and the float32 product 60 ms for 256 rows (measured, 2 cores, OpenBLAS), so the
 
 
 class _Matrix(nn.Module):
-    """weight [rows, columns], float, or packed uint32 [rows, columns * bits / 32] with its scales."""
+    """weight [rows, columns], float, or packed uint32 [rows, columns * bits / 32] with its scales.
+
+    A packed one may have an adapter beside it: `up` [rows, rank] and `down` [rank, columns], whose product adds to the
+    weight, and `row_scale` [rows], which multiplies the packed weight's rows first.
+    """
 
     def __init__(self, rows: int, columns: int, quantization: Quantization | None = None):
         super().__init__()
@@ -36,35 +40,50 @@ class _Matrix(nn.Module):
         if self.quantization is None:
             return x @ self.weight.T
         if not on_gpu() and x.size // x.shape[-1] >= CPU_UNPACK_ROWS:
-            return x @ self.unpacked(x.dtype).T
-        q = self.quantization
-        return mx.quantized_matmul(
-            x,
-            self.weight,
-            scales=self.scales,
-            biases=self.get("biases"),
-            transpose=True,
-            group_size=q.group_size,
-            bits=q.bits,
-            mode=q.mode,
-        )
+            y = x @ self._stored(x.dtype).T
+        else:
+            q = self.quantization
+            y = mx.quantized_matmul(
+                x,
+                self.weight,
+                scales=self.scales,
+                biases=self.get("biases"),
+                transpose=True,
+                group_size=q.group_size,
+                bits=q.bits,
+                mode=q.mode,
+            )
+        if "row_scale" in self:
+            y = y * self.row_scale
+        return y + (x @ self.down.T) @ self.up.T if "up" in self else y
 
     def unpacked(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
-        """The float weight [rows, columns], or only the rows `ids` [...] -> [..., columns]."""
-        weight = self.weight if ids is None else self.weight[ids]
+        """The float weight [rows, columns], adapted, or only the rows `ids` [...] -> [..., columns]."""
+        weight = self._stored(dtype, ids)
+        if "row_scale" in self:
+            weight = weight * _chosen(self.row_scale, ids)[..., None].astype(dtype)
+        if "up" in self:
+            weight = weight + _chosen(self.up, ids).astype(dtype) @ self.down.astype(dtype)
+        return weight
+
+    def _stored(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
+        """As `unpacked`, without the adapter."""
         if self.quantization is None:
-            return weight.astype(dtype)
-        biases = self.get("biases")
+            return _chosen(self.weight, ids).astype(dtype)
         q = self.quantization
         return mx.dequantize(
-            weight,
-            scales=self.scales if ids is None else self.scales[ids],
-            biases=biases if biases is None or ids is None else biases[ids],
+            _chosen(self.weight, ids),
+            scales=_chosen(self.scales, ids),
+            biases=_chosen(self.biases, ids) if "biases" in self else None,
             group_size=q.group_size,
             bits=q.bits,
             mode=q.mode,
             dtype=dtype,
         )
+
+
+def _chosen(array: mx.array, ids: mx.array | None) -> mx.array:
+    return array if ids is None else array[ids]
 
 
 class Linear(_Matrix):
@@ -86,9 +105,11 @@ class Linear(_Matrix):
     def rows(self, start: int, stop: int) -> Linear:
         """The layer that computes outputs start..stop-1 only. Shares memory with this one."""
         part = Linear(self.num_columns, stop - start, quantization=self.quantization)
-        for name in ("weight", "scales", "biases", "bias"):
+        for name in ("weight", "scales", "biases", "bias", "up", "row_scale"):
             if name in self:
                 part[name] = self[name][start:stop]
+        if "down" in self:
+            part.down = self.down
         return part
 
 

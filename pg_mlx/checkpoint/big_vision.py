@@ -31,7 +31,7 @@ class Piece:
 
 
 class BigVisionArchive:
-    """A `load.Source`: `shapes` by canonical name, and `read`. Optimizer state (`opt/`, `chrono/`) is ignored.
+    """A `assemble.Source`: `shapes` by canonical name, and `read`. Optimizer state (`opt/`, `chrono/`) is ignored.
 
     Raises InputError if the archive is broken or is no PaliGemma.
     """

@@ -6,13 +6,14 @@ objects are refused by construction: only plain number types are known here.
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -74,13 +75,13 @@ class NpzArchive:
     def _stored_at(self, member: _Member) -> tuple[Any, int]:
         """A file that holds the member's bytes as they are, and where its numbers begin in it."""
         if member.info.compress_type == zipfile.ZIP_STORED:
-            with self.path.open("rb") as file:
-                file.seek(member.info.header_offset)
-                *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+            file = cast(IO[bytes], self._zip.fp)  # open already, so it stays readable if its name goes away
+            file.seek(member.info.header_offset)
+            *_, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
             start = member.info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-            if start + member.info.file_size > self.path.stat().st_size:
+            if start + member.info.file_size > os.fstat(file.fileno()).st_size:
                 raise InputError(f"{self.path} is truncated: {member.info.filename} goes beyond its end")
-            return self.path, start + member.header_bytes
+            return file, start + member.header_bytes
         unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the mapping)
         try:
             with self._zip.open(member.info) as file:

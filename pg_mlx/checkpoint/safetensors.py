@@ -51,6 +51,8 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except InputError:
+        raise
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not a safetensors file: its header is not valid JSON") from None
     if not isinstance(header, dict):
@@ -81,7 +83,8 @@ class SafetensorsFolder:
         self.files = _weight_files(folder)
         self.num_bytes = sum(path.stat().st_size for path in self.files)
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.unknown: list[str] = []
+        self.sizes: dict[str, int] = {}
+        """Bytes of each tensor."""
         self.float_dtype = mx.float32
         """Of the final norm, which is never packed, and so of the floats in general."""
         self._places: dict[str, tuple[Path, str]] = {}
@@ -96,6 +99,7 @@ class SafetensorsFolder:
                 if has_channels_second(name, shape):
                     shape = (shape[0], *shape[2:], shape[1])
                 self.shapes[name] = shape
+                self.sizes[name] = math.prod(shape) * _ITEM_BYTES[dtype]
                 if name == FINAL_NORM:
                     self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
                 self._places[name] = (path, key)

@@ -22,7 +22,9 @@ _REQUIRED = {
         *(f"text_config.{key}" for key in (*_SIZES, "num_key_value_heads", "vocab_size", "head_dim")),
         *(f"vision_config.{key}" for key in (*_SIZES, "patch_size", "projection_dim", "image_size")),
     ],
-    "preprocessor_config.json": ["image_mean", "image_std", "size.width", "size.height", "image_seq_length"],
+    "preprocessor_config.json": [
+        *("processor_class", "image_mean", "image_std", "size.width", "size.height", "image_seq_length"),
+    ],
 }
 """mlx-swift-lm, Libraries/MLXVLM/Models/Paligemma.swift: the CodingKeys without a default."""
 
@@ -34,6 +36,8 @@ def validate(folder: Path) -> list[str]:
     problems = [problem for name in _REQUIRED for problem in _missing_fields(folder / name, _REQUIRED[name])]
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         problems.append("no tokenizer: neither tokenizer.model nor tokenizer.json")
+    elif not (folder / "tokenizer.json").is_file():
+        problems.append("no tokenizer.json, and Swift reads no tokenizer.model")
     try:
         problems += _weights(folder)
     except InputError as error:

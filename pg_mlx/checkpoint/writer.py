@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import mlx.core as mx
 
@@ -35,7 +35,7 @@ class ShardWriter:
         self.header_bytes = -(-header_bytes // 64) * 64  # data begins at a multiple of 64 bytes
         self.total_bytes = 0
         self._shards: list[dict[str, dict]] = []
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None  # unbuffered: nothing is left to write after a failure
 
     def add(self, name: str, array: mx.array) -> None:
         """Write one tensor."""
@@ -48,7 +48,7 @@ class ShardWriter:
         assert self._file is not None
         start = self._file.tell()
         for chunk in chunks:
-            self._file.write(_bytes(chunk.astype(dtype)))
+            _write(self._file, _bytes(chunk.astype(dtype)))
         stop = self._file.tell()
         offsets = [start - self.header_bytes, stop - self.header_bytes]
         self._shards[-1][name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}
@@ -70,8 +70,8 @@ class ShardWriter:
 
     def _next_shard(self) -> None:
         self._finish_shard()
-        self._file = self._path(len(self._shards)).open("wb")
-        self._file.write(b" " * self.header_bytes)
+        self._file = self._path(len(self._shards)).open("wb", buffering=0)
+        _write(self._file, memoryview(b" " * self.header_bytes))
         self._shards.append({})
 
     def _finish_shard(self) -> None:
@@ -81,11 +81,15 @@ class ShardWriter:
         room = self.header_bytes - 8
         assert len(header) <= room, "more tensors in a shard than its header has room for"
         self._file.seek(0)
-        self._file.write(room.to_bytes(8, "little") + header)
-        self._file.flush()
+        _write(self._file, memoryview(room.to_bytes(8, "little") + header))
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
+
+
+def _write(file: io.FileIO, data: memoryview) -> None:
+    while data:  # the system takes two gigabytes at a time
+        data = data[file.write(data) :]
 
 
 def _bytes(array: mx.array) -> memoryview:
@@ -104,6 +108,8 @@ def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
     Raises InputError if the target exists, unless `force`; then the old folder lives until the new one is complete.
     A process that is killed leaves its sibling behind; the next run for the same target removes it.
     """
+    if target.is_symlink():
+        target = target.resolve()  # the link stays, and the new folder is written where the old one is
     if not target.parent.is_dir():
         raise InputError(f"no such folder: {target.parent}")
     _clean_up(target)
@@ -111,20 +117,22 @@ def whole_folder(target: Path, force: bool = False) -> Iterator[Path]:
         raise InputError(f"{target} exists already; choose another name, or --force to replace it")
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; only a folder can be replaced")
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    partial, replaced = (target.parent / f".{target.name}.{state}-{os.getpid()}" for state in ("partial", "replaced"))
     partial.mkdir()
     try:
         yield partial
         _sync(partial)
-        replaced = target.parent / f".{target.name}.replaced-{os.getpid()}"
         if target.exists():
+            if not force:
+                raise InputError(f"{target} has appeared meanwhile; choose another name, or --force to replace it")
             target.rename(replaced)
         partial.rename(target)
         _sync(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for left in (partial, replaced):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _clean_up(target: Path) -> None:

@@ -119,11 +119,13 @@ def run(argv: list[str], program: str) -> int:
 
 
 def _overrides(texts: list[str]) -> dict[str, str]:
-    pairs = [text.rpartition("=") for text in texts]
-    for text, (pattern, _, packing) in zip(texts, pairs, strict=True):
+    overrides: dict[str, str] = {}
+    for text in texts:
+        pattern, _, packing = text.rpartition("=")
         if not pattern or not packing:
             raise InputError(f"--q-override {text!r} is not of the form GLOB=PACKING")
-    return {pattern: packing for pattern, _, packing in pairs}
+        overrides.setdefault(pattern, packing)  # the first one wins, also over one with the same pattern
+    return overrides
 
 
 def _validate(folder: Path) -> int:

@@ -38,6 +38,12 @@ def parser(program: str) -> argparse.ArgumentParser:
     p = Parser(program, DESCRIPTION, EPILOG)
     p.add_argument("--model", required=True, metavar="M", help="checkpoint folder, or hub repository owner/name")
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
+    p.add_argument(
+        "--adapter-path",
+        action="append",
+        metavar="A",
+        help="folder of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
+    )
     p.add_argument("--image", action="append", metavar="I", help="file, URL, or - for stdin")
     p.add_argument("--prompt", default="", metavar="P", help="the task text, or - for stdin (default: empty)")
     p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
@@ -95,6 +101,7 @@ def run(argv: list[str], program: str) -> int:
     model, processor = load(
         args.model,
         dtype=args.dtype,
+        adapter_path=args.adapter_path,
         revision=args.revision,
         use_sliding_window=args.sliding_window,
         progress=progress,

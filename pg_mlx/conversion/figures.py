@@ -6,7 +6,7 @@ logits of the whole vocabulary, which are a megabyte a position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -36,7 +36,7 @@ class Predictions(NamedTuple):
     result_top: np.ndarray
 
 
-def predict(source: Reading, result: Reading, vocabulary: int, tick: Callable[[], None]) -> Predictions:
+def predict(source: Reading, result: Reading, vocabulary: int) -> Predictions:
     """Compare two next-token distributions over the first `vocabulary` ids.
 
     The vocabulary comes in slices. With a and b for the logits of source and result, each slice gives max a, max b,
@@ -57,7 +57,6 @@ def predict(source: Reading, result: Reading, vocabulary: int, tick: Callable[[]
             tops = [start + x.argmax(axis=-1) for x in (a, b)]  # float32 holds these exactly
             parts.append(np.array(mx.stack([max_a, max_b, *sums, *tops]), dtype=np.float64))
         slices.append(np.concatenate(parts, axis=1))
-        tick()
     max_a, max_b, sum_a, sum_b, sum_ab, top_a, top_b = np.stack(slices, axis=1)  # [slices, T] each
     log_a = np.logaddexp.reduce(max_a + np.log(sum_a))
     log_b = np.logaddexp.reduce(max_b + np.log(sum_b))

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from ..checkpoint.assemble import Source
 from ..checkpoint.layouts import tell
-from ..checkpoint.load import DTYPES, Source
+from ..checkpoint.load import DTYPES
 from ..checkpoint.writer import ShardWriter, whole_folder
 from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
+from ..processor import Tokenizer
 from ..quantization import RECIPES, Quantization, Recipe, pad_columns, pad_rows, uniform
 from . import config_json
 from .card import model_card
 from .plan import Module, Plan, make_plan
 from .source import Opened, open_source
+from .tokenizer_json import write_tokenizer_json
 
 if TYPE_CHECKING:
     from .quality import Quality
@@ -34,8 +37,11 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes written so far, and the bytes there will be."""
 
-CHUNK_VALUES = 32 << 20
-"""Values of a matrix that are packed at once; packing works row by row, so slices of rows change nothing."""
+CHUNK_VALUES = 2 << 20
+"""Values of a matrix that are packed or unpacked at once; both work row by row, so slices of rows change nothing."""
+
+BYTES_A_VALUE = 96
+"""Memory for that: on the CPU MLX takes up to 77 bytes a value to pack (nvfp4), 14 to unpack."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,10 @@ class Job:
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
 
     def expected_peak(self) -> int:
-        """The largest tensor, twice (as it is read and as float), its packed form, and a slice in float32."""
-        item = self.dtype.size
-        both = (2 * m.bytes_of(None, item, m.rows, m.columns) + m.bytes_after(item) for m in self.plan.modules)
-        return max(both) + 8 * CHUNK_VALUES
+        """The largest tensor as it is read, what is written of it, and the work on a slice."""
+        before, after = self.opened.dtype.size, self.dtype.size
+        largest = max(m.bytes_before(before) + m.bytes_after(after) for m in self.plan.modules)
+        return largest + BYTES_A_VALUE * CHUNK_VALUES
 
     def header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
@@ -114,14 +120,24 @@ def prepare(
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     adapters = [adapter_path] if isinstance(adapter_path, (str, Path)) else list(adapter_path or ())
     opened = open_source(source, revision, Path(tokenizer) if tokenizer else None, adapters)
-    if need_tokenizer and not {"tokenizer.model", "tokenizer.json"} & set(opened.side_files):
+    reader = opened.open()
+    config = PaliGemmaConfig.from_dict(opened.config, tell(reader.shapes))
+    if need_tokenizer:
+        _check_tokenizer(opened, config.text.vocab_size)
+    stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
+    return Job(opened, make_plan(reader, config, recipe, dequantize), recipe, DTYPES[dtype] if dtype else stored)
+
+
+def _check_tokenizer(opened: Opened, rows: int) -> None:
+    """Without one that can be read, and whose ids all have a row in the embedding, the result could not answer."""
+    files = [opened.side_files[name] for name in ("tokenizer.model", "tokenizer.json") if name in opened.side_files]
+    if not files:
         raise InputError(
             f"{opened.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
         )
-    reader = opened.open()
-    config = PaliGemmaConfig.from_dict(opened.config, tell(reader.shapes))
-    stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
-    return Job(opened, make_plan(reader, config, recipe, dequantize), recipe, DTYPES[dtype] if dtype else stored)
+    pieces = Tokenizer.from_file(files[0]).vocab_size
+    if pieces > rows:
+        raise InputError(f"{files[0]} has {pieces} pieces, but the embedding only {rows} rows")
 
 
 def convert(
@@ -202,7 +218,8 @@ def run(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PgMlxError(f"no space left to write {target}; nothing was changed") from error
-        raise PgMlxError(f"cannot write {target}: {error.strerror or error}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise PgMlxError(f"cannot write {target}: {error.strerror or error}{where}") from error
     return result
 
 
@@ -218,8 +235,12 @@ def _compare(job: Job, folder: Path, calibration: str | Path | None, report: Pro
     from .quality import compare, default_samples
 
     samples = default_samples(Path(calibration) if calibration else None)
-    report("comparing", 0, 0)
-    return compare(job.opened.open(), job.opened.config, folder, samples=samples)
+    size = job.expected_bytes()
+
+    def progress(done: int, total: int) -> None:
+        report(f"comparing with the source, {done} of {total}", size, size)
+
+    return compare(job.opened.open(), job.opened.config, folder, samples=samples, progress=progress)
 
 
 # --- weights ------------------------------------------------------------------------------------------
@@ -239,55 +260,62 @@ def _write_module(module: Module, source: Source, writer: ShardWriter, job: Job)
     name = module.name
     if module.stored and module.stored == module.target and module.padded == (module.rows, module.columns):
         for part in _parts(module.stored):
-            array = source.read(f"{name}.{part}")
+            array = _read(source, f"{name}.{part}")
             writer.add(f"{name}.{part}", array.astype(job.dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
+    elif module.target:
+        _write_packed(module, module.target, source, writer, job.dtype)
     else:
-        weight = _read_weight(module, source)
-        weight = pad_rows(weight, module.padded[0])
-        if module.columns and module.padded[1] != module.columns:
-            weight = pad_columns(weight, module.padded[1])
-        if module.target:
-            _write_packed(name, weight, module.target, job.dtype, writer)
-        else:
-            writer.add(f"{name}.weight", weight.astype(job.dtype))
+        is_matrix = module.columns and module.kind != "patches"
+        shape = module.padded if is_matrix else source.shapes[f"{name}.weight"]
+        writer.add_chunks(f"{name}.weight", job.dtype, shape, _slices(module, source))
     if module.bias:
-        bias = pad_rows(source.read(f"{name}.bias"), module.padded[0])
+        bias = pad_rows(_read(source, f"{name}.bias"), module.padded[0])
         writer.add(f"{name}.bias", bias.astype(job.dtype))
+
+
+def _read(source: Source, name: str) -> mx.array:
+    """The tensor, evaluated, so that what fails here is its file."""
+    array = source.read(name)
+    try:
+        mx.eval(array)
+    except RuntimeError as error:
+        raise PgMlxError(f"{name} cannot be read; has its file been changed meanwhile? {error}") from None
+    return array
 
 
 def _parts(quantization: Quantization) -> tuple[str, ...]:
     return ("weight", "scales", "biases") if quantization.mode == "affine" else ("weight", "scales")
 
 
-def _read_weight(module: Module, source: Source) -> mx.array:
-    """The float weight, unpacked if it is stored packed."""
-    arrays = {
-        part: source.read(f"{module.name}.{part}") for part in (_parts(module.stored) if module.stored else ["weight"])
-    }
-    if module.stored is None:
-        if not mx.issubdtype(arrays["weight"].dtype, mx.floating):
-            raise InputError(f"{module.name}.weight holds {arrays['weight'].dtype}, not floating-point numbers")
-        return arrays["weight"]
-    return module.stored.unpack(arrays)
-
-
 def _write_packed(
-    name: str, weight: mx.array, quantization: Quantization, dtype: mx.Dtype, writer: ShardWriter
+    module: Module, quantization: Quantization, source: Source, writer: ShardWriter, dtype: mx.Dtype
 ) -> None:
     """Pack and write slice by slice: scales take the dtype of what is packed, so it is brought to `dtype` before."""
     pieces: dict[str, list[mx.array]] = {}
-    for rows in _slices(weight):
+    for rows in _slices(module, source):
         for part, array in quantization.pack(rows.astype(dtype)).items():
             mx.eval(array)
             pieces.setdefault(part, []).append(array)
     for part, arrays in pieces.items():
-        writer.add_chunks(f"{name}.{part}", arrays[0].dtype, (weight.shape[0], arrays[0].shape[1]), arrays)
+        shape = (module.padded[0], arrays[0].shape[1])
+        writer.add_chunks(f"{module.name}.{part}", arrays[0].dtype, shape, arrays)
 
 
-def _slices(weight: mx.array) -> Iterator[mx.array]:
-    step = max(1, CHUNK_VALUES // weight.shape[1])
-    for start in range(0, weight.shape[0], step):
-        yield weight[start : start + step]
+def _slices(module: Module, source: Source) -> Iterator[mx.array]:
+    """The weight as floats, unpacked and padded where need be, some rows at a time."""
+    parts = _parts(module.stored) if module.stored else ("weight",)
+    arrays = {part: _read(source, f"{module.name}.{part}") for part in parts}
+    if module.stored is None and not mx.issubdtype(arrays["weight"].dtype, mx.floating):
+        raise InputError(f"{module.name}.weight holds {arrays['weight'].dtype}, not floating-point numbers")
+    step = max(1, CHUNK_VALUES // max(1, module.columns))
+    for start in range(0, module.rows, step):
+        rows = {part: array[start : start + step] for part, array in arrays.items()}
+        weight = module.stored.unpack(rows) if module.stored else rows["weight"]
+        if start + step >= module.rows:
+            weight = pad_rows(weight, module.padded[0] - start)
+        if module.padded[1] != module.columns:
+            weight = pad_columns(weight, module.padded[1])
+        yield weight
 
 
 # --- the rest -----------------------------------------------------------------------------------------
@@ -296,6 +324,8 @@ def _slices(weight: mx.array) -> Iterator[mx.array]:
 def _write_side_files(job: Job, folder: Path) -> None:
     for name, path in job.opened.side_files.items():
         shutil.copyfile(path, folder / name)
+    if "tokenizer.json" not in job.opened.side_files and "tokenizer.model" in job.opened.side_files:
+        write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
     config = job.plan.config
     files: dict[str, dict[str, Any]] = {
         "config.json": config_json.config_json(config, str(job.dtype).removeprefix("mlx.core.")),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..checkpoint.assemble import Source
 from ..checkpoint.check import check, packing
 from ..checkpoint.layouts import TEXT, VISION, Slot, slots
-from ..checkpoint.load import Source
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..quantization import Quantization, Recipe, padded_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint import hub
+from ..checkpoint.assemble import Source
 from ..checkpoint.big_vision import BigVisionArchive
-from ..checkpoint.load import Source
 from ..checkpoint.safetensors import SafetensorsFolder, read_json
 from ..errors import InputError
 from ..processor import read_resample
@@ -52,8 +53,10 @@ def open_source(
     tokenizer: a file or folder whose tokenizer replaces the source's. adapters: PEFT folders to merge, in this order.
     Raises InputError.
     """
-    path = Path(path_or_repo).expanduser()
+    path = Path(path_or_repo)
     if path.suffix == ".npz":
+        with contextlib.suppress(RuntimeError):  # "~nobody/x" has no home to expand to, and is then not found
+            path = path.expanduser()
         if not path.is_file():
             raise InputError(f"no such file: {path}")
         opened = _archive(path)
@@ -65,7 +68,8 @@ def open_source(
         else:
             opened = _folder(str(path_or_repo), folder)
     if tokenizer is not None:
-        opened.side_files.update(_tokenizer_files(tokenizer))
+        kept = {name: path for name, path in opened.side_files.items() if name == "generation_config.json"}
+        opened = replace(opened, side_files=kept | _tokenizer_files(tokenizer))
     if adapters:
         opened = _adapted(opened, adapters)
     return opened

@@ -33,7 +33,7 @@ class Processor:
     @classmethod
     def from_folder(cls, folder: Path, image_size: int) -> Processor:
         """Raises InputError if the tokenizer is missing or preprocessor_config.json asks for what no PaliGemma does."""
-        return cls(Tokenizer.from_folder(folder), image_size, _read_resample(folder / "preprocessor_config.json"))
+        return cls(Tokenizer.from_folder(folder), image_size, read_resample(folder / "preprocessor_config.json"))
 
     def pixels(self, image: Any) -> np.ndarray:
         """float32 [image_size, image_size, 3] in -1..1, from anything `images.load_image` takes."""
@@ -55,7 +55,7 @@ class Processor:
         return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 
 
-def _read_resample(path: Path) -> str:
+def read_resample(path: Path) -> str:
     if not path.is_file():
         return "bicubic"
     try:

@@ -61,11 +61,18 @@ class Quantization:
         return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
 
     def unpack(self, arrays: Mapping[str, mx.array]) -> mx.array:
-        """What `pack` made (weight, scales, biases) back to float32 [rows, columns]."""
+        """What `pack` made (weight, scales, biases) back to float32 [rows, columns].
+
+        MLX computes in the dtype of the scales, so 16-bit ones are widened first: rounding each product and sum to
+        bfloat16 would add a fifth to the error of 8 bits.
+        """
+        scales, biases = arrays["scales"], arrays.get("biases")
+        if self.mode == "affine":
+            scales, biases = (array.astype(mx.float32) for array in (scales, arrays["biases"]))
         return mx.dequantize(
             arrays["weight"],
-            scales=arrays["scales"],
-            biases=arrays.get("biases"),
+            scales=scales,
+            biases=biases,
             group_size=self.group_size,
             bits=self.bits,
             mode=self.mode,

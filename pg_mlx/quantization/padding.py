@@ -17,9 +17,13 @@ def padded_size(size: int, multiple: int = 128) -> int:
 
 def pad_rows(array: mx.array, rows: int) -> mx.array:
     """A vector [n] or matrix [n, columns] with zeros appended up to `rows` rows."""
+    if rows == array.shape[0]:
+        return array  # padding by nothing would still copy
     return mx.pad(array, [(0, rows - array.shape[0])] + [(0, 0)] * (array.ndim - 1))
 
 
 def pad_columns(array: mx.array, columns: int) -> mx.array:
     """A matrix [rows, n] with zeros appended up to `columns` columns."""
+    if columns == array.shape[1]:
+        return array
     return mx.pad(array, [(0, 0), (0, columns - array.shape[1])])

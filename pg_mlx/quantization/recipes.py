@@ -5,6 +5,7 @@ Names are canonical module names, `language_model.model.layers.3.mlp.down_proj`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -72,7 +73,8 @@ def uniform(bits: int | None, group_size: int | None, mode: str | None) -> Recip
     """Everything alike; what is not given is MLX's default for the mode. Raises InputError."""
     mode = mode or "affine"
     default_bits, default_group = FLOAT_MODES.get(mode, (4, 64))
-    quantization = Quantization(bits or default_bits, group_size or default_group, mode)
+    bits = default_bits if bits is None else bits
+    quantization = Quantization(bits, default_group if group_size is None else group_size, mode)
     kind = f"{quantization.bits} bits" if mode == "affine" else mode
     return Recipe(
         f"uniform {kind}", f"{kind} in groups of {quantization.group_size} everywhere", (Rule("*", quantization),)
@@ -85,9 +87,9 @@ def parse_packing(text: str) -> Quantization | None:
         return None
     if text in FLOAT_MODES:
         return Quantization(*FLOAT_MODES[text], text)
-    bits, _, group_size = text.partition("/")
-    if not bits.isdigit() or not (group_size or "64").isdigit():
+    numbers = re.fullmatch(r"(\d+)(?:/(\d+))?", text, re.ASCII)
+    if numbers is None:
         raise InputError(
             f"{text!r} is no packing; write bits (6), bits/group (4/32), {', '.join(FLOAT_MODES)} or float"
         )
-    return Quantization(int(bits), int(group_size or 64))
+    return Quantization(int(numbers[1]), int(numbers[2] or 64))

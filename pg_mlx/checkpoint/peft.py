@@ -1,0 +1,283 @@
+"""Adapter folders as PEFT, mlx-lm and mlx-vlm write them: what fine-tuning changed, module by module.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685) adds a product of two thin matrices to a weight; rsLoRA (Kalajdzievski 2023,
+arXiv 2312.03732) scales it by 1 / sqrt(rank) in place of 1 / rank; DoRA (Liu et al. 2024, arXiv 2402.09353) then gives
+each row of the sum a length of its own. Whole tensors (`modules_to_save`, trained biases) replace the stored ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import mlx.core as mx
+
+from ..errors import InputError
+from ..quantization import padded_size
+from .layouts import TEXT, VISION, canonical_name, has_channels_second
+from .safetensors import read_header, read_json
+
+HEAD, EMBEDDING = "language_model.lm_head", f"{TEXT}.embed_tokens"
+
+_LOW_RANK = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector|lora_[ab]|[ABm])"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(?:\.weight)?"  # the adapter's name, perhaps, then the tensor's
+)
+_PARTS = {  # up [rows, rank] or down [rank, columns], and whether it is stored the other way round
+    "lora_A": ("down", False), "lora_B": ("up", False),
+    "lora_embedding_A": ("up", True), "lora_embedding_B": ("down", True),
+    "lora_a": ("down", True), "lora_b": ("up", True),  # mlx-lm and mlx-vlm
+    "A": ("down", True), "B": ("up", True),  # mlx-vlm's older layer
+    "lora_magnitude_vector": ("magnitude", False), "m": ("magnitude", False),
+}  # fmt: skip
+_WRAPPERS = re.compile(
+    r"\.modules_to_save(?:\.default|\.(?!linear\.)[^.]+(?=\.(?:weight|bias)$))?(?=\.)|\.base_layer(?=\.bias$)"
+)
+_FROZEN = re.compile(r"\.original_module\.|\.base_layer\.weight$")
+_OTHER_VARIANTS = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
+)  # fmt: skip
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one module: float32 arrays in the model's shapes, not yet evaluated.
+
+    weight [rows, columns] and bias [rows] replace the stored ones. Then the product of the two factors, [rows, rank]
+    and [rank, columns], is added to the weight and extra_bias [rows] to the bias, and magnitude is how long the
+    weight's rows become, [rows, 1], or (PEFT's DoRA of an embedding) its columns, [1, columns].
+    """
+
+    weight: mx.array | None = None
+    bias: mx.array | None = None
+    factors: tuple[mx.array, mx.array] | None = None
+    extra_bias: mx.array | None = None
+    magnitude: mx.array | None = None
+
+
+class Adapter:
+    """A folder with adapter_config.json and one file of tensors. Raises InputError for what is not of LoRA's kind.
+
+    `modules` are the canonical names of the modules that it changes.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = _folder(folder)
+        self.config = _read_config(self.folder / "adapter_config.json")
+        self._file = _weight_file(self.folder)
+        self._opened: dict[str, mx.array] = {}
+        self._places: dict[str, dict[str, tuple[str, bool]]] = {}  # by module and field: key, and if it is transposed
+        self._trained_as: dict[str, str] = {}  # the name of a module where the adapter was trained
+        for key, (dtype, _) in read_header(self._file).items():
+            if dtype not in ("F32", "F16", "BF16"):
+                raise InputError(f"{self._file}: {key} holds {dtype}, but adapters are F32, F16 or BF16")
+            self._place(key)
+        self._drop_head()
+        self.modules = self._places.keys()
+        if not self.modules:
+            raise InputError(f"{self._file} adapts nothing: it holds no tensors")
+
+    def change(self, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Change:
+        """What it does to one of its modules. shapes: of the model's float tensors; raises InputError where it does
+        not fit them."""
+        shape = shapes.get(f"{module}.weight")
+        if shape is None:
+            raise InputError(f"{self.folder} adapts {module}, which this model does not have")
+        rows, columns = shape[0], math.prod(shape[1:])
+        fields = {field: self._read(*place) for field, place in self._places[module].items()}
+        if "weight" in fields:
+            weight = fields["weight"]
+            if has_channels_second(f"{module}.weight", weight.shape):
+                weight = weight.transpose(0, 2, 3, 1)
+            self._check(module, "weight", weight.shape, shape)
+            fields["weight"] = _pad(weight, shape).reshape(rows, columns)
+        for name in fields.keys() & {"bias", "extra_bias"}:
+            if f"{module}.bias" not in shapes:
+                raise InputError(f"{self.folder} has a bias for {module}, which has none in this model")
+            self._check(module, "bias", fields[name].shape, (rows,))
+            fields[name] = _pad(fields[name], (rows,))
+        factors = None
+        if fields.keys() & {"up", "down", "magnitude", "extra_bias"}:
+            self._require_whole(module, fields)
+            up, down = _as_matrix(fields.pop("up")), _as_matrix(fields.pop("down"))
+            if not (up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] > 0):
+                raise InputError(
+                    f"{self._file}: the factors of {module} are {list(up.shape)} and {list(down.shape)}, "
+                    "which is no low-rank product"
+                )
+            rank = up.shape[1]
+            self._check(module, "weight", (up.shape[0], down.shape[1]), (rows, columns))
+            scale = self._scale(module, rank)
+            factors = _pad(up, (rows, rank)) * scale, _pad(down, (rank, columns))
+            if "extra_bias" in fields:
+                fields["extra_bias"] *= scale
+        if "magnitude" in fields:
+            of_columns = "lora_embedding" in self._places[module]["up"][0] or self.config.get("fan_in_fan_out")
+            lengths = fields["magnitude"].reshape(1, -1) if of_columns else fields["magnitude"].reshape(-1, 1)
+            wanted = (1, columns) if of_columns else (rows, 1)
+            self._check(module, "magnitude", lengths.shape, wanted)
+            fields["magnitude"] = _pad(lengths, wanted)
+        return Change(factors=factors, **fields)
+
+    def _require_whole(self, module: str, fields: Mapping[str, mx.array]) -> None:
+        """A low-rank update is of no use in parts."""
+        needed = {"up", "down", "magnitude"} if self.config.get("use_dora") else {"up", "down"}
+        if missing := needed - fields.keys():
+            stored = {field: part for part, (field, _) in reversed(_PARTS.items())}
+            raise InputError(f"{self._file} has no {' and no '.join(stored[f] for f in sorted(missing))} for {module}")
+
+    def _scale(self, module: str, rank: int) -> float:
+        """alpha / rank (rsLoRA: / sqrt(rank)), or what mlx-lm and mlx-vlm call scale."""
+        scale = (self.config.get("lora_parameters") or self.config).get("scale")
+        if scale is not None:
+            return self._number(scale, "scale")
+        alpha = self.config.get("lora_alpha", self.config.get("alpha"))
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", self._trained_as[module]):  # as PEFT does; the first one counts
+                    alpha = value
+                    break
+            except re.error as error:
+                raise InputError(f"{self.folder}: alpha_pattern {pattern!r} is no pattern: {error}") from None
+        return self._number(alpha, "lora_alpha") / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def _number(self, value: Any, name: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+            raise InputError(f"{self.folder / 'adapter_config.json'}: {name} is {value!r}, not a sensible number")
+        return float(value)
+
+    def _check(self, module: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        """Equal shapes, but for a vision MLP that the model has padded with zeros (4304 -> 4352)."""
+        axis = {"fc1": 0, "fc2": 1}.get(module.rpartition(".")[2]) if module.startswith(VISION) else None
+        padded = found
+        if axis is not None and axis < len(found) == len(wanted) and found[axis] < wanted[axis]:
+            width = min(wanted[axis], padded_size(found[axis]))
+            padded = (*found[:axis], width, *found[axis + 1 :])
+        if padded != wanted:
+            raise InputError(
+                f"{self.folder} is an adapter for another size: its {name} of {module} is {list(found)}, "
+                f"the model's {list(wanted)}"
+            )
+
+    def _place(self, key: str) -> None:
+        """Remember which field of which module a tensor is."""
+        name = key.removeprefix("base_model.model.")
+        if _FROZEN.search(name):
+            return
+        low_rank = _LOW_RANK.fullmatch(name)
+        if low_rank:
+            part = low_rank["part"]
+            if self.config.get("fan_in_fan_out") and part in ("lora_A", "lora_B"):
+                part = part.replace("lora_", "lora_embedding_")  # which are the factors of a transposed product
+            field, transposed = ("extra_bias", False) if low_rank["bias"] else _PARTS[part]
+            canonical = canonical_name(f"{low_rank['module']}.weight")
+        else:
+            field, transposed = name.rpartition(".")[2], False
+            canonical = canonical_name(_WRAPPERS.sub("", name))
+            if field not in ("weight", "bias"):
+                raise InputError(f"{self._file} holds {key}, which is no part of a LoRA adapter")
+        if canonical is None:
+            return
+        module = canonical.rpartition(".")[0]
+        fields = self._places.setdefault(module, {})
+        if field in fields:
+            raise InputError(f"{self._file} holds {module} twice: {fields[field][0]} and {key}")
+        fields[field] = key, transposed
+        if low_rank:
+            self._trained_as[module] = low_rank["module"]
+
+    def _drop_head(self) -> None:
+        """PaliGemma's head is its embedding, so what was trained for a head apart has no place."""
+        head, embedding = self._places.pop(HEAD, {}), self._places.get(EMBEDDING, {})
+        if embedding and self.config.get("ensure_weight_tying"):
+            return
+        if head and not ("weight" in head and "weight" in embedding):
+            raise InputError(
+                f"{self.folder} adapts lm_head apart from embed_tokens, but PaliGemma ties the two: "
+                "such a checkpoint cannot hold one without the other"
+            )
+        if embedding and "peft_type" in self.config:  # others train tied weights as one
+            _say_once(
+                f"{self.folder} changes embed_tokens, which is PaliGemma's head too; PEFT may have trained them apart"
+            )
+
+    def _read(self, key: str, transposed: bool) -> mx.array:
+        """A tensor in float32. Nothing of it is kept here, so that a large one takes memory only while it is used."""
+        if key not in self._opened:
+            try:
+                self._opened = cast(dict[str, mx.array], mx.load(str(self._file), format="safetensors"))
+            except RuntimeError as error:
+                raise InputError(f"{self._file} cannot be read: {error}") from None
+        tensor = self._opened.pop(key).astype(mx.float32)
+        return tensor.T if transposed else tensor
+
+
+def _folder(given: str | Path) -> Path:
+    with contextlib.suppress(OSError, RuntimeError):  # a name too long, a folder that may not be read, ~nobody
+        path = Path(given).expanduser()
+        if path.is_dir():
+            return path
+    raise InputError(f"no such adapter folder: {given}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no adapter_config.json, so it is not an adapter folder")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    method = config.get("peft_type", "LORA")
+    if method != "LORA":
+        raise InputError(f"{path}: adapters of type {method!r} cannot be applied, only 'LORA' and its variants")
+    for name in _OTHER_VARIANTS:
+        if config.get(name):
+            raise InputError(f"{path}: {name} is set, a variant of LoRA that cannot be applied")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+        raise InputError(
+            f"{path}: init_lora_weights is {start!r}, which changes the base weights too; save the adapter with "
+            "PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        )
+    for name in ("alpha_pattern", "lora_parameters"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise InputError(f"{path}: {name} is not a JSON object")
+    return config
+
+
+def _weight_file(folder: Path) -> Path:
+    for name in ("adapter_model.safetensors", "adapters.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "adapter_model.bin").is_file():
+        raise InputError(
+            f"{folder} has only adapter_model.bin, a pickle, which is refused because unpickling runs code; re-save it "
+            'where torch is installed: python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
+            "'adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\""
+        )
+    raise InputError(f"{folder} has no weights: neither adapter_model.safetensors nor adapters.safetensors")
+
+
+def _as_matrix(factor: mx.array) -> mx.array:
+    """A factor [m, n] as it is; one of the patch convolution, [m, n, height, width], with n last and flattened."""
+    return factor.transpose(0, 2, 3, 1).reshape(factor.shape[0], -1) if factor.ndim == 4 else factor
+
+
+def _pad(array: mx.array, shape: tuple[int, ...]) -> mx.array:
+    """Zeros appended along each axis up to a shape."""
+    if array.shape == shape:
+        return array
+    return mx.pad(array, [(0, wanted - found) for found, wanted in zip(array.shape, shape, strict=True)])
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(f"pg_mlx: {message}", file=sys.stderr)

@@ -1,0 +1,168 @@
+"""A model larger than memory: every picture and text goes through one block before the next one is read.
+
+The modules are those of the loaded model, filled by the loader's own code, so the numbers are the same too.
+
+Memory, whatever the depth of the model: its embedding as the source stores it (it is looked up first and needed again
+as the head, and a source can be read only once), one block in the compute dtype with the parts it is assembled
+from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones for one
+text at a time. Of the 55 GB of a 28B model in bfloat16 that is 2.4 GB of embedding and 1.1 GB a block; for 16
+texts at 448 pixels, 0.2 GB of activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from .. import gemma, siglip
+from ..checkpoint.assemble import Source, fill, fill_matrix, read_matrix
+from ..checkpoint.check import check
+from ..checkpoint.layouts import Slot, slots, tell
+from ..checkpoint.load import compute_dtype
+from ..config import PaliGemmaConfig
+from ..linear import Embedding
+from ..masks import prefix_lm_mask
+from ..paligemma import PaliGemma
+
+
+class Text(NamedTuple):
+    """A prompt about one of the pictures, and the answer that is put into the model's mouth."""
+
+    picture: int
+    prefix: Sequence[int]
+    """<bos>, prompt, newline."""
+    answer: Sequence[int]
+    """At least one token."""
+
+
+class Streamed:
+    """What PaliGemma computes, in three calls, each to be made once and in this order (`head` as often as one likes):
+
+        features = model.features(pictures)         # encode_image
+        hidden = model.hidden(features, texts)      # the decoder, at the positions that predict the answers
+        logits = model.head(0, 1000)(hidden[0])     # some columns of the logits
+
+    `progress` is called after each of the `num_blocks` blocks. Raises InputError if the source is not a sound
+    checkpoint, tensors that turn out unreadable later included.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        raw_config: Mapping[str, Any],
+        dtype: mx.Dtype | str | None = None,
+        progress: Callable[[], None] = lambda: None,
+    ):
+        self.config = PaliGemmaConfig.from_dict(raw_config, tell(source.shapes))
+        self.dtype = compute_dtype(dtype)
+        self.num_blocks = self.config.vision.num_hidden_layers + self.config.text.num_hidden_layers
+        self._source, self._progress = source, progress
+        self._plan = list(slots(self.config))
+        check(self._plan, source.shapes, self.config)
+        self._model = PaliGemma(self.config)  # placeholders, not in memory
+        self._model.language_model.dtype = self.dtype
+        self._table: _Table | None = None
+
+    def features(self, pictures: Sequence[mx.array]) -> list[mx.array]:
+        """Pixels [1, H, W, 3] each -> features [1, N, D] each, in the compute dtype."""
+        tower, connector = self._model.vision_tower, self._model.connector
+        for name in ("patch_embedding", "position_embedding", "post_layernorm"):
+            self.fill(f"vision_tower.{name}")
+        self.fill("connector.linear")
+        rows = []
+        for pixels in pictures:
+            x = tower.patch_embedding(siglip.patches(pixels.astype(self.dtype), tower.patch_size))
+            rows.append(x + tower.position_embedding)
+        self._through("vision_tower", tower.layers, rows, lambda block, _, x: block(x))
+        features = [connector(tower.post_layernorm(x)) for x in rows]
+        mx.eval(features)
+        return features
+
+    def hidden(self, features: Sequence[mx.array], texts: Sequence[Text]) -> list[mx.array]:
+        """For each text the final-normed states [len(answer), D] that predict its answer's tokens, each given the
+        picture, the prompt and the answer before it."""
+        decoder = self._model.language_model
+        self.fill("language_model.norm")
+        rows = self._rows(features, texts)
+
+        def run(block: gemma.Block, index: int, x: mx.array) -> mx.array:
+            text, length = texts[index], x.shape[1]
+            prefix = length - len(text.answer) + 1
+            mask = prefix_lm_mask(length, mx.array([prefix]), mx.array([length]))
+            query, key, value = block.self_attn.project(block.pre_attention_norm(x), 0)
+            return block.finish(x, block.self_attn.attend(query, key, value, mask))
+
+        self._through("language_model", decoder.layers, rows, run)
+        hidden = [decoder.norm(x[0, -len(text.answer) :]) for text, x in zip(texts, rows, strict=True)]
+        mx.eval(hidden)
+        return hidden
+
+    def head(self, start: int, stop: int) -> Callable[[mx.array], mx.array]:
+        """hidden [..., D] -> float32 logits [..., stop - start], capped where the config says so. Valid until
+        the next call; holds rows start..stop-1 of the embedding in the compute dtype."""
+        decoder = self._model.language_model
+        decoder.embed_tokens = self._embedding(slice(start, stop))
+        return decoder.head
+
+    def _rows(self, features: Sequence[mx.array], texts: Sequence[Text]) -> list[mx.array]:
+        """What the decoder reads, [1, N + T, D] a text. An answer's last token predicts nothing and is left out."""
+        decoder = self._model.language_model
+        ids = [[*text.prefix, *text.answer[:-1]] for text in texts]
+        known = sorted({token for row in ids for token in row})
+        place = {token: index for index, token in enumerate(known)}
+        decoder.embed_tokens = self._embedding(mx.array(known))
+        rows = []
+        for text, row in zip(texts, ids, strict=True):
+            embedded = decoder.embed(mx.array([[place[token] for token in row]]))
+            rows.append(mx.concatenate([features[text.picture], embedded], axis=1))
+        mx.eval(rows)
+        return rows
+
+    def _through(
+        self, parent: str, blocks: list[Any], rows: list[mx.array], run: Callable[[Any, int, mx.array], mx.array]
+    ) -> None:
+        """Replace each of the rows by run(block, its index, row), for one block after the other."""
+        for number in range(len(blocks)):
+            self.fill(f"{parent}.layers.{number}")
+            for index, x in enumerate(rows):
+                rows[index] = run(blocks[number], index, x)
+                mx.eval(rows[index])  # now, or the graph would hold the block
+            blocks[number] = None
+            mx.clear_cache()
+            self._progress()
+
+    def fill(self, path: str) -> None:
+        """Read the parameters of a module (or the array) at this path."""
+        for slot in self._plan:
+            if f"{slot.target}.".startswith(f"{path}."):
+                mx.eval(fill(self._model, slot, self._source, self.config, self.dtype))
+
+    def _embedding(self, index: slice | mx.array) -> Embedding:
+        if self._table is None:
+            slot = next(slot for slot in self._plan if slot.kind == "embedding")
+            self._table = _Table(slot, self._source, self.config, self.dtype)
+        return self._table.rows(index)
+
+
+class _Table:
+    """The embedding as it is stored; as a loaded model has it for a few rows at a time."""
+
+    def __init__(self, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype):
+        self._columns, self._dtype = slot.columns, dtype
+        name = slot.sources[0]
+        if f"{name}.scales" in source.shapes:
+            self._quantization, self._arrays = read_matrix(slot, name, source, config, dtype)
+        else:  # read as a loaded model does, it would be cast, which may double it
+            self._quantization, self._arrays = None, {"weight": source.read(f"{name}.weight")}
+
+    def rows(self, index: slice | mx.array) -> Embedding:
+        # All arrays have the table's rows, but for an adapter's `down`.
+        chosen = {name: array if name == "down" else array[index] for name, array in self._arrays.items()}
+        if self._quantization is None:
+            chosen["weight"] = chosen["weight"].astype(self._dtype)
+        table = Embedding(chosen["weight"].shape[0], self._columns)
+        fill_matrix(table, [(self._quantization, chosen)])
+        mx.eval(table.parameters())
+        return table

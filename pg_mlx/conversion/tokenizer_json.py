@@ -1,0 +1,99 @@
+"""tokenizer.json from tokenizer.model, for what brings only the latter: an archive from Kaggle has no other.
+
+Swift reads no tokenizer.model at all, and transformers (so mlx-vlm, too) only where protobuf is installed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+from ..errors import InputError
+from ..processor.tokenizer import LOCATIONS, SEGMENTS
+
+IMAGE = "<image>"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+class Piece(NamedTuple):
+    text: str
+    score: float
+    kind: int
+
+
+def write_tokenizer_json(model: Path, target: Path) -> None:
+    """The same pieces and ids; regions are appended if they are missing, and <image> comes last.
+
+    Raises InputError if the model is not one of Gemma's kind.
+    """
+    try:
+        pieces = list(read_pieces(model.read_bytes()))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
+        pieces = []
+    if not pieces:
+        raise InputError(f"{model} is not a SentencePiece model")
+    ids = {piece.text: number for number, piece in enumerate(pieces)}
+    unknown = next((piece.text for piece in pieces if piece.kind == UNKNOWN), None)
+    tokenizer = Tokenizer(
+        models.BPE(ids, _merges(pieces, ids), unk_token=unknown, byte_fallback=True, fuse_unk=True),
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = [piece.text for piece in pieces if piece.kind in (UNKNOWN, CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    found_first = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(text, normalized=True) for text in [*found_first, *LOCATIONS, *SEGMENTS]])
+    tokenizer.add_special_tokens([AddedToken(IMAGE, normalized=False, special=True)])
+    tokenizer.save(str(target))
+
+
+def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Every split of a piece into two others, best piece first: SentencePiece joins what makes the best piece."""
+    merged = sorted((p for p in pieces if p.kind == NORMAL and len(p.text) > 1), key=lambda piece: -piece.score)
+    merges = []
+    for piece in merged:
+        splits = [(piece.text[:cut], piece.text[cut:]) for cut in range(1, len(piece.text))]
+        known = [split for split in splits if split[0] in ids and split[1] in ids]
+        merges += sorted(known, key=lambda split: (ids[split[0]], ids[split[1]]))
+    return merges
+
+
+def read_pieces(model: bytes) -> Iterator[Piece]:
+    """The vocabulary of a SentencePiece model: in its protobuf, field 1, with text, score and kind as fields 1 to 3."""
+    for number, content in _fields(model):
+        if number == 1 and isinstance(content, bytes):
+            piece = dict(_fields(content))
+            (score,) = struct.unpack("<f", piece.get(2, bytes(4)))
+            yield Piece(piece[1].decode(), score, piece.get(3, NORMAL))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, content) of each field: an int, or the bytes of anything else."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"wire type {kind}")
+        size, at = _varint(message, at) if kind == 2 else (8 if kind == 1 else 4, at)
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number written seven bits a byte, lowest first, and where the next thing begins."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at

@@ -1,0 +1,464 @@
+"""The quality card's figures, each against a plain computation, and the streamed model against the loaded one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from command_fixtures import tiny_checkpoint
+from model_fixtures import (
+    FAMILIES,
+    VOCAB,
+    Json,
+    Memory,
+    Tensors,
+    config_json,
+    distance,
+    one_line_error,
+    quantized,
+    random_tensors,
+    text_logits,
+    wide_config_json,
+    write_folder,
+)
+from PIL import Image
+
+from pg_mlx import PaliGemma, PgMlxError, Processor, generate, load_model
+from pg_mlx.checkpoint.adapters import AdaptedSource, Adapter
+from pg_mlx.checkpoint.assemble import Source
+from pg_mlx.checkpoint.big_vision import BigVisionArchive
+from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.config import PaliGemmaConfig
+from pg_mlx.conversion import figures
+from pg_mlx.conversion.quality import Quality, Sample, compare, default_samples
+from pg_mlx.conversion.samples import PROMPTS
+from pg_mlx.conversion.streamed import Streamed, Text
+from pg_mlx.quantization import pad_columns, pad_rows
+
+MAX_TOKENS = 12
+GOLDEN = Path(__file__).parent / "golden"
+SAMPLES = default_samples()[::3]  # every picture, every prompt
+
+
+# --- streaming ------------------------------------------------------------------------------------------
+
+TEXTS = [Text(0, [2, 9, 5], [7, 8, 1, 30]), Text(1, [2, 4], [3]), Text(0, [2, 50, 60, 70, 3], [90, 91])]
+
+
+def assert_streams(
+    raw: Json, open_source: Callable[[], Source], dtype: str = "float32", tolerance: float = 1e-5
+) -> None:
+    """Streamed features and logits are those of the loaded model."""
+    model, streamed = build(open_source(), raw, dtype), Streamed(open_source(), raw, dtype)
+    side, rows = streamed.config.vision.image_size, streamed.config.text.vocab_size
+    pixels = [mx.random.uniform(-1, 1, (1, side, side, 3), key=mx.random.key(seed)) for seed in range(2)]
+    features = streamed.features(pixels)
+    for one, seen in zip(pixels, features, strict=True):
+        assert seen.dtype == model.dtype
+        assert distance(seen, model.encode_image(one)) <= tolerance
+    for text, hidden in zip(TEXTS, streamed.hidden(features, TEXTS), strict=True):
+        prefix, answer = mx.array([text.prefix]), mx.array([text.answer])
+        expected = model.logits(model.encode_image(pixels[text.picture]), prefix, answer)
+        first = len(text.prefix) - 1
+        expected = expected[0, first : first + len(text.answer)]
+        logits = [streamed.head(start, min(start + 40, rows))(hidden) for start in range(0, rows, 40)]
+        assert logits[0].dtype == mx.float32
+        assert mx.abs(expected).max().item() > 0.5
+        assert distance(mx.concatenate(logits, axis=-1), expected) <= tolerance
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_equals_loaded(family: str) -> None:
+    raw = config_json(family)
+    assert_streams(raw, lambda: Memory(random_tensors(raw)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_streamed_equals_loaded_if_quantized(family: str) -> None:
+    """All that can be packed, and fused projections whose parts are packed differently."""
+    raw = wide_config_json(family)
+    raw, tensors, _ = quantized(raw, random_tensors(raw), lambda name, w: "v_proj" not in name and w.shape[1] % 64 == 0)
+    assert_streams(raw, lambda: Memory(tensors))
+
+
+def test_streamed_equals_loaded_in_bfloat16() -> None:
+    """From float32 tensors, so that everything is rounded at load; nothing else differs."""
+    raw = config_json("gemma2")
+    assert_streams(raw, lambda: Memory(random_tensors(raw)), "bfloat16", tolerance=0)
+
+
+def test_streams_adapters_beside_packed_modules(tmp_path: Path) -> None:
+    """Of the embedding too, whose rows are read in slices."""
+    raw = wide_config_json("gemma2")
+    raw, tensors, _ = quantized(raw, random_tensors(raw), lambda _, w: w.shape[1] % 64 == 0)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(dict(peft_type="LORA", r=4, lora_alpha=8)))
+    thin = {
+        "embed_tokens.lora_embedding_A": (4, VOCAB),
+        "embed_tokens.lora_embedding_B": (128, 4),
+        "layers.0.self_attn.q_proj.lora_A.weight": (4, 128),
+        "layers.0.self_attn.q_proj.lora_B.weight": (128, 4),
+    }
+    arrays = {f"base_model.model.language_model.model.{name}": 0.2 * mx.random.normal(thin[name]) for name in thin}
+    mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), arrays)
+
+    def adapted() -> AdaptedSource:
+        return AdaptedSource(Memory(tensors), [Adapter(tmp_path)], PaliGemmaConfig.from_dict(raw))
+
+    plain = text_logits(build(Memory(tensors), raw, "float32"))
+    assert distance(text_logits(build(adapted(), raw, "float32")), plain) > 0.1
+    assert_streams(raw, adapted)
+
+
+def test_streams_the_original_archive_too() -> None:
+    archive = GOLDEN / "pg2_big_vision.npz"
+    assert_streams(BigVisionArchive(archive).config(), lambda: BigVisionArchive(archive))
+
+
+def test_streaming_holds_the_embedding_and_one_block(tmp_path: Path) -> None:
+    text = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=24, num_attention_heads=8, head_dim=64)
+    raw = config_json("gemma2", {**text, "vocab_size": 8192}, dict(hidden_size=512, intermediate_size=1024))
+    raw["vision_config"]["num_hidden_layers"] = 12
+    tensors = {name: tensor.astype(mx.bfloat16) for name, tensor in random_tensors(raw).items()}
+    folder = write_folder(tmp_path / "model", raw, tensors)
+    size = (folder / "model.safetensors").stat().st_size
+    del tensors
+    assert size > 200e6
+
+    def peak(work: Any) -> int:
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        work()
+        return mx.get_peak_memory() - before
+
+    def stream() -> None:
+        streamed = Streamed(SafetensorsFolder(folder), raw, "bfloat16")
+        features = streamed.features([mx.zeros((1, 28, 28, 3))])
+        hidden = streamed.hidden(features, [Text(0, [2, 3], [4, 5])])
+        mx.eval(streamed.head(0, 4096)(hidden[0]))
+
+    streaming, loading = peak(stream), peak(lambda: load_model(folder, dtype="bfloat16"))
+    print(f"{size / 1e6:.0f} MB of weights: streamed in {streaming / 1e6:.1f} MB, loaded in {loading / 1e6:.1f} MB")
+    assert loading > size
+    assert streaming < 0.15 * size
+
+
+# --- figures --------------------------------------------------------------------------------------------
+
+
+def tensors_of(folder: Path) -> Tensors:
+    opened = SafetensorsFolder(folder)
+    return {name: opened.read(name) for name in opened.shapes}
+
+
+def copy_of(source: Path, target: Path, raw: Json, tensors: Tensors) -> Path:
+    """A checkpoint with the source's tokenizer."""
+    write_folder(target, raw, tensors)
+    shutil.copy(source / "tokenizer.model", target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of random models with tied embeddings most only repeat their last token. In this one the layers speak louder."""
+    folder = tmp_path_factory.mktemp("quality")
+    quiet = tiny_checkpoint(folder / "quiet")
+    tensors = tensors_of(quiet)
+    for name in tensors:
+        if "post_" in name and name.startswith("language_model"):
+            tensors[name] = tensors[name] + 2
+    return copy_of(quiet, folder / "source", read_json(quiet / "config.json"), tensors)
+
+
+def padded(source: Path, width: int = 384) -> tuple[Json, Tensors]:
+    """config.json and tensors with the vision MLP as wide as conversion makes it (300 in the source)."""
+    raw, tensors = read_json(source / "config.json"), tensors_of(source)
+    assert raw["vision_config"]["intermediate_size"] == 300
+    raw["vision_config"]["intermediate_size"] = width
+    for name, tensor in tensors.items():
+        if ".mlp.fc1." in name:
+            tensors[name] = pad_rows(tensor, width)
+        if name.endswith(".mlp.fc2.weight"):
+            tensors[name] = pad_columns(tensor, width)
+    return raw, tensors
+
+
+def packed(source: Path, target: Path, bits: int) -> Path:
+    raw, tensors = padded(source)
+    raw, tensors, _ = quantized(raw, tensors, lambda name, _: "position" not in name, bits)
+    return copy_of(source, target, raw, tensors)
+
+
+def quality(source: Path, result: Path, **options: Any) -> Quality:
+    options = dict(samples=SAMPLES, max_tokens=MAX_TOKENS, dtype="float32") | options
+    return compare(SafetensorsFolder(source), read_json(source / "config.json"), result, **options)
+
+
+@pytest.fixture(scope="module")
+def result(source: Path) -> Path:
+    """Six bits: some answers change, some do not."""
+    return packed(source, source.parent / "result", 6)
+
+
+@pytest.fixture(scope="module")
+def card(source: Path, result: Path) -> Quality:
+    return quality(source, result)
+
+
+def decoded(processor: Processor, model: PaliGemma, sample: Sample) -> list[int]:
+    answer = generate(model, processor, sample.prompt, sample.image, max_tokens=MAX_TOKENS)
+    return answer.token_ids + [processor.tokenizer.eos_id] * (answer.finish_reason == "stop")
+
+
+def log_probabilities(processor: Processor, model: PaliGemma, sample: Sample, answer: list[int]) -> np.ndarray:
+    """[len(answer), V], over the ids that have text, in float64."""
+    prefix = processor.prompt_ids(sample.prompt)
+    features = model.encode_image(mx.array(processor.pixels(sample.image))[None])
+    logits = np.array(model.logits(features, mx.array([prefix]), mx.array([answer]))[0], dtype=np.float64)
+    logits = logits[len(prefix) - 1 : -1, : processor.tokenizer.vocab_size]
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def test_nothing_lost(source: Path) -> None:
+    card = quality(source, source)
+    assert card.pictures == 4
+    assert card.samples == len(SAMPLES)
+    assert card.positions == len(SAMPLES) * MAX_TOKENS
+    assert card.coordinates > 0
+    assert card.kl_mean == card.kl_max == card.kl_first == card.feature_error == 0
+    assert card.box_drift_mean == card.box_drift_max == 0
+    assert card.top1_agreement == card.greedy_agreement == card.identical_answers == 1
+    assert card.feature_cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_nothing_lost_in_bfloat16(source: Path) -> None:
+    card = quality(source, source, dtype="bfloat16")
+    assert card.kl_max == card.feature_error == 0
+    assert card.dtype == "bfloat16"
+
+
+def test_padding_loses_nothing(source: Path, tmp_path: Path) -> None:
+    """A source 300 wide and a result 384 wide, which sum in another order."""
+    card = quality(source, copy_of(source, tmp_path / "padded", *padded(source)))
+    assert card.kl_max <= 1e-6
+    assert card.feature_error <= 1e-5
+    assert card.top1_agreement == card.greedy_agreement == 1
+
+
+def test_fewer_bits_are_worse(source: Path, card: Quality, tmp_path: Path) -> None:
+    worse = quality(source, packed(source, tmp_path / "two", 2))
+    assert worse.kl_mean > 10 * card.kl_mean > 0
+    assert worse.kl_max > card.kl_max
+    assert worse.feature_error > 10 * card.feature_error > 0
+    assert worse.feature_cosine < card.feature_cosine < 1
+    assert worse.top1_agreement < card.top1_agreement < 1
+    assert worse.greedy_agreement < card.greedy_agreement
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["by length", "by eos"])
+def test_figures_equal_plain_computations(
+    source: Path, result: Path, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full logits of the loaded models, in numpy; and really decoding with both."""
+    monkeypatch.setattr(figures, "ROWS", 500)
+    monkeypatch.setattr(figures, "POSITIONS", 7)
+    processor = Processor.from_folder(result, 56)
+    ours, theirs = load_model(result, dtype="float32"), load_model(source, dtype="float32")
+    if stops:  # random models hardly ever end an answer, so let it be a token of one on which both agree
+        answers = [[decoded(processor, model, sample) for model in (ours, theirs)] for sample in SAMPLES]
+        processor.tokenizer.eos_id = next(one for one, other in answers if one == other)[MAX_TOKENS // 2]
+    card = quality(source, result, processor=processor)
+
+    divergences, same_top, matched, lengths, drifts = [], [], [], [], []
+    for sample in SAMPLES:
+        answer, reference = decoded(processor, ours, sample), decoded(processor, theirs, sample)
+        lengths.append(len(answer))
+        same = [one == other for one, other in zip(answer, reference, strict=False)]
+        matched.append([*same, False].index(False))
+        p, q = (log_probabilities(processor, model, sample, answer) for model in (theirs, ours))
+        divergences.append((np.exp(p) * (p - q)).sum(axis=-1))
+        same_top += list(p.argmax(axis=-1) == q.argmax(axis=-1))
+        locations = processor.tokenizer.location_ids
+        apart = np.abs(p[:, locations].argmax(axis=-1) - q[:, locations].argmax(axis=-1)) / 1023
+        for is_box, run in groupby(zip(answer, apart, strict=True), lambda pair: pair[0] in locations):  # noqa: B023
+            if is_box:
+                drifts += [share * sample.image.size[1 - n % 2] for n, (_, share) in enumerate(run)]
+
+    assert any(same == length < MAX_TOKENS for same, length in zip(matched, lengths, strict=True)) == stops
+    assert card.positions == sum(lengths)
+    every = np.concatenate(divergences)
+    assert card.kl_mean == pytest.approx(every.mean(), rel=1e-3)
+    assert card.kl_max == pytest.approx(every.max(), rel=1e-3)
+    assert card.kl_first == pytest.approx(np.mean([each[0] for each in divergences]), rel=1e-3)
+    assert card.top1_agreement == pytest.approx(np.mean(same_top))
+    assert 0 < card.greedy_agreement < 1
+    assert card.greedy_agreement == pytest.approx(sum(matched) / sum(lengths))
+    assert card.identical_answers == pytest.approx(np.mean(np.equal(matched, lengths)))
+    assert card.coordinates == len(drifts) > 0
+    assert card.box_drift_mean == pytest.approx(np.mean(drifts))
+    assert card.box_drift_max == pytest.approx(max(drifts))
+
+
+def test_feature_figures(source: Path, result: Path, card: Quality) -> None:
+    processor = Processor.from_folder(result, 56)
+    pixels = mx.array(np.stack([processor.pixels(s.image) for s in default_samples()[::4]]))
+    a, b = (np.array(load_model(f, dtype="float32").encode_image(pixels), np.float64) for f in (source, result))
+    assert card.feature_error == pytest.approx(np.sqrt(((a - b) ** 2).sum() / (a**2).sum()), rel=1e-3)
+    cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    assert 1 - card.feature_cosine == pytest.approx(1 - cosines.mean(), rel=0.02)
+
+
+def test_without_boxes_there_is_no_drift(source: Path, tmp_path: Path) -> None:
+    """Location rows of zeros are never the most likely ones."""
+    tensors = tensors_of(source)
+    locations = Processor.from_folder(source, 56).tokenizer.location_ids
+    tensors["language_model.model.embed_tokens.weight"][locations.start : locations.stop] = 0
+    mute = copy_of(source, tmp_path / "mute", read_json(source / "config.json"), tensors)
+    card = quality(mute, mute)
+    assert (card.coordinates, card.box_drift_mean, card.box_drift_max) == (0, None, None)
+    assert "no boxes" in card.to_markdown()
+    assert Quality(**json.loads(json.dumps(asdict(card)))) == card
+
+
+def test_ids_without_text_do_not_count(source: Path, tmp_path: Path) -> None:
+    """A result that differs in the rows behind the vocabulary only."""
+    tensors = tensors_of(source)
+    used = Processor.from_folder(source, 56).tokenizer.vocab_size
+    table = tensors["language_model.model.embed_tokens.weight"]
+    assert used < table.shape[0]
+    table[used:] = table[used:] + 100.0
+    card = quality(source, copy_of(source, tmp_path / "beyond", read_json(source / "config.json"), tensors))
+    assert card.kl_max == 0
+    assert card.greedy_agreement == 1
+
+
+def test_many_positions_are_compared_in_slices() -> None:
+    raw = config_json("gemma", dict(vocab_size=32768))
+    model = Streamed(Memory(random_tensors(raw)), raw, "float32")
+    reading = figures.Reading(model, [], mx.random.normal((2048, 32)))
+    other = figures.Reading(model, [], reading.hidden + 0.1)
+    mx.eval(reading.hidden, other.hidden)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    assert figures.predict(reading, other, 32768).kl.shape == (2048,)
+    assert mx.get_peak_memory() - before < 2048 * 32768 * 4 / 2  # half of one model's logits
+
+
+# --- the card itself ------------------------------------------------------------------------------------
+
+
+def test_card_as_json_and_markdown(card: Quality) -> None:
+    assert Quality(**json.loads(json.dumps(asdict(card)))) == card
+    text = card.to_markdown()
+    assert f"{card.kl_mean:.4g} / {card.kl_max:.4g} nats" in text
+    assert f"| same most likely token | {100 * card.top1_agreement:.1f}% |" in text
+    assert f"| greedy tokens before the first difference | {100 * card.greedy_agreement:.1f}% |" in text
+    assert f"| identical answers | {100 * card.identical_answers:.1f}% |" in text
+    assert f"{100 * card.feature_error:.3f}%" in text
+    assert f"{card.box_drift_mean:.2f} / {card.box_drift_max:.2f} pixels" in text
+    assert "72 tokens" in text and "4 pictures" in text and "float32" in text
+
+
+def test_progress(source: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    quality(source, source, progress=lambda done, total: calls.append((done, total)))
+    totals = {total for _, total in calls}
+    assert totals == {len(SAMPLES) + 2 * (4 + 2) + 1}
+    assert [done for done, _ in calls] == list(range(1, totals.pop() + 1))
+
+
+def test_the_result_is_freed_before_the_source_is_read(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, alive = [], []
+
+    def watched(*arguments: Any, **options: Any) -> PaliGemma:
+        model = load_model(*arguments, **options)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("pg_mlx.conversion.quality.load_model", watched)
+    quality(source, source, progress=lambda *_: alive.append(models[0]() is not None))
+    assert alive == [True] * len(SAMPLES) + [False] * (len(alive) - len(SAMPLES))
+
+
+def test_a_picture_of_several_questions_is_read_once(source: Path) -> None:
+    cat = Path(__file__).parent / "cat.jpg"
+    samples = [Sample(cat, "caption en"), Sample(str(cat), "ocr"), Sample(SAMPLES[0].image, "ocr")]
+    card = quality(source, source, samples=samples, max_tokens=1)
+    assert (card.pictures, card.samples, card.positions) == (2, 3, 3)
+
+
+# --- what cannot be compared ----------------------------------------------------------------------------
+
+
+def test_refuses_what_cannot_be_compared(source: Path, result: Path, tmp_path: Path) -> None:
+    with one_line_error("no samples"):
+        quality(source, result, samples=[])
+    with one_line_error("max_tokens"):
+        quality(source, result, max_tokens=0)
+    with one_line_error("no such picture", "nowhere.png"):
+        quality(source, result, samples=[Sample("nowhere.png", "ocr")])
+    raw = read_json(source / "config.json")
+    larger = config_json("gemma2", dict(raw["text_config"]), dict(raw["vision_config"], image_size=84))
+    with one_line_error("not the same model", "84", "56"):
+        compare(Memory(random_tensors(larger)), larger, result, samples=SAMPLES)
+    smaller = config_json("gemma2", dict(raw["text_config"], vocab_size=64), dict(raw["vision_config"]))
+    with one_line_error("pieces", "only 64 rows"):
+        compare(Memory(random_tensors(smaller)), smaller, result, samples=SAMPLES)
+    (tmp_path / "bare").mkdir()
+    with one_line_error("no weights", "bare"):
+        quality(source, tmp_path / "bare")
+
+
+@pytest.mark.parametrize("broken", ["source", "result"])
+def test_numbers_that_are_not_finite(source: Path, tmp_path: Path, broken: str) -> None:
+    tensors = tensors_of(source)
+    name = "language_model.model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name] * float("inf")
+    bad = copy_of(source, tmp_path / "bad", read_json(source / "config.json"), tensors)
+    with pytest.raises(PgMlxError, match=f"the {broken} computes numbers that are not finite"):
+        quality(*((bad, source) if broken == "source" else (source, bad)))
+
+
+# --- samples --------------------------------------------------------------------------------------------
+
+
+def test_drawn_samples_are_the_same_every_time() -> None:
+    first, second = default_samples(), default_samples()
+    assert [sample.prompt for sample in first] == list(PROMPTS) * 4
+    assert [s.image.tobytes() for s in first] == [s.image.tobytes() for s in second]
+    assert len({s.image.tobytes() for s in first}) == 4
+    for sample in first:
+        assert len(sample.image.getcolors(1 << 20)) > 100
+
+
+def test_samples_of_a_folder(tmp_path: Path) -> None:
+    for number in range(40):
+        Image.new("RGB", (3, 2), (number, 0, 0)).save(tmp_path / f"{number:02}.PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._00.png").write_bytes(b"left by macOS")
+    samples = default_samples(tmp_path)
+    assert [sample.image.name for sample in samples[::4]] == [f"{number:02}.PNG" for number in range(32)]
+    assert {sample.prompt for sample in samples[-4:]} == set(PROMPTS)
+
+
+def test_folders_without_samples(tmp_path: Path) -> None:
+    with one_line_error("no such folder", "nowhere"):
+        default_samples(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with one_line_error("no pictures", str(tmp_path)):
+        default_samples(tmp_path)
+    Image.new("RGB", (3, 2)).save(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"not a picture")
+    (tmp_path / "empty.webp").write_bytes(b"")
+    with one_line_error("2 of 3 pictures", "bad.jpg", "empty.webp"):
+        default_samples(tmp_path)
