@@ -24,11 +24,12 @@ PACKINGS = [
     *(Quantization(4, 32, "mxfp4"), Quantization(4, 16, "nvfp4"), Quantization(8, 32, "mxfp8")),
 ]
 
+WEIGHTS = "model-00001-of-00001.safetensors"
 PARTS_OF_A_FOLDER = [
     "README.md",
     "config.json",
     "generation_config.json",
-    "model-00001-of-00001.safetensors",
+    WEIGHTS,
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "tokenizer.json",

@@ -139,7 +139,7 @@ def test_a_stored_copy_of_the_head_is_dropped(tmp_path: Path):
 
 
 def test_an_archive_with_as_many_rows_as_published(tmp_path: Path):
-    """257152: all ids that have text, but no row for <image>, whose id is the next."""
+    """257152: all ids that have text, but no row for <image>, whose id is the next. So 64 rows of zeros are added."""
     with np.load(GOLDEN / "pg1_big_vision.npz") as archive:
         arrays = {name: archive[name] for name in archive.files}
     rows = np.zeros((257152, 64), np.uint16)
@@ -148,11 +148,11 @@ def test_an_archive_with_as_many_rows_as_published(tmp_path: Path):
     np.savez(tmp_path / "pg.npz", **arrays)
     weights_only(tmp_path / "pg.npz", tmp_path / "out")
     config = config_of(tmp_path / "out")
-    assert (config.text.vocab_size, config.image_token_index) == (257152, 257152)
+    assert (config.text.vocab_size, config.image_token_index) == (257216, 257152)
     model = pg_mlx.load_model(tmp_path / "out", dtype="float32")
     logits = model.logits(model.encode_image(mx.zeros((1, 56, 56, 3))), mx.array([[2, 257151, 108]]))
-    assert logits.shape == (1, 3, 257152)
-    assert not logits[..., :-1].any() and logits[..., -1].all()
+    assert logits.shape == (1, 3, 257216)
+    assert logits[..., 257151].all() and not logits[..., :257151].any() and not logits[..., 257152:].any()
 
 
 def test_a_folder_with_one_archive_is_that_archive(tmp_path: Path):

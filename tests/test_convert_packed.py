@@ -291,3 +291,36 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(
     promised, model = job.expected_peak(), job.opened.num_bytes
     print(f"peak {peak / 1e6:.1f} MB, at most {promised / 1e6:.1f} were promised; the model has {model / 1e6:.0f}")
     assert peak <= promised <= model / 3
+
+
+@pytest.mark.parametrize("recipe", [{}, {"q_bits": 4}], ids=["float", "4 bits"])
+def test_a_table_that_ends_before_the_image_token_gets_rows_for_it(recipe: dict, tmp_path: Path) -> None:
+    """mlx-vlm and Swift look <image> up before they replace it; beyond the table that would read foreign memory."""
+    import random_checkpoint
+
+    raw = random_checkpoint.raw_config("tiny-56", vocab_size=1856) | {"image_token_index": 1856}
+    random_checkpoint.write(tmp_path / "source", raw, None, random_checkpoint.SMALL_TOKENIZER)
+    convert(tmp_path / "source", tmp_path / "target", **recipe)
+    source, target = pg_mlx.load_model(tmp_path / "source"), pg_mlx.load_model(tmp_path / "target")
+    assert target.config.text.vocab_size == 1920
+    table = target.language_model.embed_tokens(mx.arange(1920))
+    assert not table[1856:].any()
+    if not recipe:
+        assert mx.array_equal(table[:1856], source.language_model.embed_tokens(mx.arange(1856)))
+
+
+@pytest.mark.parametrize("q", [EIGHT, Quantization(8, 32, "mxfp8")], ids=["affine", "mxfp8"])
+def test_a_packed_table_gets_those_rows_without_being_packed_again(q: Quantization, tmp_path: Path):
+    import random_checkpoint
+
+    raw = random_checkpoint.raw_config("tiny-56", vocab_size=1856, padded=True) | {"image_token_index": 1856}
+    random_checkpoint.write(tmp_path / "source", raw, q, random_checkpoint.SMALL_TOKENIZER)
+    convert(tmp_path / "source", tmp_path / "out")
+    table = f"{TEXT}.embed_tokens."
+    expected = {
+        name: mx.pad(tensor, [(0, 64), (0, 0)]) if name.startswith(table) else tensor
+        for name, tensor in stored(tmp_path / "source").items()
+    }
+    assert_same(stored(tmp_path / "out"), expected)
+    model = pg_mlx.load_model(tmp_path / "out")
+    assert not model.language_model.embed_tokens(mx.arange(1856, 1920)).any()

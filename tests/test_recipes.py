@@ -29,7 +29,8 @@ class Shapes:
 
 
 def plan_of(model: str, recipe: Recipe | None = None) -> Plan:
-    config = PaliGemmaConfig.from_dict(raw_config(model, vocab_size=257152))
+    raw = raw_config(model, vocab_size=257152)  # as the papers count: without rows for <image>
+    config = PaliGemmaConfig.from_dict(raw | {"image_token_index": 257215})
     return make_plan(Shapes(config), config, recipe)
 
 

@@ -72,10 +72,10 @@ class Job:
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
 
     def expected_peak(self) -> int:
-        """The largest tensor as it is read, what is written of it, and the work on a slice."""
+        """The largest tensor as it is read, its packed form, and the work on a slice."""
         before, after = self.opened.dtype.size, self.dtype.size
-        largest = max(m.bytes_before(before) + m.bytes_after(after) for m in self.plan.modules)
-        return largest + BYTES_A_VALUE * CHUNK_VALUES
+        both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
+        return max(both) + BYTES_A_VALUE * CHUNK_VALUES
 
     def header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
@@ -258,9 +258,9 @@ def _write_weights(job: Job, folder: Path, report: Progress) -> None:
 
 def _write_module(module: Module, source: Source, writer: ShardWriter, job: Job) -> None:
     name = module.name
-    if module.stored and module.stored == module.target and module.padded == (module.rows, module.columns):
+    if module.stored and module.stored == module.target and module.padded[1] == module.columns:
         for part in _parts(module.stored):
-            array = _read(source, f"{name}.{part}")
+            array = pad_rows(_read(source, f"{name}.{part}"), module.padded[0])  # zeros packed are zeros
             writer.add(f"{name}.{part}", array.astype(job.dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
     elif module.target:
         _write_packed(module, module.target, source, writer, job.dtype)

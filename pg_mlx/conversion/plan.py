@@ -86,8 +86,22 @@ def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, de
         modules = [_packed(module, recipe, left_float) for module in modules]
         if not any(module.target for module in modules):
             raise InputError(f"{recipe.name} quantizes nothing: no module's columns divide into whole groups")
-    vision = replace(config.vision, intermediate_size=width)
-    return Plan(modules, replace(config, vision=vision, quantization=_entry(modules)), left_float)
+    rows = _vocabulary_rows(config)
+    modules = [replace(m, padded=(rows, m.columns)) if m.kind == "embedding" else m for m in modules]
+    written = replace(
+        config,
+        text=replace(config.text, vocab_size=rows),
+        vision=replace(config.vision, intermediate_size=width),
+        quantization=_entry(modules),
+    )
+    return Plan(modules, written, left_float)
+
+
+def _vocabulary_rows(config: PaliGemmaConfig) -> int:
+    """The original tables end at 257152 rows, where <image> begins. Programs that look <image> up before they replace
+    it would read beyond the table, so it gets 64 more rows of zeros, for 257216 as in Hugging Face's files."""
+    rows = config.text.vocab_size
+    return rows + 64 if rows == config.image_token_index else rows
 
 
 def _modules(slot: Slot, source: Source, config: PaliGemmaConfig) -> Iterator[Module]:
