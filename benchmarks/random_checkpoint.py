@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pg_mlx.backend import mx
-from pg_mlx.checkpoint.layouts import Slot, slots
+from pg_mlx.checkpoint.layouts import FINAL_NORM, Slot, slots
 from pg_mlx.checkpoint.writer import ShardWriter, whole_folder
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.errors import InputError
@@ -122,6 +122,12 @@ def _random(slot: Slot, name: str, shape: tuple[int, ...]) -> Iterator[mx.array]
     vector = len(shape) == 1
     scale = 0.02 if vector else 1 / isqrt(columns)
     offset = 1.0 if slot.kind == "layer_norm" and name.endswith("weight") else 0.0
+    # The head is the embedding, so with rows of full length the token just read would always be the likeliest next.
+    # Short rows leave the word to the layers, and a large final norm gives logits their usual spread.
+    if slot.kind == "embedding":
+        scale /= 10
+    if name == FINAL_NORM:
+        offset = 30.0
     rows = max(1, SLICE_VALUES // columns)
     for start in range(0, shape[0], rows):
         part = (min(rows, shape[0] - start), *shape[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from ..checkpoint.assemble import Source
 from ..checkpoint.check import check, packing
@@ -81,6 +82,7 @@ def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, de
     if recipe is None:
         modules = [replace(module, target=None if dequantize else module.stored) for module in modules]
     else:
+        _require_matches(recipe, modules)
         width = _vision_mlp_width(modules, recipe, width)
         modules = [_padded(module, config.vision.intermediate_size, width) for module in modules]
         modules = [_packed(module, recipe, left_float) for module in modules]
@@ -95,6 +97,14 @@ def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, de
         quantization=_entry(modules),
     )
     return Plan(modules, written, left_float)
+
+
+def _require_matches(recipe: Recipe, modules: list[Module]) -> None:
+    """A pattern that names nothing is a typing mistake, and would silently leave the module as it was."""
+    example = next(module.name for module in reversed(modules) if _packable(module))
+    for rule in recipe.rules:
+        if not any(fnmatchcase(module.name, rule.pattern) for module in modules):
+            raise InputError(f"no module is called {rule.pattern!r}; names look like {example}")
 
 
 def _vocabulary_rows(config: PaliGemmaConfig) -> int:
