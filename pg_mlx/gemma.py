@@ -133,6 +133,11 @@ class Block(nn.Module):
             self.post_attention_norm = norm()
             self.post_mlp_norm = norm()
 
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        """All positions at once: x [B, T, D], mask bool [B, 1, T, T] (None: everybody sees everybody)."""
+        query, key, value = self.self_attn.project(self.pre_attention_norm(x), 0)
+        return self.finish(x, self.self_attn.attend(query, key, value, mask))
+
     def finish(self, x: mx.array, attended: mx.array) -> mx.array:
         """Both residual additions: x [B, T, D] before the layer and what attention made of it."""
         if "post_attention_norm" in self:
@@ -175,9 +180,7 @@ class Gemma(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None) -> mx.array:
         """All positions at once, without a cache; masks as `masks.prefix_lm_mask` makes them."""
         for index, layer in enumerate(self.layers):
-            query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), 0)
-            visible = mask if self.window(index) is None else sliding_mask
-            x = layer.finish(x, layer.self_attn.attend(query, key, value, visible))
+            x = layer(x, mask if self.window(index) is None else sliding_mask)
         return self.norm(x)
 
     def prefill(self, x: mx.array, capacity: int, lengths: mx.array | None = None) -> tuple[mx.array, KVCache]:

@@ -1,11 +1,9 @@
-"""The quality card's figures, each against a plain computation, and the streamed model against the loaded one."""
+"""The quality card's figures, each against a plain computation."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import weakref
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -14,194 +12,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from command_fixtures import tiny_checkpoint
-from model_fixtures import (
-    FAMILIES,
-    VOCAB,
-    Json,
-    Memory,
-    Tensors,
-    config_json,
-    distance,
-    one_line_error,
-    quantized,
-    random_tensors,
-    text_logits,
-    wide_config_json,
-    write_folder,
-)
-from PIL import Image
+from model_fixtures import Memory, config_json, one_line_error, random_tensors
+from quality_fixtures import MAX_TOKENS, SAMPLES, copy_of, loud_checkpoint, packed, padded, quality, tensors_of
 
 from pg_mlx import PaliGemma, PgMlxError, Processor, generate, load_model
-from pg_mlx.checkpoint.adapters import AdaptedSource, Adapter
-from pg_mlx.checkpoint.assemble import Source
-from pg_mlx.checkpoint.big_vision import BigVisionArchive
-from pg_mlx.checkpoint.load import build
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
-from pg_mlx.config import PaliGemmaConfig
+from pg_mlx.checkpoint.safetensors import read_json
 from pg_mlx.conversion import figures
 from pg_mlx.conversion.quality import Quality, Sample, compare, default_samples
-from pg_mlx.conversion.samples import PROMPTS
-from pg_mlx.conversion.streamed import Streamed, Text
-from pg_mlx.quantization import pad_columns, pad_rows
-
-MAX_TOKENS = 12
-GOLDEN = Path(__file__).parent / "golden"
-SAMPLES = default_samples()[::3]  # every picture, every prompt
-
-
-# --- streaming ------------------------------------------------------------------------------------------
-
-TEXTS = [Text(0, [2, 9, 5], [7, 8, 1, 30]), Text(1, [2, 4], [3]), Text(0, [2, 50, 60, 70, 3], [90, 91])]
-
-
-def assert_streams(
-    raw: Json, open_source: Callable[[], Source], dtype: str = "float32", tolerance: float = 1e-5
-) -> None:
-    """Streamed features and logits are those of the loaded model."""
-    model, streamed = build(open_source(), raw, dtype), Streamed(open_source(), raw, dtype)
-    side, rows = streamed.config.vision.image_size, streamed.config.text.vocab_size
-    pixels = [mx.random.uniform(-1, 1, (1, side, side, 3), key=mx.random.key(seed)) for seed in range(2)]
-    features = streamed.features(pixels)
-    for one, seen in zip(pixels, features, strict=True):
-        assert seen.dtype == model.dtype
-        assert distance(seen, model.encode_image(one)) <= tolerance
-    for text, hidden in zip(TEXTS, streamed.hidden(features, TEXTS), strict=True):
-        prefix, answer = mx.array([text.prefix]), mx.array([text.answer])
-        expected = model.logits(model.encode_image(pixels[text.picture]), prefix, answer)
-        first = len(text.prefix) - 1
-        expected = expected[0, first : first + len(text.answer)]
-        logits = [streamed.head(start, min(start + 40, rows))(hidden) for start in range(0, rows, 40)]
-        assert logits[0].dtype == mx.float32
-        assert mx.abs(expected).max().item() > 0.5
-        assert distance(mx.concatenate(logits, axis=-1), expected) <= tolerance
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_streamed_equals_loaded(family: str) -> None:
-    raw = config_json(family)
-    assert_streams(raw, lambda: Memory(random_tensors(raw)))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_streamed_equals_loaded_if_quantized(family: str) -> None:
-    """All that can be packed, and fused projections whose parts are packed differently."""
-    raw = wide_config_json(family)
-    raw, tensors, _ = quantized(raw, random_tensors(raw), lambda name, w: "v_proj" not in name and w.shape[1] % 64 == 0)
-    assert_streams(raw, lambda: Memory(tensors))
-
-
-def test_streamed_equals_loaded_in_bfloat16() -> None:
-    """From float32 tensors, so that everything is rounded at load; nothing else differs."""
-    raw = config_json("gemma2")
-    assert_streams(raw, lambda: Memory(random_tensors(raw)), "bfloat16", tolerance=0)
-
-
-def test_streams_adapters_beside_packed_modules(tmp_path: Path) -> None:
-    """Of the embedding too, whose rows are read in slices."""
-    raw = wide_config_json("gemma2")
-    raw, tensors, _ = quantized(raw, random_tensors(raw), lambda _, w: w.shape[1] % 64 == 0)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(dict(peft_type="LORA", r=4, lora_alpha=8)))
-    thin = {
-        "embed_tokens.lora_embedding_A": (4, VOCAB),
-        "embed_tokens.lora_embedding_B": (128, 4),
-        "layers.0.self_attn.q_proj.lora_A.weight": (4, 128),
-        "layers.0.self_attn.q_proj.lora_B.weight": (128, 4),
-    }
-    arrays = {f"base_model.model.language_model.model.{name}": 0.2 * mx.random.normal(thin[name]) for name in thin}
-    mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), arrays)
-
-    def adapted() -> AdaptedSource:
-        return AdaptedSource(Memory(tensors), [Adapter(tmp_path)], PaliGemmaConfig.from_dict(raw))
-
-    plain = text_logits(build(Memory(tensors), raw, "float32"))
-    assert distance(text_logits(build(adapted(), raw, "float32")), plain) > 0.1
-    assert_streams(raw, adapted)
-
-
-def test_streams_the_original_archive_too() -> None:
-    archive = GOLDEN / "pg2_big_vision.npz"
-    assert_streams(BigVisionArchive(archive).config(), lambda: BigVisionArchive(archive))
-
-
-def test_streaming_holds_the_embedding_and_one_block(tmp_path: Path) -> None:
-    text = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=24, num_attention_heads=8, head_dim=64)
-    raw = config_json("gemma2", {**text, "vocab_size": 8192}, dict(hidden_size=512, intermediate_size=1024))
-    raw["vision_config"]["num_hidden_layers"] = 12
-    tensors = {name: tensor.astype(mx.bfloat16) for name, tensor in random_tensors(raw).items()}
-    folder = write_folder(tmp_path / "model", raw, tensors)
-    size = (folder / "model.safetensors").stat().st_size
-    del tensors
-    assert size > 200e6
-
-    def peak(work: Any) -> int:
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        work()
-        return mx.get_peak_memory() - before
-
-    def stream() -> None:
-        streamed = Streamed(SafetensorsFolder(folder), raw, "bfloat16")
-        features = streamed.features([mx.zeros((1, 28, 28, 3))])
-        hidden = streamed.hidden(features, [Text(0, [2, 3], [4, 5])])
-        mx.eval(streamed.head(0, 4096)(hidden[0]))
-
-    streaming, loading = peak(stream), peak(lambda: load_model(folder, dtype="bfloat16"))
-    print(f"{size / 1e6:.0f} MB of weights: streamed in {streaming / 1e6:.1f} MB, loaded in {loading / 1e6:.1f} MB")
-    assert loading > size
-    assert streaming < 0.15 * size
-
-
-# --- figures --------------------------------------------------------------------------------------------
-
-
-def tensors_of(folder: Path) -> Tensors:
-    opened = SafetensorsFolder(folder)
-    return {name: opened.read(name) for name in opened.shapes}
-
-
-def copy_of(source: Path, target: Path, raw: Json, tensors: Tensors) -> Path:
-    """A checkpoint with the source's tokenizer."""
-    write_folder(target, raw, tensors)
-    shutil.copy(source / "tokenizer.model", target)
-    return target
+from pg_mlx.conversion.streamed import Streamed
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of random models with tied embeddings most only repeat their last token. In this one the layers speak louder."""
-    folder = tmp_path_factory.mktemp("quality")
-    quiet = tiny_checkpoint(folder / "quiet")
-    tensors = tensors_of(quiet)
-    for name in tensors:
-        if "post_" in name and name.startswith("language_model"):
-            tensors[name] = tensors[name] + 2
-    return copy_of(quiet, folder / "source", read_json(quiet / "config.json"), tensors)
-
-
-def padded(source: Path, width: int = 384) -> tuple[Json, Tensors]:
-    """config.json and tensors with the vision MLP as wide as conversion makes it (300 in the source)."""
-    raw, tensors = read_json(source / "config.json"), tensors_of(source)
-    assert raw["vision_config"]["intermediate_size"] == 300
-    raw["vision_config"]["intermediate_size"] = width
-    for name, tensor in tensors.items():
-        if ".mlp.fc1." in name:
-            tensors[name] = pad_rows(tensor, width)
-        if name.endswith(".mlp.fc2.weight"):
-            tensors[name] = pad_columns(tensor, width)
-    return raw, tensors
-
-
-def packed(source: Path, target: Path, bits: int) -> Path:
-    raw, tensors = padded(source)
-    raw, tensors, _ = quantized(raw, tensors, lambda name, _: "position" not in name, bits)
-    return copy_of(source, target, raw, tensors)
-
-
-def quality(source: Path, result: Path, **options: Any) -> Quality:
-    options = dict(samples=SAMPLES, max_tokens=MAX_TOKENS, dtype="float32") | options
-    return compare(SafetensorsFolder(source), read_json(source / "config.json"), result, **options)
+    return loud_checkpoint(tmp_path_factory.mktemp("quality"))
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +36,9 @@ def result(source: Path) -> Path:
 @pytest.fixture(scope="module")
 def card(source: Path, result: Path) -> Quality:
     return quality(source, result)
+
+
+# --- figures ------------------------------------------------------------------------------------------
 
 
 def decoded(processor: Processor, model: PaliGemma, sample: Sample) -> list[int]:
@@ -354,7 +180,7 @@ def test_many_positions_are_compared_in_slices() -> None:
     assert mx.get_peak_memory() - before < 2048 * 32768 * 4 / 2  # half of one model's logits
 
 
-# --- the card itself ------------------------------------------------------------------------------------
+# --- the card itself ----------------------------------------------------------------------------------
 
 
 def test_card_as_json_and_markdown(card: Quality) -> None:
@@ -397,7 +223,7 @@ def test_a_picture_of_several_questions_is_read_once(source: Path) -> None:
     assert (card.pictures, card.samples, card.positions) == (2, 3, 3)
 
 
-# --- what cannot be compared ----------------------------------------------------------------------------
+# --- what cannot be compared --------------------------------------------------------------------------
 
 
 def test_refuses_what_cannot_be_compared(source: Path, result: Path, tmp_path: Path) -> None:
@@ -427,38 +253,3 @@ def test_numbers_that_are_not_finite(source: Path, tmp_path: Path, broken: str) 
     bad = copy_of(source, tmp_path / "bad", read_json(source / "config.json"), tensors)
     with pytest.raises(PgMlxError, match=f"the {broken} computes numbers that are not finite"):
         quality(*((bad, source) if broken == "source" else (source, bad)))
-
-
-# --- samples --------------------------------------------------------------------------------------------
-
-
-def test_drawn_samples_are_the_same_every_time() -> None:
-    first, second = default_samples(), default_samples()
-    assert [sample.prompt for sample in first] == list(PROMPTS) * 4
-    assert [s.image.tobytes() for s in first] == [s.image.tobytes() for s in second]
-    assert len({s.image.tobytes() for s in first}) == 4
-    for sample in first:
-        assert len(sample.image.getcolors(1 << 20)) > 100
-
-
-def test_samples_of_a_folder(tmp_path: Path) -> None:
-    for number in range(40):
-        Image.new("RGB", (3, 2), (number, 0, 0)).save(tmp_path / f"{number:02}.PNG")
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "._00.png").write_bytes(b"left by macOS")
-    samples = default_samples(tmp_path)
-    assert [sample.image.name for sample in samples[::4]] == [f"{number:02}.PNG" for number in range(32)]
-    assert {sample.prompt for sample in samples[-4:]} == set(PROMPTS)
-
-
-def test_folders_without_samples(tmp_path: Path) -> None:
-    with one_line_error("no such folder", "nowhere"):
-        default_samples(tmp_path / "nowhere")
-    (tmp_path / "notes.txt").write_text("no picture")
-    with one_line_error("no pictures", str(tmp_path)):
-        default_samples(tmp_path)
-    Image.new("RGB", (3, 2)).save(tmp_path / "good.png")
-    (tmp_path / "bad.jpg").write_bytes(b"not a picture")
-    (tmp_path / "empty.webp").write_bytes(b"")
-    with one_line_error("2 of 3 pictures", "bad.jpg", "empty.webp"):
-        default_samples(tmp_path)

@@ -69,8 +69,8 @@ class Streamed:
         """Pixels [1, H, W, 3] each -> features [1, N, D] each, in the compute dtype."""
         tower, connector = self._model.vision_tower, self._model.connector
         for name in ("patch_embedding", "position_embedding", "post_layernorm"):
-            self.fill(f"vision_tower.{name}")
-        self.fill("connector.linear")
+            self._fill_at(f"vision_tower.{name}")
+        self._fill_at("connector.linear")
         rows = []
         for pixels in pictures:
             x = tower.patch_embedding(siglip.patches(pixels.astype(self.dtype), tower.patch_size))
@@ -84,15 +84,14 @@ class Streamed:
         """For each text the final-normed states [len(answer), D] that predict its answer's tokens, each given the
         picture, the prompt and the answer before it."""
         decoder = self._model.language_model
-        self.fill("language_model.norm")
+        self._fill_at("language_model.norm")
         rows = self._rows(features, texts)
 
         def run(block: gemma.Block, index: int, x: mx.array) -> mx.array:
             text, length = texts[index], x.shape[1]
             prefix = length - len(text.answer) + 1
             mask = prefix_lm_mask(length, mx.array([prefix]), mx.array([length]))
-            query, key, value = block.self_attn.project(block.pre_attention_norm(x), 0)
-            return block.finish(x, block.self_attn.attend(query, key, value, mask))
+            return block(x, mask)
 
         self._through("language_model", decoder.layers, rows, run)
         hidden = [decoder.norm(x[0, -len(text.answer) :]) for text, x in zip(texts, rows, strict=True)]
@@ -125,7 +124,7 @@ class Streamed:
     ) -> None:
         """Replace each of the rows by run(block, its index, row), for one block after the other."""
         for number in range(len(blocks)):
-            self.fill(f"{parent}.layers.{number}")
+            self._fill_at(f"{parent}.layers.{number}")
             for index, x in enumerate(rows):
                 rows[index] = run(blocks[number], index, x)
                 mx.eval(rows[index])  # now, or the graph would hold the block
@@ -133,7 +132,7 @@ class Streamed:
             mx.clear_cache()
             self._progress()
 
-    def fill(self, path: str) -> None:
+    def _fill_at(self, path: str) -> None:
         """Read the parameters of a module (or the array) at this path."""
         for slot in self._plan:
             if f"{slot.target}.".startswith(f"{path}."):
