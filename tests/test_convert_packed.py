@@ -324,3 +324,26 @@ def test_a_packed_table_gets_those_rows_without_being_packed_again(q: Quantizati
     assert_same(stored(tmp_path / "out"), expected)
     model = pg_mlx.load_model(tmp_path / "out")
     assert not model.language_model.embed_tokens(mx.arange(1856, 1920)).any()
+
+
+def test_an_adapter_is_merged_into_a_packed_source_as_floats(tiny: Path, tmp_path: Path) -> None:
+    """Unpacked, merged in float32, and packed again only because -q asks for it."""
+    weights_only(tiny, tmp_path / "packed", q_bits=8)
+    module = f"{TEXT}.layers.1.mlp.down_proj"
+    source = SafetensorsFolder(tmp_path / "packed")
+    base = EIGHT.unpack({part: source.read(f"{module}.{part}") for part in PARTS})
+    up, down = mx.random.normal((base.shape[0], 2)), mx.random.normal((2, base.shape[1]))
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    keys = {f"base_model.model.{module}.lora_A.weight": down, f"base_model.model.{module}.lora_B.weight": up}
+    mx.save_safetensors(str(lora / "adapter_model.safetensors"), keys)
+    merged = base + 2 * up @ down
+
+    with one_line_error("quantized", "-q", "-d"):
+        weights_only(tmp_path / "packed", tmp_path / "out", adapter_path=lora)
+    weights_only(tmp_path / "packed", tmp_path / "float", adapter_path=lora, dequantize=True, dtype="float32")
+    assert mx.allclose(SafetensorsFolder(tmp_path / "float").read(f"{module}.weight"), merged, atol=1e-6)
+    weights_only(tmp_path / "packed", tmp_path / "four", adapter_path=lora, q_bits=4, dtype="float32")
+    four = SafetensorsFolder(tmp_path / "four")
+    assert all(mx.array_equal(four.read(f"{module}.{part}"), array) for part, array in FOUR.pack(merged).items())

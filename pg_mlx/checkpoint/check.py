@@ -43,7 +43,7 @@ def _expected(slot: Slot, shapes: Shapes, config: PaliGemmaConfig) -> Iterator[t
         quantization = packing(shapes, module, slot.columns, config)
         rows = shape[0]
         yield name, (rows, slot.columns * quantization.bits // 32)
-        for part in ("scales", "biases") if quantization.mode == "affine" else ("scales",):
+        for part in quantization.parts[1:]:
             yield f"{module}.{part}", (rows, slot.columns // quantization.group_size)
 
 

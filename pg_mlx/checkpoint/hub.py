@@ -2,10 +2,14 @@
 
 import contextlib
 import errno
+import json
 import re
+import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pg_mlx.errors import InputError, PgMlxError
 
@@ -42,6 +46,57 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     return folder if folder is not None else _download(str(path_or_repo), revision)
 
 
+@dataclass(frozen=True)
+class Headers:
+    """What is known of a repository without its weights."""
+
+    config: Path
+    """Its config.json, in the cache."""
+    files: dict[str, dict[str, dict[str, Any]]]
+    """Of each file of weights its header, unchecked."""
+
+
+def at_hand(path_or_repo: str | Path, revision: str | None = None) -> Path | None:
+    """The local folder that is meant, or a whole cached snapshot; None where the hub would have to be asked.
+
+    Raises:
+        InputError: no such folder, or a file where a folder is needed.
+    """
+    folder = _local(path_or_repo)
+    return folder if folder is not None else _cached(str(path_or_repo), revision)
+
+
+def headers(repo: str, revision: str | None = None) -> Headers:
+    """The config.json of a hub repository and the headers of its weights, of which not a tensor is downloaded.
+
+    Raises as `resolve`.
+    """
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    # What huggingface_hub raises, by its version, for an index or a header that is not what it should be.
+    malformed = (
+        *(errors.SafetensorsParsingError, struct.error, json.JSONDecodeError),
+        *(AttributeError, LookupError, TypeError),
+    )
+    with _bars_on_a_terminal_only():
+        try:
+            # One commit for all. This request is also not repeated for half a minute where the hub is away.
+            commit = HfApi().model_info(repo, revision=revision or "main").sha
+            config = Path(hf_hub_download(repo, "config.json", revision=commit))
+            found = HfApi().get_safetensors_metadata(repo, revision=commit)
+        except errors.NotASafetensorsRepoError as error:
+            raise InputError(f"the hub repository {repo} has no weights: no model.safetensors and no index") from error
+        except malformed as error:
+            raise InputError(f"the headers of the hub repository {repo} cannot be read: {_one_line(error)}") from error
+        except Exception as error:  # see _download
+            raise (_explain(error, repo, revision) or _unreachable(error, repo)) from error
+    files = {
+        file: {key: vars(tensor) for key, tensor in header.tensors.items()}
+        for file, header in sorted(found.files_metadata.items())
+    }
+    return Headers(config, files)
+
+
 def _local(given: str | Path) -> Path | None:
     """The local folder that is meant, or None where the name can only be a hub repository's."""
     if not str(given):
@@ -71,35 +126,44 @@ def _local(given: str | Path) -> Path | None:
     return None
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    """The snapshot of a hub repository, in the cache."""
+def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
     # Imported here: it costs more than the rest of the package together, and local folders need none of it.
     from huggingface_hub import snapshot_download
 
-    def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=_NEEDED,
-                ignore_patterns=_NOT_NEEDED,
-                local_files_only=local_files_only,
-            )
+    return Path(
+        snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=_NEEDED,
+            ignore_patterns=_NOT_NEEDED,
+            local_files_only=local_files_only,
         )
+    )
 
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """The snapshot of a hub repository that the cache holds, if it holds all of it."""
+    with contextlib.suppress(Exception):
+        cached = _snapshot(repo, revision, local_files_only=True)
+        if _whole(cached):
+            return cached
+    return None
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """The snapshot of a hub repository, in the cache."""
     with _bars_on_a_terminal_only():
         try:
-            folder = snapshot(local_files_only=False)
+            folder = _snapshot(repo, revision, local_files_only=False)
         # Everything, because a failing network raises from requests, httpx or httpx2, by the hub's version.
         except Exception as error:
             problem = _explain(error, repo, revision)
             if problem is not None:
                 raise problem from error
             # huggingface_hub turns to the cache by itself after some network errors, but not after all.
-            with contextlib.suppress(Exception):
-                cached = snapshot(local_files_only=True)
-                if _whole(cached):
-                    return cached
+            cached = _cached(repo, revision)
+            if cached is not None:
+                return cached
             raise _unreachable(error, repo) from error
     if not (folder / "config.json").is_file():
         raise InputError(f"the hub repository {repo} has no config.json, so it holds no checkpoint for pg_mlx")
@@ -130,6 +194,8 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | 
         return InputError(f"the hub repository {repo} has no revision {_one_line(revision or 'main')}")
     if isinstance(answer, errors.DisabledRepoError):
         return InputError(f"the hub has disabled the repository {repo}: see {page}")
+    if isinstance(answer, errors.EntryNotFoundError):
+        return InputError(f"the hub repository {repo} has no config.json, or not every file that its index names")
     # Also 403 without a reason: a token that may not read gated repositories gets that.
     if isinstance(answer, errors.GatedRepoError) or status == 403:
         return InputError(

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..errors import InputError, PgMlxError
 from .layouts import FINAL_NORM, canonical_name, has_channels_second
+
+Header = Mapping[str, tuple[str, tuple[int, ...]]]
+"""The dtype and shape of every tensor in a file."""
 
 MAX_JSON_BYTES = 64 << 20
 """Limit for a header or an index; a 28B model's takes well under one."""
@@ -39,7 +43,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON: {error}") from None
 
 
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def read_header(path: Path) -> Header:
     """The dtype and shape of every tensor in a file. Raises InputError if the file is not whole."""
     try:
         size = path.stat().st_size
@@ -58,10 +62,15 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     if not isinstance(header, dict):
         raise InputError(f"{path} is not a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
-    return {name: _check_entry(path, name, entry, size - 8 - length) for name, entry in header.items()}
+    return check_header(path, header, size - 8 - length)
 
 
-def _check_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[str, tuple[int, ...]]:
+def check_header(path: str | Path, header: Mapping[str, Any], data_bytes: int | None = None) -> Header:
+    """A header as it is written in a file, believed only then. data_bytes: what the file holds, where that is known."""
+    return {name: _check_entry(path, name, entry, data_bytes) for name, entry in header.items()}
+
+
+def _check_entry(path: str | Path, name: str, entry: Any, data_bytes: int | None) -> tuple[str, tuple[int, ...]]:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, stop]
@@ -71,42 +80,62 @@ def _check_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[st
         sound = False
     if not sound:
         raise InputError(f"{path}: the entry of {name!r} is malformed or of an unknown dtype")
-    if stop > data_bytes:
+    if data_bytes is not None and stop > data_bytes:
         raise InputError(f"{path} is truncated: {name!r} ends at byte {stop} of {data_bytes} present")
     return dtype, tuple(shape)
 
 
-class SafetensorsFolder:
-    """`shapes` by canonical name, and `read`. Raises InputError if files are missing, broken or overlap."""
+class SafetensorsHeaders:
+    """What the headers of a checkpoint's files tell, by canonical name: a Source whose tensors cannot be read.
 
-    def __init__(self, folder: Path):
-        self.files = _weight_files(folder)
-        self.num_bytes = sum(path.stat().st_size for path in self.files)
+    Raises InputError if two files hold the same tensor.
+    """
+
+    def __init__(self, name: str, headers: Iterable[tuple[str, Header]]):
+        self.name = name
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, int] = {}
         """Bytes of each tensor."""
         self.float_dtype = mx.float32
         """Of the final norm, which is never packed, and so of the floats in general."""
-        self._places: dict[str, tuple[Path, str]] = {}
+        self._places: dict[str, tuple[str, str]] = {}
+        for file, header in headers:
+            for key, (dtype, shape) in header.items():
+                self._add(file, key, dtype, shape)
+        self.num_bytes = sum(self.sizes.values())
+
+    def _add(self, file: str, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+        name = canonical_name(key)
+        if name is None:
+            return
+        if name in self.shapes:
+            raise InputError(f"{self.name} holds {name} twice: in {self._places[name][0]} and {file}")
+        if has_channels_second(name, shape):
+            shape = (shape[0], *shape[2:], shape[1])
+        self.shapes[name] = shape
+        self.sizes[name] = math.prod(shape) * _ITEM_BYTES[dtype]
+        if name == FINAL_NORM:
+            self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
+        self._places[name] = (file, key)
+
+    def read(self, name: str) -> mx.array:
+        raise PgMlxError(f"{name} cannot be read: of {self.name} there are only the headers here")
+
+
+class SafetensorsFolder(SafetensorsHeaders):
+    """`shapes` by canonical name, and `read`. Raises InputError if files are missing, broken or overlap."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = _weight_files(folder)
+        super().__init__(str(folder), ((path.name, read_header(path)) for path in self.files))
+        self.num_bytes = sum(path.stat().st_size for path in self.files)
         self._opened: dict[Path, dict[str, mx.array]] = {}
-        for path in self.files:
-            for key, (dtype, shape) in read_header(path).items():
-                name = canonical_name(key)
-                if name is None:
-                    continue
-                if name in self.shapes:
-                    raise InputError(f"{folder} holds {name} twice: in {self._places[name][0].name} and {path.name}")
-                if has_channels_second(name, shape):
-                    shape = (shape[0], *shape[2:], shape[1])
-                self.shapes[name] = shape
-                self.sizes[name] = math.prod(shape) * _ITEM_BYTES[dtype]
-                if name == FINAL_NORM:
-                    self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
-                self._places[name] = (path, key)
 
     def read(self, name: str) -> mx.array:
         """The tensor, not yet evaluated. Can be read once: nothing of it is kept here."""
-        path, key = self._places[name]
+        file, key = self._places[name]
+        path = self.folder / file
         if path not in self._opened:
             try:
                 self._opened[path] = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))

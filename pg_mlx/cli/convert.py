@@ -61,7 +61,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
     p.add_argument("--force", action="store_true", help="replace DST, once the new folder is complete")
-    p.add_argument("--dry-run", action="store_true", help="print what would be written, and read no weights")
+    p.add_argument("--dry-run", action="store_true", help="print what would be written; reads and downloads no weights")
     p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")
     p.add_argument("--upload-repo", metavar="REPO", help="then upload DST to this hub repository")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -91,6 +91,7 @@ def run(argv: list[str], program: str) -> int:
         tokenizer=args.tokenizer,
         revision=args.revision,
         need_tokenizer=not args.no_tokenizer,
+        headers_only=args.dry_run,
     )
     if job.plan.left_float:
         names = ", ".join(job.plan.left_float[:3]) + (", ..." if len(job.plan.left_float) > 3 else "")

@@ -112,17 +112,25 @@ def prepare(
     tokenizer: str | Path | None = None,
     revision: str | None = None,
     need_tokenizer: bool = True,
+    headers_only: bool = False,
 ) -> Job:
-    """Open a source and decide what to write. Raises InputError for everything that shapes and small files can tell."""
+    """Open a source and decide what to write. Raises InputError for everything that shapes and small files can tell.
+
+    headers_only: of a hub repository download no weights (and no tokenizer) for it. Such a job cannot be run.
+    """
     if recipe and dequantize:
         raise InputError("quantizing and dequantizing exclude each other")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     adapters = [adapter_path] if isinstance(adapter_path, (str, Path)) else list(adapter_path or ())
-    opened = open_source(source, revision, Path(tokenizer) if tokenizer else None, adapters)
+    opened = open_source(source, revision, Path(tokenizer) if tokenizer else None, adapters, headers_only)
+    if adapters and opened.config.get("quantization") and not (recipe or dequantize):
+        raise InputError(
+            f"{opened.name} is quantized; merging an adapter needs -q (pack it again) or -d (leave it float)"
+        )
     reader = opened.open()
     config = PaliGemmaConfig.from_dict(opened.config, tell(reader.shapes))
-    if need_tokenizer:
+    if need_tokenizer and (tokenizer or not opened.headers_only):
         _check_tokenizer(opened, config.text.vocab_size)
     stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
     return Job(opened, make_plan(reader, config, recipe, dequantize), recipe, DTYPES[dtype] if dtype else stored)
@@ -259,7 +267,7 @@ def _write_weights(job: Job, folder: Path, report: Progress) -> None:
 def _write_module(module: Module, source: Source, writer: ShardWriter, job: Job) -> None:
     name = module.name
     if module.stored and module.stored == module.target and module.padded[1] == module.columns:
-        for part in _parts(module.stored):
+        for part in module.stored.parts:
             array = pad_rows(_read(source, f"{name}.{part}"), module.padded[0])  # zeros packed are zeros
             writer.add(f"{name}.{part}", array.astype(job.dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
     elif module.target:
@@ -283,10 +291,6 @@ def _read(source: Source, name: str) -> mx.array:
     return array
 
 
-def _parts(quantization: Quantization) -> tuple[str, ...]:
-    return ("weight", "scales", "biases") if quantization.mode == "affine" else ("weight", "scales")
-
-
 def _write_packed(
     module: Module, quantization: Quantization, source: Source, writer: ShardWriter, dtype: mx.Dtype
 ) -> None:
@@ -303,7 +307,7 @@ def _write_packed(
 
 def _slices(module: Module, source: Source) -> Iterator[mx.array]:
     """The weight as floats, unpacked and padded where need be, some rows at a time."""
-    parts = _parts(module.stored) if module.stored else ("weight",)
+    parts = module.stored.parts if module.stored else ("weight",)
     arrays = {part: _read(source, f"{module.name}.{part}") for part in parts}
     if module.stored is None and not mx.issubdtype(arrays["weight"].dtype, mx.floating):
         raise InputError(f"{module.name}.weight holds {arrays['weight'].dtype}, not floating-point numbers")

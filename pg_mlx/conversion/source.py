@@ -13,9 +13,12 @@ import mlx.core as mx
 from ..checkpoint import hub
 from ..checkpoint.assemble import Source
 from ..checkpoint.big_vision import BigVisionArchive
-from ..checkpoint.safetensors import SafetensorsFolder, read_json
+from ..checkpoint.layouts import tell
+from ..checkpoint.safetensors import SafetensorsFolder, SafetensorsHeaders, check_header, read_json
+from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..processor import read_resample
+from .unpacked import UnpackedSource
 
 SIDE_FILES = (
     "tokenizer.model",
@@ -40,6 +43,8 @@ class Opened:
     """Of its float tensors, as the final norm has it."""
     resample: int = 3
     """How pictures are resized, by Pillow's number: 3 is bicubic, 2 bilinear."""
+    headers_only: bool = False
+    """Whether tensors cannot be read and side files were left where they are: on the hub."""
 
 
 def open_source(
@@ -47,11 +52,12 @@ def open_source(
     revision: str | None = None,
     tokenizer: Path | None = None,
     adapters: Sequence[str | Path] = (),
+    headers_only: bool = False,
 ) -> Opened:
     """A Hugging Face or mlx-vlm folder, a hub repository, or a big_vision archive (or a folder with just one of those).
 
     tokenizer: a file or folder whose tokenizer replaces the source's. adapters: PEFT folders to merge, in this order.
-    Raises InputError.
+    headers_only: download no weights. Raises InputError, and PgMlxError if the hub cannot be reached.
     """
     path = Path(path_or_repo)
     if path.suffix == ".npz":
@@ -61,18 +67,30 @@ def open_source(
             raise InputError(f"no such file: {path}")
         opened = _archive(path)
     else:
-        folder = hub.resolve(path_or_repo, revision)
-        archives = list(folder.glob("*.npz"))
-        if not (folder / "config.json").is_file() and len(archives) == 1:
-            opened = _archive(archives[0])
-        else:
-            opened = _folder(str(path_or_repo), folder)
+        folder = (hub.at_hand if headers_only else hub.resolve)(path_or_repo, revision)
+        opened = _on_hub(str(path_or_repo), revision) if folder is None else _in_folder(str(path_or_repo), folder)
     if tokenizer is not None:
         kept = {name: path for name, path in opened.side_files.items() if name == "generation_config.json"}
         opened = replace(opened, side_files=kept | _tokenizer_files(tokenizer))
     if adapters:
         opened = _adapted(opened, adapters)
     return opened
+
+
+def _on_hub(repo: str, revision: str | None) -> Opened:
+    headers = hub.headers(repo, revision)
+    checked = ((file, check_header(f"{repo}/{file}", header)) for file, header in headers.files.items())
+    source = SafetensorsHeaders(repo, checked)
+    return Opened(
+        repo, lambda: source, read_json(headers.config), {}, source.num_bytes, source.float_dtype, headers_only=True
+    )
+
+
+def _in_folder(name: str, folder: Path) -> Opened:
+    archives = list(folder.glob("*.npz"))
+    if not (folder / "config.json").is_file() and len(archives) == 1:
+        return _archive(archives[0])
+    return _folder(name, folder)
 
 
 def _archive(path: Path) -> Opened:
@@ -108,7 +126,10 @@ def _adapted(opened: Opened, adapters: Sequence[str | Path]) -> Opened:
     from ..checkpoint.adapters import AdaptedSource, Adapter
 
     def reopen() -> Source:
-        return AdaptedSource(opened.open(), [Adapter(Path(adapter)) for adapter in adapters])
+        source = opened.open()
+        if any(name.endswith(".scales") for name in source.shapes):
+            source = UnpackedSource(source, PaliGemmaConfig.from_dict(opened.config, tell(source.shapes)))
+        return AdaptedSource(source, [Adapter(Path(adapter)) for adapter in adapters])
 
     reopen()  # a wrong adapter is found now, not halfway
     return replace(opened, open=reopen)

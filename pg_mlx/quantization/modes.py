@@ -50,6 +50,11 @@ class Quantization:
             raise InputError(f"{bits} bits in groups of {group_size} without biases are no mode of MLX")
         return cls(bits, group_size, mode)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the arrays that a packed matrix consists of."""
+        return ("weight", "scales", "biases") if self.mode == "affine" else ("weight", "scales")
+
     def fits(self, columns: int) -> bool:
         """Only whole groups can be packed."""
         return columns % self.group_size == 0
@@ -58,7 +63,7 @@ class Quantization:
         """weight float [rows, columns] -> weight uint32 [rows, columns * bits / 32], scales and, in affine mode,
         biases [rows, columns / group_size]."""
         arrays = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
-        return dict(zip(("weight", "scales", "biases"), arrays, strict=False))
+        return dict(zip(self.parts, arrays, strict=True))
 
     def unpack(self, arrays: Mapping[str, mx.array]) -> mx.array:
         """What `pack` made (weight, scales, biases) back to float32 [rows, columns].
