@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import random_checkpoint
 
 from pg_mlx.backend import mx
-from pg_mlx.checkpoint.layouts import FINAL_NORM, PATCH_KERNEL, TEXT
+from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.checkpoint.load import load
 from pg_mlx.checkpoint.safetensors import SafetensorsFolder
 from pg_mlx.conversion.config_json import preprocessor_json, tokenizer_config_json
@@ -117,8 +117,6 @@ def hugging_face_folder(folder: Path, family: str, published: bool = False) -> P
     source = SafetensorsFolder(folder)
     tensors = {name: source.read(name).astype(mx.float32) for name in source.shapes}
     tensors[PATCH_KERNEL] = tensors[PATCH_KERNEL].transpose(0, 3, 1, 2)
-    tensors[f"{TEXT}.embed_tokens.weight"] /= 8  # or a token's own row would outweigh the layers: it would repeat
-    tensors[FINAL_NORM] += 7  # a norm multiplies by 1 + weight, so this makes up for it in the logits
     mx.eval(tensors)
     for path in folder.glob("model*"):
         path.unlink()

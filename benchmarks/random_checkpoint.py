@@ -123,11 +123,11 @@ def _random(slot: Slot, name: str, shape: tuple[int, ...]) -> Iterator[mx.array]
     scale = 0.02 if vector else 1 / isqrt(columns)
     offset = 1.0 if slot.kind == "layer_norm" and name.endswith("weight") else 0.0
     # The head is the embedding, so with rows of full length the token just read would always be the likeliest next.
-    # Short rows leave the word to the layers, and a large final norm gives logits their usual spread.
+    # Short rows leave the word to the layers, and the final norm gives logits their spread back.
     if slot.kind == "embedding":
-        scale /= 10
+        scale /= 8
     if name == FINAL_NORM:
-        offset = 30.0
+        offset = 7.0  # the norm multiplies by 1 + weight
     rows = max(1, SLICE_VALUES // columns)
     for start in range(0, shape[0], rows):
         part = (min(rows, shape[0] - start), *shape[1:])
