@@ -87,11 +87,17 @@ def recipe_table(layers: int) -> list[str]:
             sizes = SafetensorsFolder(target).sizes
             per_token = sum(size for name, size in sizes.items() if name.startswith("language_model."))
             lines.append(
-                f"| {recipe.name} | {report.bits_per_weight:.2f} | {per_token / 1e9:.3f} | {quality.kl_mean:.2e} "
+                f"| {_label(recipe)} | {report.bits_per_weight:.2f} | {per_token / 1e9:.3f} | {quality.kl_mean:.2e} "
                 f"| {quality.top1_agreement:.0%} | {quality.feature_error:.2%} |"
             )
             print(lines[-1], file=sys.stderr)
     return lines
+
+
+def _label(recipe: Recipe) -> str:
+    first = recipe.rules[0].quantization
+    narrow = recipe.name not in RECIPES and first and first.mode == "affine" and first.group_size != 64
+    return f"{recipe.name}, groups of {first.group_size}" if first and narrow else recipe.name
 
 
 def _options(recipe: Recipe) -> dict[str, Any]:
