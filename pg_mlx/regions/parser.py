@@ -109,29 +109,31 @@ class RegionParser:
         if group is None:
             return []
         if reason := _fault(group):
-            self._report(group, reason)
+            self._report(group, (group.starts[0], group.stop), reason)
             return []
         regions = []
         count = len(group.locations) // LOCATIONS
         for number in range(count):
             first, behind = number * LOCATIONS, (number + 1) * LOCATIONS
             last = number == count - 1
+            span = group.starts[first], group.stop if last else group.starts[behind]
             y0, x0, y1, x1 = group.locations[first:behind]
             if y1 <= y0 or x1 <= x0:
-                self._report(group, f"the box is empty or inverted: y {y0} to {y1}, x {x0} to {x1}")
+                self._report(group, span, f"the box is empty or inverted: y {y0} to {y1}, x {x0} to {x1}")
                 continue
             region = Region(
                 label=group.label.strip() if last else "",
                 locations=(y0, x0, y1, x1),
                 image_size=self._size,
                 codes=tuple(group.codes) if last and group.codes else None,
-                span=(group.starts[first], group.stop if last else group.starts[behind]),
+                span=span,
             )
             regions.append(region)
         return regions
 
-    def _report(self, group: _Group, reason: str) -> None:
-        self.malformed.append(Malformed(group.text.strip(), reason, (group.starts[0], group.stop)))
+    def _report(self, group: _Group, span: tuple[int, int], reason: str) -> None:
+        start, stop = (position - group.starts[0] for position in span)
+        self.malformed.append(Malformed(group.text[start:stop], reason, span))
 
 
 def _checked_size(image_size: tuple[int, int]) -> tuple[int, int]:

@@ -17,10 +17,13 @@ def paste(decoded: np.ndarray, box: PixelBox, image_size: tuple[int, int]) -> np
     As big_vision's evaluator does it: bilinear resizing of the floats, then > 0. All False for an empty box.
     """
     picture = np.zeros(image_size[::-1], bool)
-    part = picture[_slices(box)]
-    if part.size:
-        part[...] = _resized(decoded, box) > 0
+    picture[_slices(box)] = inside(decoded, box)
     return picture
+
+
+def inside(decoded: np.ndarray, box: PixelBox) -> np.ndarray:
+    """bool [box height, box width]: the part of `paste` within the box."""
+    return _resized(decoded, box) > 0
 
 
 def paste_soft(decoded: np.ndarray, box: PixelBox, image_size: tuple[int, int]) -> np.ndarray:
@@ -29,9 +32,7 @@ def paste_soft(decoded: np.ndarray, box: PixelBox, image_size: tuple[int, int]) 
     Above 0.5, but for rounding, where `paste` is True. 0 outside the box.
     """
     picture = np.zeros(image_size[::-1], np.float32)
-    part = picture[_slices(box)]
-    if part.size:
-        part[...] = np.clip(_resized(decoded, box) / 2 + np.float32(0.5), 0, 1)
+    picture[_slices(box)] = np.clip(_resized(decoded, box) / 2 + np.float32(0.5), 0, 1)
     return picture
 
 
@@ -53,5 +54,7 @@ def _slices(box: PixelBox) -> tuple[slice, slice]:
 
 def _resized(decoded: np.ndarray, box: PixelBox) -> np.ndarray:
     x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        return np.zeros((max(0, y1 - y0), max(0, x1 - x0)), np.float32)
     image = Image.fromarray(np.ascontiguousarray(decoded, np.float32))
     return np.asarray(image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR))
