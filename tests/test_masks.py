@@ -211,7 +211,7 @@ def test_wrong_masks_are_one_line(shape: tuple[int, ...]):
 # --- where the decoder comes from -----------------------------------------------------------------------
 
 
-def test_a_given_file_goes_before_the_folders_own_and_that_before_the_hub(tmp_path: Path, monkeypatch):
+def test_the_folders_own_decoder_goes_before_the_published_file_and_that_before_the_hub(tmp_path: Path, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(hub, "space_file", lambda space, name: asked.append(name) or ARCHIVE)
     found = mask_weights.mask_decoder(tmp_path)
@@ -224,8 +224,6 @@ def test_a_given_file_goes_before_the_folders_own_and_that_before_the_hub(tmp_pa
     mask_weights.write(tmp_path / mask_weights.FILE_NAME, mask_weights.read(ARCHIVE))
     assert mask_weights.find(tmp_path) == tmp_path / mask_weights.FILE_NAME
     assert isinstance(mask_weights.mask_decoder(tmp_path), MaskDecoder)
-    with one_line_error("nowhere"):
-        mask_weights.mask_decoder(tmp_path, tmp_path / "nowhere")
 
 
 def test_without_a_hub_there_are_no_masks_and_one_line_says_so(monkeypatch, capsys, tmp_path: Path):

@@ -26,6 +26,7 @@ _NEEDED = [
     "special_tokens_map.json",
     "preprocessor_config.json",
     "generation_config.json",
+    "mask_decoder.weights",
 ]
 # The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
 _NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]

@@ -43,14 +43,17 @@ def load(
     """A model and its processor from a local folder or a hub repository.
 
     dtype: of activations, cache and float weights; bfloat16 on a GPU and float32 on the CPU if not given.
-    adapter_path: see load_model. use_sliding_window: see PaliGemma. mask_decoder: file of the decoder of <seg> codes, if
-    neither the checkpoint's own nor the published one is meant. Raises InputError for anything wrong with these.
+    adapter_path: see load_model. use_sliding_window: see PaliGemma. mask_decoder: file of the decoder of <seg> codes,
+    if neither the checkpoint's own nor the published one is meant. Raises InputError for anything wrong with these.
     """
     from ..processor import Processor
+    from ..regions.masks import MaskDecoder
 
-    adapters = open_adapters(adapter_path)  # what is wrong with them is said before anything is downloaded
+    # What is wrong with these is said before anything is downloaded.
+    adapters = open_adapters(adapter_path)
+    given = MaskDecoder.load(mask_decoder) if mask_decoder else None
     folder = hub.resolve(path_or_repo, revision)
-    masks = mask_weights.mask_decoder(folder, mask_decoder)
+    masks = given or mask_weights.mask_decoder(folder)
     model = _load_model(folder, dtype, adapters, progress)
     model.use_sliding_window = use_sliding_window
     start = time.perf_counter()

@@ -34,14 +34,14 @@ def find(folder: Path) -> Path | None:
     return next((folder / name for name in (FILE_NAME, PUBLISHED_NAME) if (folder / name).is_file()), None)
 
 
-def mask_decoder(folder: Path, file: str | Path | None = None) -> MaskDecoder | HubMaskDecoder:
-    """The decoder in `file`, else the one in the checkpoint's folder, else the published one once it is needed.
+def mask_decoder(folder: Path) -> MaskDecoder | HubMaskDecoder:
+    """The decoder in a checkpoint's folder, else the published one once it is needed.
 
     Raises InputError if a file is there but wrong.
     """
     from ..regions.masks import MaskDecoder
 
-    path = Path(file).expanduser() if file else find(folder)
+    path = find(folder)
     return MaskDecoder.load(path) if path else HubMaskDecoder()
 
 
@@ -68,7 +68,7 @@ class HubMaskDecoder:
         try:
             return MaskDecoder.load(hub.space_file(PUBLISHED_SPACE, PUBLISHED_NAME))
         except PgMlxError as error:
-            print(f"pg_mlx: no masks, only boxes: {error}; --mask-decoder FILE gives a decoder", file=sys.stderr)
+            print(f"pg_mlx: boxes without masks: {error}; --mask-decoder FILE gives a decoder", file=sys.stderr)
             return None
 
 

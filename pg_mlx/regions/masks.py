@@ -75,6 +75,17 @@ def _residual(name: str, channels: int) -> dict[str, tuple[int, ...]]:
     return {key: shape for layer in layers for key, shape in layer.items()}
 
 
+def read_masks(path: str | Path) -> dict[str, mx.array]:
+    """The decoder's arrays, and the encoder's where the file has them, checked. Raises InputError."""
+    from ..checkpoint.mask_weights import read
+
+    weights = read(path)
+    wanted = _chosen(weights, str(path), decoder_shapes)
+    if any(name.startswith("encoder.") for name in weights):
+        wanted |= _chosen(weights, str(path), encoder_shapes)
+    return wanted
+
+
 class _Network:
     """Weights as MLX wants them, by name: kernels [out, height, width, in], all float32."""
 
@@ -114,7 +125,7 @@ class MaskDecoder:
     @classmethod
     def load(cls, path: str | Path) -> MaskDecoder:
         """From vae-oid.npz, or the file that conversion makes of it. Raises InputError if it is neither."""
-        from ..checkpoint.mask_weights import read  # which file form it is, the network does not care
+        from ..checkpoint.mask_weights import read
 
         return cls(read(path), str(path))
 
@@ -172,7 +183,9 @@ def _relu(x: mx.array) -> mx.array:
     return mx.maximum(x, 0)
 
 
-def _chosen(weights: Weights, place: str, expected: Callable[[Shapes], dict[str, tuple[int, ...]]]) -> Weights:
+def _chosen(
+    weights: Weights, place: str, expected: Callable[[Shapes], dict[str, tuple[int, ...]]]
+) -> dict[str, mx.array]:
     """The arrays that are needed, each of its shape; others, as the other half and training's averages, are left."""
     try:
         wanted = expected({name: tuple(array.shape) for name, array in weights.items()})
