@@ -15,8 +15,8 @@ def to_json(region: Region) -> dict[str, Any]:
     """box: x0, y0, x1, y1 in pixels. mask: None, or its run lengths in COCO's form, over the whole picture."""
     return {
         "label": region.label,
-        "box": [round(value, 3) for value in region.box],
-        "box_normalized": [round(value, 6) for value in region.box_normalized],
+        "box": list(region.box),
+        "box_normalized": list(region.box_normalized),
         "score": region.score,
         "mask": _rle(region),
     }
@@ -35,7 +35,7 @@ def to_coco(region: Region, image_id: int, category_id: int, file_name: str) -> 
     entry = {
         "image_id": image_id,
         "category_id": category_id,
-        "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
         "score": 1.0 if region.score is None else region.score,
         "label": region.label,
         "file_name": file_name,
