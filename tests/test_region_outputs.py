@@ -33,6 +33,7 @@ def masks(draw: st.DrawFn) -> np.ndarray:
     return np.kron(mask, np.ones((draw(st.integers(1, 9)), draw(st.integers(1, 9))), bool))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools with numpy 2
 @settings(max_examples=300, deadline=None)
 @given(masks())
 def test_run_lengths_are_those_of_pycocotools_and_come_back(mask: np.ndarray):

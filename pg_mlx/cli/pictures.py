@@ -13,6 +13,9 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
+_NO_PATH = (OSError, RuntimeError, ValueError)
+"""What a name raises that is too long, begins with no user's ~, or holds a zero byte."""
+
 _NAME_BYTES = 120
 """Of the 255 that file systems allow, room left for number, label and suffix."""
 
@@ -28,8 +31,11 @@ class Picture:
     @property
     def path(self) -> Path | None:
         """Where it is, if it is a file."""
-        path = Path(self.source).expanduser()
-        return path if self.source != "-" and path.is_file() else None
+        try:
+            path = Path(self.source).expanduser()
+            return path if self.source != "-" and path.is_file() else None
+        except _NO_PATH:
+            return None
 
     def load(self) -> Image.Image:
         """RGB, the right way up. Raises InputError."""
@@ -52,7 +58,7 @@ def expand(images: Iterable[str] | None) -> list[Picture]:
 def is_folder(image: str) -> bool:
     try:
         return image != "-" and Path(image).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a zero byte: no folder in any case
+    except _NO_PATH:
         return False
 
 
