@@ -77,6 +77,13 @@ def test_a_row_does_not_depend_on_its_neighbours():
     assert MaskEncoder.load(ARCHIVE)(np.zeros((0, 64, 64))).shape == (0, 16)
 
 
+def test_more_masks_than_one_pass_takes():
+    decode = MaskDecoder.load(ARCHIVE)
+    codes = np.random.default_rng(1).integers(0, 128, (70, 16))
+    masks = decode(codes)
+    assert masks.shape == (70, 64, 64) and distance(masks[69], decode(codes[69:])[0]) < 1e-5
+
+
 def test_widths_are_read_from_the_file(weights: dict[str, np.ndarray]):
     """A decoder of half the residual width, cut out of the other, decodes too."""
     cut = {
