@@ -103,7 +103,8 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:
         image = load_image(file_of(kind))
-        drawn, unknown = annotate(image, regions(image.size))
+        unknown: list[str] = []
+        drawn = annotate(image, regions(image.size), unknown)
         size = drawn.size
         drawn.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
         drawn.quantize(256).save(target / f"{kind}.png", optimize=True)

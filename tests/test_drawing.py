@@ -35,8 +35,8 @@ def test_pictures_of_any_size_are_drawn_and_labels_are_inside(size: tuple[int, i
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", note)
     found = [region("cat", (5, 5, 500, 500), size, 0.9, mask=True), region("dog", (300, 300, 1020, 1020), size)]
-    drawn, unknown = annotate(scene(size), found)
-    assert drawn.mode == "RGB" and not unknown and len(rectangles) == 2
+    drawn = annotate(scene(size), found)
+    assert drawn.mode == "RGB" and len(rectangles) == 2
     assert drawn.width >= size[0] and drawn.height >= size[1] and max(drawn.size) >= 320
     for x0, y0, x1, y1 in rectangles:
         assert x0 >= 0 and y0 >= 0 and x1 <= drawn.width and y1 <= drawn.height
@@ -47,7 +47,7 @@ def test_nothing_but_boxes_labels_and_masks_is_changed():
     size = (640, 480)
     image = scene(size)
     one = region("", CENTRE, size, mask=True)
-    drawn, _ = annotate(image, [one])
+    drawn = annotate(image, [one])
     changed = (np.asarray(drawn) != np.asarray(image)).any(axis=2)
     x0, y0, x1, y1 = one.box_pixels
     allowed = np.zeros_like(changed)
@@ -56,13 +56,13 @@ def test_nothing_but_boxes_labels_and_masks_is_changed():
     inner = np.zeros_like(changed)
     inner[y0 + 9 : y1 - 9, x0 + 9 : x1 - 9] = True
     assert one.mask is not None and np.array_equal(changed & inner, one.mask & inner)
-    assert np.array_equal(np.asarray(annotate(image, [])[0]), np.asarray(image))
+    assert np.array_equal(np.asarray(annotate(image, [])), np.asarray(image))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (101, 333), (20, 31)])
 def test_the_boxes_edges_are_on_the_pixels_of_the_box(size: tuple[int, int]):
     one = region("", CENTRE, size)
-    drawn, _ = annotate(Image.new("RGB", size, "gray"), [one])
+    drawn = annotate(Image.new("RGB", size, "gray"), [one])
     factor = drawn.width // size[0]
     rows, columns = np.nonzero((np.asarray(drawn) == color_of("")).all(axis=2))
     x0, y0, x1, y1 = (value * factor for value in one.box)
@@ -73,7 +73,7 @@ def test_the_boxes_edges_are_on_the_pixels_of_the_box(size: tuple[int, int]):
 def test_a_translucent_mask_still_shows_the_picture():
     size = (640, 480)
     image = scene(size)
-    drawn, _ = annotate(image, [region("cat", (0, 0, 1023, 1023), size, mask=True)])
+    drawn = annotate(image, [region("cat", (0, 0, 1023, 1023), size, mask=True)])
     before, after = (np.asarray(one, np.float64)[200:280, 260:380] for one in (image, drawn))
     for channel in range(3):
         assert np.corrcoef(before[..., channel].ravel(), after[..., channel].ravel())[0, 1] > 0.9
@@ -90,7 +90,7 @@ def test_a_turned_picture_is_drawn_upright():
     assert Image.open(io.BytesIO(file)).size == (100, 60)
     image = load_image(file)
     assert image.size == (60, 100)
-    drawn, _ = annotate(image, [region("", (0, 0, 205, 512), image.size)])
+    drawn = annotate(image, [region("", (0, 0, 205, 512), image.size)])
     factor = drawn.width // 60
     inside = np.asarray(drawn.crop((6 * factor, 6 * factor, 24 * factor, 14 * factor)), np.float64).mean(axis=(0, 1))
     assert inside[0] > 200 and inside[1] < 60
@@ -99,7 +99,7 @@ def test_a_turned_picture_is_drawn_upright():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
 def test_pictures_of_any_mode_are_drawn(mode: str):
     image = load_image(saved(scene((300, 200)).convert(mode), "TIFF"))
-    drawn, _ = annotate(image, [region("cat", CENTRE, image.size, 0.5, mask=True)])
+    drawn = annotate(image, [region("cat", CENTRE, image.size, 0.5, mask=True)])
     assert drawn.mode == "RGB" and (np.asarray(drawn.crop((0, 0, 300, 200))) != np.asarray(image)).any()
 
 
@@ -148,7 +148,8 @@ def test_a_label_without_a_font_is_drawn_as_its_number_and_reported(monkeypatch)
         ImageDraw.ImageDraw, "text", lambda self, at, text, **o: (written.append(text), original(self, at, text, **o))
     )
     size = (640, 480)
-    _, unknown = annotate(scene(size), [region("cat", CENTRE, size), region("犬", CENTRE, size, 0.5)])
+    unknown: list[str] = []
+    annotate(scene(size), [region("cat", CENTRE, size), region("犬", CENTRE, size, 0.5)], unknown)
     assert unknown == ["犬"] and written == ["cat", "#2 0.50"]
 
 
@@ -157,7 +158,9 @@ def test_other_scripts_are_drawn_with_a_font_that_has_them_or_reported(label: st
     """Where a font is said to have a label, its letters are not all alike, as those of missing ones are."""
     font = fonts.font_for(label, 40)
     if font is None:
-        assert annotate(scene((640, 480)), [region(label, CENTRE, (640, 480))])[1] == [label]
+        unknown: list[str] = []
+        annotate(scene((640, 480)), [region(label, CENTRE, (640, 480))], unknown)
+        assert unknown == [label]
         return
     letters = {character for character in label if character.isalpha()}
     assert len({bytes(font.getmask(letter)) for letter in letters}) == len(letters)

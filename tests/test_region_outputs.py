@@ -58,6 +58,7 @@ def test_foreign_run_lengths_are_refused(counts: str):
 # --- COCO ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_coco_results_load_and_evaluate_in_pycocotools(tmp_path: Path):
     """The truth is made of the same boxes and masks, so both average precisions are 1."""
     coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -32,7 +33,7 @@ class Drawings:
         self._unknown: set[str] = set()
         folders = {target.parent for target in self._targets.values()} | ({self._masks} if self._masks else set())
         for folder in folders:
-            _make(folder)
+            _check_folder(folder)
 
     def add(self, answer: Answer) -> None:
         """Raises PgMlxError if a file cannot be written."""
@@ -40,7 +41,8 @@ class Drawings:
         if name in self._targets:
             from ..regions.draw import annotate
 
-            drawn, unknown = annotate(answer.image, answer.generation.regions)
+            unknown: list[str] = []
+            drawn = annotate(answer.image, answer.generation.regions, unknown)
             self._tell(unknown)
             _save(drawn, self._targets[name])
         if self._masks:
@@ -89,11 +91,11 @@ def _is_jpeg(source: str) -> bool:
     return source.lower().endswith((".jpg", ".jpeg"))
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+def _check_folder(folder: Path) -> None:
+    """Whether it is one or can become one; it is made with the first file in it."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise InputError(f"{existing} is a file, not a folder")
 
 
 def _mask_image(mask: object) -> Image.Image | None:
@@ -114,10 +116,12 @@ def _save(image: Image.Image, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     options = {"quality": 90} if _is_jpeg(target.name) else {}
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             image.save(file, Image.registered_extensions()[target.suffix.lower()], **options)
         partial.replace(target)
     except (OSError, ValueError) as error:  # ValueError: a format that cannot hold such a picture
         raise PgMlxError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -25,12 +25,12 @@ MASK_OPACITY = 0.45
 Rectangle = tuple[int, int, int, int]
 
 
-def annotate(image: Image.Image, regions: Sequence[Region]) -> tuple[Image.Image, list[str]]:
-    """A new RGB picture with the regions drawn in, and the labels that no font here can show.
+def annotate(image: Image.Image, regions: Sequence[Region], unknown: list[str] | None = None) -> Image.Image:
+    """A new RGB picture with the regions drawn in.
 
-    image: RGB, the right way up, of the size that the regions were made for. Those labels are drawn as "#" and the
-    region's number, counted from 1.
-    Small pictures come back larger, and narrow ones with white beside or below, where labels find room.
+    image: RGB, the right way up, of the size that the regions were made for. Small pictures come back larger, and
+    narrow ones with white beside or below, where labels find room. A label that no font here can show is added to
+    `unknown`, and drawn as "#" and the region's number, counted from 1.
     """
     factor = max(1, -(-READABLE_SIDE // max(image.size)))
     width, height = (side * factor for side in image.size)
@@ -44,12 +44,12 @@ def annotate(image: Image.Image, regions: Sequence[Region]) -> tuple[Image.Image
     for region, box in zip(regions, boxes, strict=True):
         _frame(draw, box, style, color_of(region.label))
     taken: list[Rectangle] = []
-    unknown: list[str] = []
+    unknown = [] if unknown is None else unknown
     for number, (region, box) in enumerate(zip(regions, boxes, strict=True), 1):
         text, font = _caption(region, number, style, canvas.width, unknown)
         if text and font is not None:
             taken.append(_tag(draw, canvas.size, text, font, box, style, color_of(region.label), taken))
-    return canvas, unknown
+    return canvas
 
 
 def color_of(label: str) -> Color:

@@ -7,7 +7,7 @@ read from the arrays. The network is described in https://arxiv.org/abs/2301.022
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class _Network:
     transposed: the layers that are transposed convolutions.
     """
 
-    def __init__(self, weights: Weights, transposed: tuple[str, ...] = ()):
+    def __init__(self, weights: Weights, transposed: Sequence[str] = ()):
         self.codebook = weights[_CODEBOOK].astype(mx.float32)
         self._layers: dict[str, tuple[mx.array, mx.array]] = {}
         for name in {key.rpartition(".")[0] for key in weights if key.endswith(".weight")}:
@@ -138,9 +138,8 @@ class MaskDecoder:
 
     def __init__(self, weights: Weights, name: str = "the mapping"):
         """name: of the place that the weights are from. Raises InputError if one is missing or of a wrong shape."""
-        self._net = _Network(
-            _chosen(weights, name, decoder_shapes), ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
-        )
+        doubling = [f"decoder.{number}" for number in _DOUBLING]
+        self._net = _Network(_chosen(weights, name, decoder_shapes), doubling)
 
     @classmethod
     def load(cls, path: str | Path) -> MaskDecoder:
