@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,19 +28,20 @@ Rectangle = tuple[int, int, int, int]
 def annotate(image: Image.Image, regions: Sequence[Region], unknown: list[str] | None = None) -> Image.Image:
     """A new RGB picture with the regions drawn in.
 
-    image: RGB, the right way up, of the size that the regions were made for. Small pictures come back larger, and
-    narrow ones with white beside or below, where labels find room. A label that no font here can show is added to
-    `unknown`, and drawn as "#" and the region's number, counted from 1.
+    image: RGB, the right way up, of any size. Small pictures come back larger, and narrow ones with white beside or
+    below, where labels find room. A label that no font here can show is added to `unknown`, and drawn as "#" and the
+    region's number, counted from 1.
     """
     factor = max(1, -(-READABLE_SIDE // max(image.size)))
     width, height = (side * factor for side in image.size)
     style = _Style.of(width, height)
     canvas = Image.new("RGB", (max(width, 8 * style.text), max(height, 2 * style.text)), "white")
     canvas.paste(image.resize((width, height), Image.Resampling.NEAREST) if factor > 1 else image)
+    regions = [replace(region, image_size=(width, height)) for region in regions]
     for region in regions:
-        _shade(canvas, region, factor)
+        _shade(canvas, region)
     draw = ImageDraw.Draw(canvas)
-    boxes = [_pixels(region, factor) for region in regions]
+    boxes = [_pixels(region) for region in regions]
     for region, box in zip(regions, boxes, strict=True):
         _frame(draw, box, style, color_of(region.label))
     taken: list[Rectangle] = []
@@ -84,18 +85,17 @@ class _Style:
         return cls(max(2, round(side / 260)), max(13, round(side / 32)))
 
 
-def _shade(canvas: Image.Image, region: Region, factor: int) -> None:
+def _shade(canvas: Image.Image, region: Region) -> None:
     if region.decoded is None:
         return
-    x0, y0, x1, y1 = (value * factor for value in region.box_pixels)
-    part = inside(region.decoded, (x0, y0, x1, y1))
+    part = inside(region.decoded, region.box_pixels)
     if part.size:
         opacity = Image.fromarray(part.astype(np.uint8) * round(255 * MASK_OPACITY))
-        canvas.paste(color_of(region.label), (x0, y0, x1, y1), opacity)
+        canvas.paste(color_of(region.label), region.box_pixels, opacity)
 
 
-def _pixels(region: Region, factor: int) -> Rectangle:
-    x0, y0, x1, y1 = (round(value * factor) for value in region.box)
+def _pixels(region: Region) -> Rectangle:
+    x0, y0, x1, y1 = map(round, region.box)
     return x0, y0, x1 - 1, y1 - 1
 
 
