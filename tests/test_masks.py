@@ -244,17 +244,31 @@ def test_without_a_hub_there_are_no_masks_and_one_line_says_so(monkeypatch, caps
     assert len(lines) == 1 and "vae-oid.npz" in lines[0] and "--mask-decoder" in lines[0]
 
 
-def test_what_the_hub_says_is_one_line(monkeypatch):
+@pytest.mark.parametrize("away", [True, False])
+def test_the_space_is_asked_once_the_cache_does_not_know(monkeypatch, away: bool):
+    """Where the hub is away it is asked for the Space only, since a download would be tried for half a minute."""
     import huggingface_hub
 
-    calls: list[bool] = []
+    calls: list[object] = []
 
     def download(space: str, name: str, repo_type: str, local_files_only: bool = False) -> str:
-        assert (space, name, repo_type) == ("big-vision/paligemma", "vae-oid.npz", "space")
-        calls.append(local_files_only)
-        raise OSError("no\nnetwork")
+        calls.append((space, name, repo_type, local_files_only))
+        if local_files_only:
+            raise OSError("not in the cache")
+        return "/cache/vae-oid.npz"
+
+    def info(self, space: str) -> None:
+        calls.append(space)
+        if away:
+            raise OSError("no\nnetwork")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(PgMlxError) as caught:
-        hub.space_file("big-vision/paligemma", "vae-oid.npz")
-    assert "\n" not in str(caught.value) and calls == [True, False]  # the cache first
+    monkeypatch.setattr(huggingface_hub.HfApi, "space_info", info)
+    space, file = "big-vision/paligemma", ("big-vision/paligemma", "vae-oid.npz", "space")
+    if away:
+        with pytest.raises(PgMlxError) as caught:
+            hub.space_file(mask_weights.PUBLISHED_SPACE, mask_weights.PUBLISHED_NAME)
+        assert "\n" not in str(caught.value) and calls == [(*file, True), space]
+    else:
+        found = hub.space_file(mask_weights.PUBLISHED_SPACE, mask_weights.PUBLISHED_NAME)
+        assert found == Path("/cache/vae-oid.npz") and calls == [(*file, True), space, (*file, False)]

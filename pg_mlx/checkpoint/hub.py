@@ -103,12 +103,13 @@ def space_file(space: str, name: str) -> Path:
 
     Raises PgMlxError if the hub cannot be reached, or no longer has it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     with contextlib.suppress(Exception):  # it never changes, so the hub need not be asked again
         return Path(hf_hub_download(space, name, repo_type="space", local_files_only=True))
     with _bars_on_a_terminal_only():
         try:
+            HfApi().space_info(space)  # fails at once where the hub is away; a download is tried for half a minute
             return Path(hf_hub_download(space, name, repo_type="space"))
         except Exception as error:  # see _download
             raise PgMlxError(f"{name} of the Space {space} could not be fetched: {_reason(error)}") from error
