@@ -268,6 +268,17 @@ def test_masks_that_nobody_asked_the_model_for_are_explained(planted, model: Pat
     assert "no answer had one" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["text", "jsonl", "json", "coco"])
+def test_names_that_are_no_text_do_no_harm(planted, model: Path, tmp_path: Path, capsys, kind: str):
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(saved(scene((9, 9))))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    flags = ("--annotate", tmp_path / "out", "--masks", tmp_path / "out", "--format", kind)
+    assert ask(model, "--image", tmp_path, *flags) == 0
+    assert "caf" in capsys.readouterr().out and len(list((tmp_path / "out").iterdir())) == 2
+
+
 # --- the rows themselves ----------------------------------------------------------------------------------
 
 

@@ -88,7 +88,8 @@ class TextOutput(Output):
     def __init__(self, many: bool):
         self._many = many
         self._unfinished = False
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        # File names need not be text; answers always are.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
     def begin(self, picture: Picture) -> None:
         self.close()
