@@ -175,7 +175,7 @@ def test_a_bad_picture_is_one_line_and_exit_2(model: Path, tmp_path: Path, kind:
         (["--max-regions", "-1"], "max_regions"),
         (["--mask-decoder", "nowhere.npz"], "nowhere.npz"),
         (["--mask-decoder", str(CAT)], "cat.jpg"),
-        (["--annotate", str(CAT)], "would replace"),
+        (["--annotate", str(CAT)], "would be replaced"),
         (["--annotate", "nowhere/out.png"], "nowhere"),
         (["--annotate", "out.psd"], "out.psd"),
         (["--annotate", "out.png", "--image", str(CAT)], "folder"),

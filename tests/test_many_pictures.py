@@ -254,6 +254,15 @@ def test_drawings_of_several_pictures_go_to_a_folder_under_names_of_their_own(pl
     assert before == {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
 
 
+def test_a_mask_never_replaces_a_picture_that_was_given(planted, model: Path, tmp_path: Path, capsys):
+    for name in ("cat.png", "cat-1-cat.png"):
+        (tmp_path / name).write_bytes(saved(scene((9, 9))))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert ask(model, "--image", tmp_path, "--masks", tmp_path) == 2
+    assert "cat-1-cat.png would be replaced" in capsys.readouterr().err
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.iterdir()}.items()
+
+
 def test_a_file_that_cannot_be_written_ends_the_run(planted, model: Path, folder: Path, tmp_path: Path, capsys):
     (tmp_path / "p000.png").mkdir()
     assert ask(model, "--image", folder, "--annotate", tmp_path, "--format", "jsonl") == 1

@@ -26,7 +26,10 @@ class Drawings:
         """Raises InputError for targets that cannot be meant, before there is anything to write."""
         if soft and not masks:
             raise InputError("--soft-masks says how --masks DIR are written, which is missing")
+        self._sources = {_identity(path) for picture in pictures if (path := picture.path)}
         self._targets = _targets(Path(annotate).expanduser(), pictures, many) if annotate else {}
+        for target in self._targets.values():
+            self._spare(target)
         self._masks = Path(masks).expanduser() if masks else None
         self._soft = soft
         self._written = 0
@@ -50,8 +53,14 @@ class Drawings:
                 mask = _mask_image(region.soft_mask if self._soft else region.mask)
                 if mask:
                     label = re.sub(r"[^\w-]+", "_", region.label).strip("_")[:_LABEL_CHARACTERS]
-                    _save(mask, self._masks / f"{'-'.join(filter(None, (name, str(number), label)))}.png")
+                    target = self._masks / f"{'-'.join(filter(None, (name, str(number), label)))}.png"
+                    self._spare(target)
+                    _save(mask, target)
                     self._written += 1
+
+    def _spare(self, target: Path) -> None:
+        if target.exists() and _identity(target) in self._sources:
+            raise InputError(f"the picture {target} would be replaced; choose another name or folder to write to")
 
     def close(self) -> None:
         if self._masks and not self._written:
@@ -77,14 +86,14 @@ def _targets(out: Path, pictures: list[Picture], many: bool) -> dict[str, Path]:
             raise InputError(f"--annotate {out}: pictures of this kind can be read but not written; use .png or .jpg")
         if not out.parent.is_dir():
             raise InputError(f"--annotate: no such folder: {out.parent}")
-        targets = {pictures[0].name: out}
-    else:
-        targets = {p.name: out / f"{p.name}{'.jpg' if _is_jpeg(p.source) else '.png'}" for p in pictures}
-    sources = {path.resolve() for picture in pictures if (path := picture.path)}
-    for target in targets.values():
-        if target.resolve() in sources:
-            raise InputError(f"--annotate would replace the picture {target}; name another file or folder")
-    return targets
+        return {pictures[0].name: out}
+    return {p.name: out / f"{p.name}{'.jpg' if _is_jpeg(p.source) else '.png'}" for p in pictures}
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of a file, whatever it is called: names may differ in case only, or be links."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_jpeg(source: str) -> bool:
