@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .generation import Generation, Stats, Step, generate, stream_generate
     from .paligemma import PaliGemma
     from .processor import Processor
+    from .regions import Region, RegionParser, parse_regions
+    from .regions.masks import MaskDecoder, MaskEncoder
 
 _HOMES = {
     "convert": ".conversion",
@@ -41,6 +43,11 @@ _HOMES = {
     "stream_generate": ".generation",
     "PaliGemma": ".paligemma",
     "Processor": ".processor",
+    "MaskDecoder": ".regions.masks",
+    "MaskEncoder": ".regions.masks",
+    "Region": ".regions",
+    "RegionParser": ".regions",
+    "parse_regions": ".regions",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -140,7 +140,7 @@ def _truncated(suffix: str) -> Callable[[Path], None]:
 
 BAD_PICTURES: dict[str, Callable[[Path], None]] = {
     "missing": lambda path: None,
-    "directory": lambda path: path.mkdir(),
+    "empty directory": lambda path: path.mkdir(),
     "truncated png": _truncated("png"),
     "truncated jpeg": _truncated("jpg"),
     "zero bytes": lambda path: path.write_bytes(b"") and None,
@@ -170,7 +170,18 @@ def test_a_bad_picture_is_one_line_and_exit_2(model: Path, tmp_path: Path, kind:
         (["--seed", "-1"], "seed"),
         (["--dtype", "int8"], "--dtype"),
         (["--annotate-me"], "--annotate-me"),
-        (["--image", str(CAT)], "2 times"),
+        (["--min-score", "2"], "min_score"),
+        (["--dedup-iou", "nan"], "dedup_iou"),
+        (["--max-regions", "-1"], "max_regions"),
+        (["--mask-decoder", "nowhere.npz"], "nowhere.npz"),
+        (["--mask-decoder", str(CAT)], "cat.jpg"),
+        (["--annotate", str(CAT)], "would be replaced"),
+        (["--annotate", "nowhere/out.png"], "nowhere"),
+        (["--annotate", "out.psd"], "out.psd"),
+        (["--annotate", "out.png", "--image", str(CAT)], "folder"),
+        (["--masks", str(CAT)], "cat.jpg"),
+        (["--soft-masks"], "--masks"),
+        (["--image", "-", "--image", "-"], "stdin"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_2(model: Path, flags: list[str], words: str):

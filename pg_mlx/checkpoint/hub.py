@@ -26,6 +26,7 @@ _NEEDED = [
     "special_tokens_map.json",
     "preprocessor_config.json",
     "generation_config.json",
+    "mask_decoder.weights",
 ]
 # The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
 _NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]
@@ -95,6 +96,23 @@ def headers(repo: str, revision: str | None = None) -> Headers:
         for file, header in sorted(found.files_metadata.items())
     }
     return Headers(config, files)
+
+
+def space_file(space: str, name: str) -> Path:
+    """One file of a Space on the hub, downloaded unless it is cached.
+
+    Raises PgMlxError if the hub cannot be reached, or no longer has it.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with contextlib.suppress(Exception):  # it never changes, so the hub need not be asked again
+        return Path(hf_hub_download(space, name, repo_type="space", local_files_only=True))
+    with _bars_on_a_terminal_only():
+        try:
+            HfApi().space_info(space)  # fails at once where the hub is away; a download is tried for half a minute
+            return Path(hf_hub_download(space, name, repo_type="space"))
+        except Exception as error:  # see _download
+            raise PgMlxError(f"{name} of the Space {space} could not be fetched: {_reason(error)}") from error
 
 
 def _local(given: str | Path) -> Path | None:
@@ -215,16 +233,18 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | 
 
 def _unreachable(error: Exception, repo: str) -> PgMlxError:
     """The report where neither the hub nor the cache has the repository."""
+    return PgMlxError(
+        f"no folder {repo} here, and the hub could not be reached ({_reason(error)}); the cache does not hold all of it"
+    )
+
+
+def _reason(error: Exception) -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        reason = "HF_HUB_OFFLINE is set"
-    else:
-        cause = _chain(error)[-1]
-        reason = f"{type(cause).__name__}: {_one_line(cause)}"
-    return PgMlxError(
-        f"no folder {repo} here, and the hub could not be reached ({reason}); the cache does not hold all of it"
-    )
+        return "HF_HUB_OFFLINE is set"
+    cause = _chain(error)[-1]
+    return f"{type(cause).__name__}: {_one_line(cause)}"
 
 
 def _whole(folder: Path) -> bool:

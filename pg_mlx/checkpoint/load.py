@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..paligemma import PaliGemma
-from . import hub
+from . import hub, mask_weights
 from .adapters import AdaptedSource, Adapter, AdapterPath, open_adapters
 from .assemble import Source, fill
 from .check import check
@@ -36,21 +37,27 @@ def load(
     adapter_path: AdapterPath = None,
     revision: str | None = None,
     use_sliding_window: bool = False,
+    mask_decoder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[PaliGemma, Processor]:
     """A model and its processor from a local folder or a hub repository.
 
     dtype: of activations, cache and float weights; bfloat16 on a GPU and float32 on the CPU if not given.
-    adapter_path: see load_model. use_sliding_window: see PaliGemma. Raises InputError for anything wrong with either.
+    adapter_path: see load_model. use_sliding_window: see PaliGemma. mask_decoder: file of the decoder of <seg> codes,
+    if neither the checkpoint's own nor the published one is meant. Raises InputError for anything wrong with these.
     """
     from ..processor import Processor
+    from ..regions.masks import MaskDecoder
 
-    adapters = open_adapters(adapter_path)  # what is wrong with them is said before anything is downloaded
+    # What is wrong with these is said before anything is downloaded.
+    adapters = open_adapters(adapter_path)
+    given = MaskDecoder.load(mask_decoder) if mask_decoder else None
     folder = hub.resolve(path_or_repo, revision)
+    masks = given or mask_weights.mask_decoder(folder)
     model = _load_model(folder, dtype, adapters, progress)
     model.use_sliding_window = use_sliding_window
     start = time.perf_counter()
-    processor = Processor.from_folder(folder, model.config.vision.image_size)
+    processor = replace(Processor.from_folder(folder, model.config.vision.image_size), mask_decoder=masks)
     rows = model.config.text.vocab_size
     if processor.tokenizer.vocab_size > rows:
         raise InputError(

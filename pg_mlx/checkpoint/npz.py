@@ -47,7 +47,7 @@ class NpzArchive:
             }
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, MemoryError) as error:
             raise InputError(f"{path} is not a sound .npz archive: {error}") from None
 
     def _member(self, info: zipfile.ZipInfo) -> _Member:

@@ -9,7 +9,7 @@ import sys
 from ..errors import PgMlxError
 
 COMMANDS = {
-    "generate": "ask about a picture",
+    "generate": "ask about pictures",
     "convert": "convert and quantize a checkpoint",
 }
 

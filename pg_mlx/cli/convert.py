@@ -58,6 +58,9 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--tokenizer", metavar="PATH", help="file or folder of the tokenizer, for a source without one")
     p.add_argument("--no-tokenizer", action="store_true", help="write weights only (to be used with load_model)")
+    p.add_argument(
+        "--mask-decoder", metavar="FILE", help="vae-oid.npz, to go into DST (one that SRC has comes along by itself)"
+    )
     p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
     p.add_argument("--force", action="store_true", help="replace DST, once the new folder is complete")
@@ -91,6 +94,7 @@ def run(argv: list[str], program: str) -> int:
         tokenizer=args.tokenizer,
         revision=args.revision,
         need_tokenizer=not args.no_tokenizer,
+        mask_decoder=args.mask_decoder,
         headers_only=args.dry_run,
     )
     if job.plan.left_float:

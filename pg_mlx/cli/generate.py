@@ -1,22 +1,27 @@
-"""pg-mlx generate: ask about a picture."""
+"""pg-mlx generate: ask about pictures."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .answers import FORMATS, Failure, Output, answer_all, describe, output
 from .common import Parser, load_progress
+from .drawings import Drawings
 from .hints import chat_hint
+from .pictures import Picture, expand, is_folder
 
 if TYPE_CHECKING:
-    from ..generation import Stats
+    from PIL import Image
 
-DESCRIPTION = "Ask PaliGemma about a picture. The answer streams to stdout, timings go to stderr."
+    from ..generation import Generation, Stats
+
+DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
 EPILOG = """\
 prompts PaliGemma was trained on (a newline is added for you):
@@ -31,6 +36,10 @@ examples:
   %(prog)s --model google/paligemma2-3b-mix-448 --image cat.jpg --prompt "caption en"
   %(prog)s --model ./pg2-4bit --image https://example.com/cat.jpg --prompt "detect cat"
   cat photo.png | %(prog)s --model ./pg2-4bit --image - --prompt ocr --format json
+  %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "segment cat" --annotate out.png --masks masks
+  %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --format jsonl > found.jsonl
+
+exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong input, 130 after Ctrl-C.
 """
 
 
@@ -44,7 +53,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="A",
         help="folder of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
     )
-    p.add_argument("--image", action="append", metavar="I", help="file, URL, or - for stdin")
+    p.add_argument("--image", action="append", metavar="I", help="file, folder, URL, or - for stdin; repeatable")
     p.add_argument("--prompt", default="", metavar="P", help="the task text, or - for stdin (default: empty)")
     p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     p.add_argument("--temp", "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
@@ -63,7 +72,29 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="run Gemma 2's sliding-window layers as transformers does; the original code, and so the default, "
         "has none (differs beyond 4096 tokens)",
     )
-    p.add_argument("--format", choices=("text", "json"), default="text", help="json: one object with statistics")
+    p.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="text",
+        help="json: one object, for several pictures a list; jsonl: an object a line, as they come; "
+        "coco: a COCO results file",
+    )
+    regions = p.add_argument_group("boxes and masks")
+    regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
+    regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
+    regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
+    regions.add_argument(
+        "--mask-decoder",
+        metavar="FILE",
+        help="vae-oid.npz, or what convert made of it (default: the model's own, else fetched from the hub once)",
+    )
+    regions.add_argument("--max-regions", type=int, metavar="N", help="keep the N best")
+    regions.add_argument(
+        "--dedup-iou", type=float, metavar="T", help="keep one of boxes with one label that overlap by T (0..1) or more"
+    )
+    regions.add_argument(
+        "--min-score", type=float, metavar="S", help="compute scores (0..1) and drop what has less (0 drops nothing)"
+    )
     p.add_argument("--verbose", action="store_true", help="say more about the model and the machine on stderr")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
@@ -71,22 +102,59 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 def run(argv: list[str], program: str) -> int:
     args = parser(program).parse_args(argv)
-    picture = _only_picture(args.image)
-    prompt = args.prompt
-    if prompt == "-":
-        if picture == "-":
-            raise InputError("--image and --prompt cannot both be read from stdin")
-        prompt = sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
+    pictures = expand(args.image)
+    many = len(args.image) > 1 or is_folder(args.image[0])
+    prompt = _read_prompt(args.prompt, pictures)
     if hint := chat_hint(prompt):
         print(hint, file=sys.stderr)
 
     # What is cheap to get wrong is checked before anything large is loaded.
-    from ..processor.images import load_image
+    from ..regions.select import select
 
-    image = load_image(picture)
-    if args.format == "text":
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    narrow = dict(max_regions=args.max_regions, dedup_iou=args.dedup_iou, min_score=args.min_score)
+    select([], **narrow)
+    if not many:
+        pictures = [replace(pictures[0], image=pictures[0].load())]
+    drawings = Drawings(args.annotate, args.masks, args.soft_masks, pictures, many)
+    out = output(args.format, pictures, prompt, many)
+    stop: list[int] = []
+    ask = _asker(args, prompt, out, stop)
 
+    failures = 0
+    for outcome in answer_all(pictures, ask):
+        if isinstance(outcome, Failure):
+            if args.debug or not many:
+                raise outcome.error
+            print(f"{program}: {describe(outcome)}", file=sys.stderr)
+            failures += 1
+            continue
+        generation = replace(outcome.generation, regions=select(outcome.generation.regions, **narrow))
+        answer = replace(outcome, generation=generation)
+        drawings.add(answer)
+        out.add(answer)
+        if args.format == "text" and (args.verbose or not many):
+            print(summary(generation.stats), file=sys.stderr)
+        if generation.finish_reason == "cancelled":
+            break
+    out.close()
+    drawings.close()
+    if failures:
+        print(f"{failures} of {len(pictures)} pictures failed", file=sys.stderr)
+    return 130 if stop else int(failures > 0)
+
+
+def _read_prompt(prompt: str, pictures: list[Picture]) -> str:
+    if prompt != "-":
+        return prompt
+    if any(picture.source == "-" for picture in pictures):
+        raise InputError("--image and --prompt cannot both be read from stdin")
+    return sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
+
+
+def _asker(
+    args: argparse.Namespace, prompt: str, out: Output, stop: list[int]
+) -> Callable[[Picture, Image.Image], Generation]:
+    """Loads the model; what it returns asks about one picture and streams the answer to `out`."""
     import mlx.core as mx
 
     from ..backend import on_gpu
@@ -104,9 +172,11 @@ def run(argv: list[str], program: str) -> int:
         adapter_path=args.adapter_path,
         revision=args.revision,
         use_sliding_window=args.sliding_window,
+        mask_decoder=args.mask_decoder,
         progress=progress,
     )
     done()
+    processor.prompt_ids(prompt)  # or a bad one would be the fault of every picture
     if args.verbose:
         text, vision = model.config.text, model.config.vision
         print(
@@ -115,39 +185,30 @@ def run(argv: list[str], program: str) -> int:
             f"on the {'GPU' if on_gpu() else 'CPU'}",
             file=sys.stderr,
         )
+    _note_interrupts(stop)
+    scores = args.min_score is not None or args.format == "coco"
 
-    stop = _stop_on_interrupt()
-    for step in stream_generate(model, processor, prompt, image, cancelled=lambda: bool(stop), **asdict(options)):
-        if args.format == "text":
-            print(step.text, end="", flush=True)
-    generation = step.generation
-    assert generation is not None  # the last step carries it
-    if args.format == "json":
-        print(json.dumps(asdict(generation)))
-    else:
-        print(flush=True)
-        print(summary(generation.stats), file=sys.stderr)
-    return 130 if generation.finish_reason == "cancelled" else 0
+    def ask(picture: Picture, image: Image.Image) -> Generation:
+        out.begin(picture)
+        steps = stream_generate(
+            model, processor, prompt, image, cancelled=lambda: bool(stop), logprobs=scores, **asdict(options)
+        )
+        for step in steps:
+            out.token(step.text)
+        assert step.generation is not None  # the last step carries it
+        return step.generation
 
-
-def _only_picture(images: list[str] | None) -> str:
-    if not images:
-        raise InputError("no picture was given: --image FILE, URL or - (--help explains)")
-    if len(images) > 1:
-        raise InputError(f"--image was given {len(images)} times; this version answers about one picture a call")
-    return images[0]
+    return ask
 
 
-def _stop_on_interrupt() -> list[int]:
-    """A list that the first Ctrl-C fills, for the answer to end between two tokens; the second one interrupts."""
-    pressed: list[int] = []
+def _note_interrupts(pressed: list[int]) -> None:
+    """The first Ctrl-C fills the list, for the answer to end between two tokens; the second one interrupts."""
 
     def note(number: int, frame: object) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     signal.signal(signal.SIGINT, note)
-    return pressed
 
 
 def summary(stats: Stats) -> str:

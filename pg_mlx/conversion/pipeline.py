@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from ..checkpoint import mask_weights
 from ..checkpoint.assemble import Source
 from ..checkpoint.layouts import tell
 from ..checkpoint.load import DTYPES
@@ -25,6 +26,7 @@ from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
 from ..processor import Tokenizer
 from ..quantization import RECIPES, Quantization, Recipe, pad_columns, pad_rows, uniform
+from ..regions.masks import read_masks
 from . import config_json
 from .card import model_card
 from .plan import Module, Plan, make_plan
@@ -67,6 +69,8 @@ class Job:
     recipe: Recipe | None
     dtype: mx.Dtype
     """Of float tensors and affine scales."""
+    masks: dict[str, mx.array]
+    """Weights of the decoder of <seg> codes, and of its encoder where the file had it; empty if there is none."""
 
     def expected_bytes(self) -> int:
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
@@ -112,11 +116,13 @@ def prepare(
     tokenizer: str | Path | None = None,
     revision: str | None = None,
     need_tokenizer: bool = True,
+    mask_decoder: str | Path | None = None,
     headers_only: bool = False,
 ) -> Job:
     """Open a source and decide what to write. Raises InputError for everything that shapes and small files can tell.
 
     headers_only: of a hub repository download no weights (and no tokenizer) for it. Such a job cannot be run.
+    mask_decoder: a file whose network takes the place of the source's own.
     """
     if recipe and dequantize:
         raise InputError("quantizing and dequantizing exclude each other")
@@ -133,7 +139,14 @@ def prepare(
     if need_tokenizer and (tokenizer or not opened.headers_only):
         _check_tokenizer(opened, config.text.vocab_size)
     stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
-    return Job(opened, make_plan(reader, config, recipe, dequantize), recipe, DTYPES[dtype] if dtype else stored)
+    masks = mask_decoder or opened.mask_decoder
+    return Job(
+        opened,
+        make_plan(reader, config, recipe, dequantize),
+        recipe,
+        DTYPES[dtype] if dtype else stored,
+        read_masks(masks) if masks else {},
+    )
 
 
 def _check_tokenizer(opened: Opened, rows: int) -> None:
@@ -163,6 +176,7 @@ def convert(
     adapter_path: str | Path | Sequence[str | Path] | None = None,
     tokenizer: str | Path | None = None,
     need_tokenizer: bool = True,
+    mask_decoder: str | Path | None = None,
     revision: str | None = None,
     force: bool = False,
     check: bool = True,
@@ -173,7 +187,8 @@ def convert(
 
     Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
-    (see quality.py) on the pictures in `calibration`, or on a few drawn ones.
+    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
+    <seg> codes (vae-oid.npz) to put into the folder; one that the source's folder has comes along by itself.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
     recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)
@@ -186,6 +201,7 @@ def convert(
         tokenizer=tokenizer,
         revision=revision,
         need_tokenizer=need_tokenizer,
+        mask_decoder=mask_decoder,
     )
     return run(job, Path(target).expanduser(), force=force, check=check, calibration=calibration, progress=progress)
 
@@ -331,6 +347,8 @@ def _write_side_files(job: Job, folder: Path) -> None:
     if "tokenizer.json" not in job.opened.side_files and "tokenizer.model" in job.opened.side_files:
         write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
     config = job.plan.config
+    if job.masks:
+        mask_weights.write(folder / mask_weights.FILE_NAME, job.masks)
     files: dict[str, dict[str, Any]] = {
         "config.json": config_json.config_json(config, str(job.dtype).removeprefix("mlx.core.")),
         "preprocessor_config.json": config_json.preprocessor_json(

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint import hub
+from ..checkpoint import hub, mask_weights
 from ..checkpoint.assemble import Source
 from ..checkpoint.big_vision import BigVisionArchive
 from ..checkpoint.layouts import tell
@@ -43,6 +43,8 @@ class Opened:
     """Of its float tensors, as the final norm has it."""
     resample: int = 3
     """How pictures are resized, by Pillow's number: 3 is bicubic, 2 bilinear."""
+    mask_decoder: Path | None = None
+    """The file of the decoder of <seg> codes that comes with it, if one does."""
     headers_only: bool = False
     """Whether tensors cannot be read and side files were left where they are: on the hub."""
 
@@ -87,10 +89,12 @@ def _on_hub(repo: str, revision: str | None) -> Opened:
 
 
 def _in_folder(name: str, folder: Path) -> Opened:
-    archives = list(folder.glob("*.npz"))
+    archives = [path for path in folder.glob("*.npz") if path.name != mask_weights.PUBLISHED_NAME]
     if not (folder / "config.json").is_file() and len(archives) == 1:
-        return _archive(archives[0])
-    return _folder(name, folder)
+        opened = _archive(archives[0])
+    else:
+        opened = _folder(name, folder)
+    return replace(opened, mask_decoder=mask_weights.find(folder))
 
 
 def _archive(path: Path) -> Opened:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from ..regions import Malformed, Region
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -38,6 +40,11 @@ class Generation:
     token_ids: list[int]
     finish_reason: FinishReason
     stats: Stats
+    regions: list[Region] = field(default_factory=list)
+    """The boxes and masks in the text, in its order, in the picture's pixels (the first one's, if there were several).
+    Scores only where log-probabilities were asked for."""
+    malformed: list[Malformed] = field(default_factory=list)
+    """What in the text looked like a region but was none."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,5 @@ class Step:
     text: str
     token_id: int | None = None
     generation: Generation | None = None
+    logprob: float | None = None
+    """Natural logarithm of the token's probability before temperature and truncation, if it was asked for."""

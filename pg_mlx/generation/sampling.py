@@ -13,6 +13,9 @@ from ..errors import InputError
 Sampler = Callable[[mx.array], mx.array]
 """float32 logits [B, V] -> token ids [B]."""
 
+LoggingSampler = Callable[[mx.array], tuple[mx.array, mx.array | None]]
+"""float32 logits [B, V] -> token ids [B] and their log-probabilities [B], float32, or None for those."""
+
 MAX_TOKENS = 8192
 """The positions that Gemma was trained on."""
 
@@ -60,3 +63,18 @@ class SamplingOptions:
             return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
         return choose
+
+
+def without_logprobs(sample: Sampler) -> LoggingSampler:
+    return lambda logits: (sample(logits), None)
+
+
+def with_logprobs(sample: Sampler, vocab_size: int) -> LoggingSampler:
+    """Also tells how probable the model, before temperature and truncation, finds each chosen token."""
+
+    def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
+        tokens = sample(logits)
+        chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1).squeeze(-1)
+        return tokens, chosen - mx.logsumexp(logits[:, :vocab_size], axis=-1)
+
+    return choose

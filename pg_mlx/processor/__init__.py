@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ class Processor:
     tokenizer: Tokenizer
     image_size: int
     resample: str = "bicubic"
+    mask_decoder: Callable[[Any], Any] | None = None
+    """<seg> codes int [B, 16] -> float32 [B, 64, 64], or None where no decoder can be had: see MaskDecoder."""
 
     @classmethod
     def from_folder(cls, folder: Path, image_size: int) -> Processor:

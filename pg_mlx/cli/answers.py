@@ -1,0 +1,185 @@
+"""The loop over pictures, and the forms in which answers go to stdout."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PgMlxError
+from .pictures import Picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..generation import Generation
+
+FORMATS = ("text", "json", "jsonl", "coco")
+
+
+@dataclass(frozen=True)
+class Answer:
+    picture: Picture
+    image: Image.Image
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Failure:
+    picture: Picture
+    error: Exception
+
+
+def answer_all(
+    pictures: Iterable[Picture], ask: Callable[[Picture, Image.Image], Generation]
+) -> Iterator[Answer | Failure]:
+    """One outcome for each picture, in order; one that cannot be read or answered does not stop the others."""
+    for picture in pictures:
+        try:
+            image = picture.load()
+            answer = Answer(picture, image, ask(picture, image))
+        except OSError:  # load_image raises none: stdout is closed, or its disk full
+            raise
+        except Exception as error:
+            yield Failure(picture, error)
+        else:
+            yield answer
+
+
+def describe(failure: Failure) -> str:
+    """One line that names the picture."""
+    error = failure.error
+    reason = str(error) if isinstance(error, PgMlxError) else f"{type(error).__name__}: {error}"
+    line = " ".join(reason.split())
+    return line if failure.picture.source in line else f"{failure.picture.source}: {line}"
+
+
+class Output:
+    """Is told what happens, and prints what its form wants of it."""
+
+    def begin(self, picture: Picture) -> None:
+        """This picture is being asked about."""
+
+    def token(self, text: str) -> None:
+        """Text of its answer that became final."""
+
+    def add(self, answer: Answer) -> None:
+        """The answer is complete."""
+
+    def close(self) -> None:
+        """There are no more."""
+
+
+def output(kind: str, pictures: list[Picture], prompt: str, many: bool) -> Output:
+    """kind: one of FORMATS. many: whether more than one picture was asked for, be there so many or not."""
+    if kind == "text":
+        return TextOutput(many)
+    if kind == "jsonl":
+        return JsonLines()
+    return CocoOutput(pictures, prompt) if kind == "coco" else JsonOutput(many)
+
+
+class TextOutput(Output):
+    """The answers as they come; of several pictures each on a line that its picture begins."""
+
+    def __init__(self, many: bool):
+        self._many = many
+        self._unfinished = False
+        # File names need not be text; answers always are.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+
+    def begin(self, picture: Picture) -> None:
+        self.close()
+        if self._many:
+            print(f"{picture.source}: ", end="")
+        self._unfinished = self._many
+
+    def token(self, text: str) -> None:
+        print(text, end="", flush=True)
+        self._unfinished = True
+
+    def add(self, answer: Answer) -> None:
+        print(flush=True)
+        self._unfinished = False
+
+    def close(self) -> None:
+        if self._unfinished:  # an answer broke off
+            print()
+
+
+class JsonLines(Output):
+    """An object a line, each written whole and at once, so that whatever stops the program leaves valid lines."""
+
+    def add(self, answer: Answer) -> None:
+        sys.stdout.buffer.write(json.dumps(to_json(answer)).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+class JsonOutput(Output):
+    """One object for one picture, a list of them for several."""
+
+    def __init__(self, many: bool):
+        self._many = many
+        self._answers: list[dict[str, Any]] = []
+
+    def add(self, answer: Answer) -> None:
+        self._answers.append(to_json(answer))
+
+    def close(self) -> None:
+        print(json.dumps(self._answers if self._many else self._answers[0]), flush=True)
+
+
+class CocoOutput(Output):
+    """A COCO results file: one list with an entry for each region of all pictures."""
+
+    def __init__(self, pictures: list[Picture], prompt: str):
+        self._ids = image_ids(pictures)
+        self._categories = categories(prompt)
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, answer: Answer) -> None:
+        from ..regions.export import to_coco
+
+        for region in answer.generation.regions:
+            category = self._categories.setdefault(region.label, len(self._categories) + 1)
+            source = answer.picture.source
+            self._entries.append(to_coco(region, self._ids[answer.picture.name], category, source))
+
+    def close(self) -> None:
+        print(json.dumps(self._entries), flush=True)
+
+
+def image_ids(pictures: list[Picture]) -> dict[str, int]:
+    """By name: the number that COCO's own file names are (000000000139.jpg), if all are and differ; else 1, 2, 3..."""
+    numbers = [int(p.name) for p in pictures if re.fullmatch(r"[0-9]{1,18}", p.name)]
+    if len(set(numbers)) != len(pictures):
+        numbers = list(range(1, len(pictures) + 1))
+    return {picture.name: number for picture, number in zip(pictures, numbers, strict=True)}
+
+
+def categories(prompt: str) -> dict[str, int]:
+    """By label: 1, 2, 3... in the order in which a detect or segment prompt names them."""
+    task, _, things = prompt.strip().partition(" ")
+    labels = [thing.strip() for thing in things.split(";")] if task in ("detect", "segment") else []
+    return {label: number for number, label in enumerate(dict.fromkeys(filter(None, labels)), 1)}
+
+
+def to_json(answer: Answer) -> dict[str, Any]:
+    from ..regions.export import malformed_to_json, to_json
+
+    generation = answer.generation
+    width, height = answer.image.size
+    return {
+        "image": answer.picture.source,
+        "width": width,
+        "height": height,
+        "text": generation.text,
+        "regions": [to_json(region) for region in generation.regions],
+        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
+        "finish_reason": generation.finish_reason,
+        "token_ids": generation.token_ids,
+        "stats": asdict(generation.stats),
+    }

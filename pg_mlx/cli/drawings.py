@@ -1,0 +1,136 @@
+"""Files made of an answer's regions: annotated pictures and masks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, PgMlxError
+from .answers import Answer
+from .pictures import Picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_LABEL_CHARACTERS = 30
+
+
+class Drawings:
+    """Writes what --annotate and --masks ask for, each file whole or not at all; one of the same name is replaced."""
+
+    def __init__(self, annotate: str | None, masks: str | None, soft: bool, pictures: list[Picture], many: bool):
+        """Raises InputError for targets that cannot be meant, before there is anything to write."""
+        if soft and not masks:
+            raise InputError("--soft-masks says how --masks DIR are written, which is missing")
+        self._sources = {_identity(path) for picture in pictures if (path := picture.path)}
+        self._targets = _targets(Path(annotate).expanduser(), pictures, many) if annotate else {}
+        for target in self._targets.values():
+            self._spare(target)
+        self._masks = Path(masks).expanduser() if masks else None
+        self._soft = soft
+        self._written = 0
+        self._unknown: set[str] = set()
+        folders = {target.parent for target in self._targets.values()} | ({self._masks} if self._masks else set())
+        for folder in folders:
+            _check_folder(folder)
+
+    def add(self, answer: Answer) -> None:
+        """Raises PgMlxError if a file cannot be written."""
+        name = answer.picture.name
+        if name in self._targets:
+            from ..regions.draw import annotate
+
+            unknown: list[str] = []
+            drawn = annotate(answer.image, answer.generation.regions, unknown)
+            self._tell(unknown)
+            _save(drawn, self._targets[name])
+        if self._masks:
+            for number, region in enumerate(answer.generation.regions, 1):
+                mask = _mask_image(region.soft_mask if self._soft else region.mask)
+                if mask:
+                    label = re.sub(r"[^\w-]+", "_", region.label).strip("_")[:_LABEL_CHARACTERS]
+                    target = self._masks / f"{'-'.join(filter(None, (name, str(number), label)))}.png"
+                    self._spare(target)
+                    _save(mask, target)
+                    self._written += 1
+
+    def _spare(self, target: Path) -> None:
+        if target.exists() and _identity(target) in self._sources:
+            raise InputError(f"the picture {target} would be replaced; choose another name or folder to write to")
+
+    def close(self) -> None:
+        if self._masks and not self._written:
+            print(f"no masks were written to {self._masks}: no answer had one", file=sys.stderr)
+
+    def _tell(self, unknown: list[str]) -> None:
+        for label in unknown:
+            if label not in self._unknown:
+                print(f"no font here has every letter of {label!r}; it is drawn as its number", file=sys.stderr)
+        self._unknown.update(unknown)
+
+
+def _targets(out: Path, pictures: list[Picture], many: bool) -> dict[str, Path]:
+    """Of each picture's name the file for its drawing: `out` itself where that is a picture's name, else in the folder
+    `out`."""
+    from PIL import Image
+
+    as_file = not out.is_dir() and out.suffix.lower() in Image.registered_extensions()
+    if as_file and many:
+        raise InputError(f"--annotate {out} names one file, but there are several pictures; name a folder")
+    if as_file:
+        if Image.registered_extensions()[out.suffix.lower()] not in Image.SAVE:
+            raise InputError(f"--annotate {out}: pictures of this kind can be read but not written; use .png or .jpg")
+        if not out.parent.is_dir():
+            raise InputError(f"--annotate: no such folder: {out.parent}")
+        return {pictures[0].name: out}
+    return {p.name: out / f"{p.name}{'.jpg' if _is_jpeg(p.source) else '.png'}" for p in pictures}
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of a file, whatever it is called: names may differ in case only, or be links."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_jpeg(source: str) -> bool:
+    return source.lower().endswith((".jpg", ".jpeg"))
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether it is one or can become one; it is made with the first file in it."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise InputError(f"{existing} is a file, not a folder")
+
+
+def _mask_image(mask: object) -> Image.Image | None:
+    """Black and white, or the shades in 16 bits."""
+    if mask is None:
+        return None
+    import numpy as np
+    from PIL import Image
+
+    array = np.asarray(mask)
+    scaled = array.astype(np.uint8) * 255 if array.dtype == bool else np.round(array * 65535).astype(np.uint16)
+    return Image.fromarray(scaled)
+
+
+def _save(image: Image.Image, target: Path) -> None:
+    from PIL import Image
+
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    options = {"quality": 90} if _is_jpeg(target.name) else {}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            image.save(file, Image.registered_extensions()[target.suffix.lower()], **options)
+        partial.replace(target)
+    except (OSError, ValueError) as error:  # ValueError: a format that cannot hold such a picture
+        raise PgMlxError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""The pictures that a command was given: files, addresses, stdin and folders of them, in one row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_NO_PATH = (OSError, RuntimeError, ValueError)
+"""What a name raises that is too long, begins with no user's ~, or holds a zero byte."""
+
+_NAME_BYTES = 120
+"""Of the 255 that file systems allow, room left for number, label and suffix."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    source: str
+    """Path, URL or "-", as load_image takes it."""
+    name: str
+    """What files about it are called: its own name without suffix; unlike that of every other in the row."""
+    image: Image.Image | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is, if it is a file."""
+        try:
+            path = Path(self.source).expanduser()
+            return path if self.source != "-" and path.is_file() else None
+        except _NO_PATH:
+            return None
+
+    def load(self) -> Image.Image:
+        """RGB, the right way up. Raises InputError."""
+        from ..processor.images import load_image
+
+        return self.image or load_image(self.source)
+
+
+def expand(images: Iterable[str] | None) -> list[Picture]:
+    """The pictures in order, those of a folder sorted by name. Raises InputError if there are none."""
+    if not images:
+        raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
+    sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
+    if sources.count("-") > 1:
+        raise InputError("stdin holds one picture, but --image - was given more than once")
+    names: dict[str, int] = {}
+    return [Picture(source, _unique(_stem(source), names)) for source in sources]
+
+
+def is_folder(image: str) -> bool:
+    try:
+        return image != "-" and Path(image).expanduser().is_dir()
+    except _NO_PATH:
+        return False
+
+
+def _in_folder(folder: str) -> list[str]:
+    """Its files with the suffix of a picture; not those in folders below, and none that is hidden."""
+    from PIL import Image
+
+    suffixes = {*Image.registered_extensions(), ".heic", ".heif"}
+    try:
+        files = sorted(path for path in Path(folder).expanduser().iterdir() if path.is_file())
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
+    found = [str(path) for path in files if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+    if not found:
+        raise InputError(f"there are no pictures in the folder {folder}")
+    return found
+
+
+def _stem(source: str) -> str:
+    if source == "-":
+        return "stdin"
+    last = source.partition("?")[0].partition("#")[0].rpartition("/")[2] if "://" in source else Path(source).name
+    stem = re.sub(r"[^\w.-]+", "_", Path(last).stem).strip(".")
+    return stem.encode()[:_NAME_BYTES].decode(errors="ignore") or "picture"
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """The name, or with a number behind it; file systems may not tell upper case from lower."""
+    candidate, number = name, 1
+    while candidate.lower() in taken:
+        number += 1
+        candidate = f"{name}-{number}"
+    taken[candidate.lower()] = number
+    return candidate

@@ -1,0 +1,59 @@
+"""From a finished answer to regions complete with masks and scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .parser import RegionParser
+from .region import Malformed, Region
+
+Logged = Sequence[tuple[str, float | None]]
+"""Of each token the text that became final with it, and its log-probability; the texts together are the answer's."""
+
+
+def read_answer(
+    text: str,
+    image_size: tuple[int, int],
+    mask_decoder: Callable[[Any], Any] | None = None,
+    logged: Logged = (),
+) -> tuple[list[Region], list[Malformed]]:
+    """The regions of an answer, and what was malformed in it.
+
+    image_size: width and height of the picture. mask_decoder: a MaskDecoder, asked once for all masks; it may return
+    None. logged: gives the regions their scores, if it has log-probabilities.
+    """
+    parser = RegionParser(image_size)
+    regions = [*parser.push(text), *parser.flush()]
+    regions = _scored(regions, logged)
+    return (_with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
+
+
+def _with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
+    codes = [region.codes for region in regions if region.codes]
+    decoded = mask_decoder(codes) if codes else None
+    if decoded is None:
+        return regions
+    import numpy as np
+
+    masks = iter(np.array(decoded))
+    return [replace(region, decoded=next(masks)) if region.codes else region for region in regions]
+
+
+def _scored(regions: list[Region], logged: Logged) -> list[Region]:
+    """A token belongs to the record in which its text begins; one that only begins a character, with that character."""
+    starts, logprobs, position = list[int](), list[float](), 0
+    for piece, logprob in logged:
+        if logprob is None:
+            return regions
+        starts.append(position)
+        logprobs.append(logprob)
+        position += len(piece)
+    scored = []
+    for region in regions:
+        first, behind = region.span
+        own = [logprob for start, logprob in zip(starts, logprobs, strict=True) if first <= start < behind]
+        scored.append(replace(region, score=math.exp(sum(own) / len(own))) if own else region)
+    return scored

@@ -1,0 +1,89 @@
+"""Regions as other programs want them: plain JSON, COCO results, and the arrays of `supervision`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .region import Malformed, Region
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def to_json(region: Region) -> dict[str, Any]:
+    """box: x0, y0, x1, y1 in pixels. mask: None, or its run lengths in COCO's form, over the whole picture."""
+    return {
+        "label": region.label,
+        "box": list(region.box),
+        "box_normalized": list(region.box_normalized),
+        "score": region.score,
+        "mask": _rle(region),
+    }
+
+
+def malformed_to_json(malformed: Malformed) -> dict[str, str]:
+    return {"text": malformed.text, "reason": malformed.reason}
+
+
+def to_coco(region: Region, image_id: int, category_id: int, file_name: str) -> dict[str, Any]:
+    """One entry of a COCO results file, of which `label` and `file_name` are ours, to find other ids by.
+
+    score: 1.0 where none was computed, since COCO's evaluation needs one.
+    """
+    x0, y0, x1, y1 = region.box
+    entry = {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "score": 1.0 if region.score is None else region.score,
+        "label": region.label,
+        "file_name": file_name,
+    }
+    mask = _rle(region)
+    return entry if mask is None else {**entry, "segmentation": mask}
+
+
+def arrays(regions: Sequence[Region], labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """The arguments of supervision.Detections, for `Detections(**arrays(regions))`.
+
+    xyxy: float32 [N, 4] in pixels. mask: bool [N, height, width], or None if no region has one (those without are all
+    False beside others). confidence: float32 [N], or None if not every region has a score. class_id: int [N], places
+    in `labels`, by default the labels found in the order of their first appearance; -1 for others.
+    data: {"class_name": str [N]}.
+    """
+    import numpy as np
+
+    names = list(labels) if labels is not None else list(dict.fromkeys(region.label for region in regions))
+    places = {name: place for place, name in reversed(list(enumerate(names)))}
+    scores = [region.score for region in regions if region.score is not None]
+    return {
+        "xyxy": np.array([region.box for region in regions], np.float32).reshape(-1, 4),
+        "mask": _stacked(regions),
+        "confidence": np.array(scores, np.float32) if regions and len(scores) == len(regions) else None,
+        "class_id": np.array([places.get(region.label, -1) for region in regions], int),
+        "data": {"class_name": np.array([region.label for region in regions], str)},
+    }
+
+
+def _stacked(regions: Sequence[Region]) -> np.ndarray | None:
+    if all(region.decoded is None for region in regions):
+        return None
+    import numpy as np
+
+    width, height = regions[0].image_size
+    stack = np.zeros((len(regions), height, width), bool)
+    for row, region in zip(stack, regions, strict=True):
+        mask = region.mask
+        if mask is not None:
+            row[...] = mask
+    return stack
+
+
+def _rle(region: Region) -> Any:
+    mask = region.mask
+    if mask is None:
+        return None
+    from .rle import encode
+
+    return encode(mask)

@@ -1,0 +1,86 @@
+"""One object that the model found, and the three ways to say where it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LAST_LOCATION = 1023
+"""<loc0000> is one edge of the picture and <loc1023> the other: big_vision encodes round(coordinate * 1023) and its
+evaluators divide by 1023. (Others divide by 1024, and so never reach the far edge.)"""
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box in a picture, perhaps with a mask."""
+
+    label: str
+    """As the model wrote it, without surrounding space; empty if it wrote none."""
+    locations: tuple[int, int, int, int]
+    """The four <loc> numbers in the model's order, y0 x0 y1 x1, with y0 < y1 and x0 < x1."""
+    image_size: tuple[int, int]
+    """Width and height in pixels of the picture, the right way up."""
+    codes: tuple[int, ...] | None = None
+    """The 16 <seg> numbers, row by row of a 4 x 4 grid, or None in a record without a mask."""
+    span: tuple[int, int] = (0, 0)
+    """Where in the text the record stands, as characters from and to, separators left out."""
+    score: float | None = None
+    """exp of the mean log-probability of the record's tokens, in 0..1, or None where nobody asked for it."""
+    decoded: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """float32 [64, 64], the mask in the box as MaskDecoder made it from the codes, nominally -1..1."""
+
+    @property
+    def box_normalized(self) -> Box:
+        """In 0..1 of the picture's width and height."""
+        y0, x0, y1, x1 = (location / LAST_LOCATION for location in self.locations)
+        return x0, y0, x1, y1
+
+    @property
+    def box(self) -> Box:
+        """In pixels of the picture, not rounded."""
+        width, height = self.image_size
+        x0, y0, x1, y1 = self.box_normalized
+        return x0 * width, y0 * height, x1 * width, y1 * height
+
+    @property
+    def box_pixels(self) -> tuple[int, int, int, int]:
+        """The whole pixels that the mask covers: x0, y0, and behind the last ones x1, y1. As in big_vision's evaluator
+        the fractions are cut off, so a box of less than a pixel can be empty here."""
+        x0, y0, x1, y1 = map(int, self.box)
+        return x0, y0, x1, y1
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """bool [height, width] over the whole picture; None without codes or without a decoder for them.
+
+        Made anew each time, since many large masks would not fit in memory.
+        """
+        if self.decoded is None:
+            return None
+        from .paste import paste
+
+        return paste(self.decoded, self.box_pixels, self.image_size)
+
+    @property
+    def soft_mask(self) -> np.ndarray | None:
+        """float32 [height, width] in 0..1, 0.5 where `mask` changes; otherwise as `mask`."""
+        if self.decoded is None:
+            return None
+        from .paste import paste_soft
+
+        return paste_soft(self.decoded, self.box_pixels, self.image_size)
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """What looked like a record but was none. Nothing is made of it."""
+
+    text: str
+    reason: str
+    span: tuple[int, int]
