@@ -7,11 +7,13 @@ logits with a scaled tanh, and sets the score scale independently of head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from .backend import fused
-from .cache import KVCache
+from .cache import Appending, KVCache
 from .config import TextConfig
 from .linear import Embedding, Linear
 
@@ -73,6 +75,25 @@ class Attention(nn.Module):
         projected = self._heads(self.qkv_proj.rows(query_rows, query_rows + 2 * self.kv_heads * self.head_dim)(x))
         key, value = projected[:, : self.kv_heads], projected[:, self.kv_heads :]
         return self._rotate(query, last), self._rotate(key, 0), value
+
+    def project_new(self, x: mx.array, angles: mx.array) -> tuple[mx.array, mx.array]:
+        """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps of
+        them: rotated keys, and values [2, B, kv_heads, T, head_dim].
+
+        `angles`, as the method of that name makes them, let one call rotate everything: values by the angle of
+        position 0, which leaves them as they are.
+        """
+        batch, length, _ = x.shape
+        rotated = self._rotate(self.qkv_proj(x).reshape(-1, 1, self.head_dim), angles)
+        rotated = rotated.reshape(batch, length, -1, self.head_dim)
+        query, new = rotated[:, :, : self.heads], rotated[:, :, self.heads :]
+        new = new.reshape(batch, length, 2, self.kv_heads, self.head_dim)
+        return query.swapaxes(1, 2), new.transpose(2, 0, 3, 1, 4)
+
+    def angles(self, positions: mx.array) -> mx.array:
+        """positions int32 [B, T] -> by how many positions `project_new` rotates each head: [B * T * heads of q, k, v]."""
+        turns = mx.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, dtype=mx.int32)
+        return (positions[..., None] * turns).flatten()
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
@@ -171,9 +192,10 @@ class Gemma(nn.Module):
         """ids int [B, T] -> [B, T, D], scaled by sqrt(D) in float32 and rounded once."""
         return (self.embed_tokens(ids) * self.config.hidden_size**0.5).astype(self.dtype)
 
-    def head(self, hidden: mx.array) -> mx.array:
-        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so."""
-        logits = self.embed_tokens.as_head(hidden).astype(mx.float32)
+    def head(self, hidden: mx.array, vocab: range | None = None) -> mx.array:
+        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so. vocab: a range of ids
+        to which the logits [..., len(vocab)] are limited, and the work with them."""
+        logits = self.embed_tokens.as_head(hidden, vocab).astype(mx.float32)
         cap = self.config.final_logit_softcapping
         return logits if cap is None else softcap(logits, 1.0, cap)
 
@@ -183,19 +205,20 @@ class Gemma(nn.Module):
             x = layer(x, mask if self.window(index) is None else sliding_mask)
         return self.norm(x)
 
-    def prefill(self, x: mx.array, capacity: int, lengths: mx.array | None = None) -> tuple[mx.array, KVCache]:
+    def prefill(self, x: mx.array, capacity: int, lengths: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """Read a prefix [B, T, D], every token seeing every other, in one piece.
 
-        lengths int32 [B] says how much of each right-padded row is real. Returns the hidden state of each
+        lengths says how much of each right-padded row is real. Returns the hidden state of each
         row's last token [B, 1, D] and the cache. A sliding window never acts within a prefix. The last layer does its
         queries, output projection and MLP for that last token only: nothing else of it is ever read.
         """
-        length = x.shape[1]
-        last = length - 1 if lengths is None else lengths - 1
+        batch, length, _ = x.shape
+        last: int | mx.array = length - 1
         mask = None
         if lengths is not None:
-            mask = (mx.arange(length) < lengths[:, None])[:, None, None]
-        keys, values = [], []
+            used = mx.array(lengths, dtype=mx.int32)
+            last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
+        layers = []
         for index, layer in enumerate(self.layers):
             normed = layer.pre_attention_norm(x)
             if index < len(self.layers) - 1:
@@ -204,28 +227,26 @@ class Gemma(nn.Module):
                 x, normed_last = take_row(x, last), take_row(normed, last)
                 query, key, value = layer.self_attn.project_last(normed, normed_last, last)
             x = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
-            room = [(0, 0), (0, 0), (0, capacity - length), (0, 0)]
-            keys.append(mx.pad(key, room))
-            values.append(mx.pad(value, room))
-        return self.norm(x), KVCache(tuple(keys), tuple(values), length, lengths)
+            room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
+            layers.append(mx.pad(mx.stack([key, value]), room))
+        return self.norm(x), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
-    def step(self, x: mx.array, cache: KVCache) -> tuple[mx.array, KVCache]:
-        """One more token a row: x [B, 1, D] -> its hidden state [B, 1, D] and the cache with it."""
-        cache.require_room()
-        keys, values = [], []
+    def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
+        """More tokens for every row, in one pass: x [B, T, D] -> their hidden states [B, T, D] and the cache with them.
+
+        A token sees what its row has read before, itself and the new ones before it. counts says how many of a row's
+        T tokens are real, if not all are; hidden states after those have no meaning.
+        """
+        new = Appending(cache, x.shape[1], counts)
+        angles = self.layers[0].self_attn.angles(new.positions)
+        layers = []
         for index, layer in enumerate(self.layers):
             window = self.window(index)
-            query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), cache.offset)
-            keys.append(cache.write(cache.keys[index], key))
-            values.append(cache.write(cache.values[index], value))
-            attended = layer.self_attn.attend(
-                query,
-                cache.visible(keys[-1], window),
-                cache.visible(values[-1], window),
-                cache.mask(window),
-            )
-            x = layer.finish(x, attended)
-        return self.norm(x), cache.append(keys, values)
+            query, update = layer.self_attn.project_new(layer.pre_attention_norm(x), angles)
+            layers.append(new.write(cache.layers[index], update))
+            keys, values = new.visible(layers[-1], window)
+            x = layer.finish(x, layer.self_attn.attend(query, keys, values, new.mask(window)))
+        return self.norm(x), KVCache(tuple(layers), new.after)
 
 
 def take_row(x: mx.array, index: int | mx.array) -> mx.array:
