@@ -56,14 +56,14 @@ class KVCache:
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """These rows only, in this order."""
-        index = mx.array(rows, dtype=mx.int32)
+        index = mx.array(list(rows), dtype=mx.int32)
         return KVCache(tuple(layer[:, index] for layer in self.layers), tuple(self.lengths[row] for row in rows))
 
     def join(self, other: KVCache) -> KVCache:
         """The rows of both, with the larger capacity of the two."""
         capacity = max(self.capacity, other.capacity)
         pairs = zip(self.grown(capacity).layers, other.grown(capacity).layers, strict=True)
-        return KVCache(tuple(mx.concatenate(pair, axis=1) for pair in pairs), self.lengths + other.lengths)
+        return KVCache(tuple(mx.concatenate(list(pair), axis=1) for pair in pairs), self.lengths + other.lengths)
 
 
 class Appending:
@@ -80,7 +80,9 @@ class Appending:
         self.count, self.lengths = count, cache.lengths
         self.even = len(set(cache.lengths)) == 1
         self.stop = cache.length + count
-        self.after = tuple(n + more for n, more in zip(cache.lengths, counts or [count] * len(cache.lengths), strict=True))
+        self.after = tuple(
+            n + more for n, more in zip(cache.lengths, counts or [count] * len(cache.lengths), strict=True)
+        )
         self._masks: dict[int | None, mx.array | None] = {}
 
     @cached_property

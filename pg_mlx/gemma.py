@@ -77,8 +77,8 @@ class Attention(nn.Module):
         return self._rotate(query, last), self._rotate(key, 0), value
 
     def project_new(self, x: mx.array, angles: mx.array) -> tuple[mx.array, mx.array]:
-        """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps of
-        them: rotated keys, and values [2, B, kv_heads, T, head_dim].
+        """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps
+        of them: rotated keys, and values [2, B, kv_heads, T, head_dim].
 
         `angles`, as the method of that name makes them, let one call rotate everything: values by the angle of
         position 0, which leaves them as they are.
@@ -91,7 +91,8 @@ class Attention(nn.Module):
         return query.swapaxes(1, 2), new.transpose(2, 0, 3, 1, 4)
 
     def angles(self, positions: mx.array) -> mx.array:
-        """positions int32 [B, T] -> by how many positions `project_new` rotates each head: [B * T * heads of q, k, v]."""
+        """positions int32 [B, T] -> by how many positions `project_new` rotates each head of q, k and v: one after the
+        other, for every token of every row."""
         turns = mx.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, dtype=mx.int32)
         return (positions[..., None] * turns).flatten()
 
@@ -216,7 +217,7 @@ class Gemma(nn.Module):
         last: int | mx.array = length - 1
         mask = None
         if lengths is not None:
-            used = mx.array(lengths, dtype=mx.int32)
+            used = mx.array(list(lengths), dtype=mx.int32)
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
         layers = []
         for index, layer in enumerate(self.layers):

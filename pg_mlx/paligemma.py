@@ -123,9 +123,7 @@ class PaliGemma(nn.Module):
         hidden, cache = self.language_model.prefill(x, capacity, lengths)
         return self.language_model.head(hidden[:, 0], vocab), cache
 
-    def step(
-        self, token_ids: mx.array, cache: KVCache, *, vocab: range | None = None
-    ) -> tuple[mx.array, KVCache]:
+    def step(self, token_ids: mx.array, cache: KVCache, *, vocab: range | None = None) -> tuple[mx.array, KVCache]:
         """Append token_ids int [B]: float32 logits [B, V] for the token after, and the cache with it.
 
         vocab: as for prefill. Raises InputError when the cache is full.
