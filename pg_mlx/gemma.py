@@ -8,6 +8,7 @@ logits with a scaled tanh, and sets the score scale independently of head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,8 +31,46 @@ class RMSNorm(nn.Module):
         self.weight = mx.ones((width,))
         self.eps = eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(x.dtype)
+    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
+        """x [..., D] -> the same shape in `dtype`, x's own if not given."""
+        return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(dtype or x.dtype)
+
+    def add_to(self, x: mx.array, y: mx.array) -> Residual:
+        """x plus the norm of y, both [..., D] in the same dtype.
+
+        y / rms(y) is rounded, the weighted sum once more. The references round as often: the norm, and the sum.
+        """
+        return Residual(*_add_weighted(x, mx.fast.rms_norm(y, None, self.eps), self.weight))
+
+
+class Residual(NamedTuple):
+    """The rows [B, T, D] between two halves of a layer, and their copy in float32, which only the next norm reads.
+
+    One kernel adds and writes both; a norm that has to make the copy itself takes a kernel more.
+    """
+
+    rows: mx.array
+    wide: mx.array
+
+    @classmethod
+    def of(cls, rows: mx.array) -> Residual:
+        return cls(rows, rows.astype(mx.float32))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.rows.dtype
+
+
+@fused
+def _add(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    rows = x + y
+    return rows, rows.astype(mx.float32)
+
+
+@fused
+def _add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+    rows = (x.astype(mx.float32) + y.astype(mx.float32) * weight).astype(x.dtype)
+    return rows, rows.astype(mx.float32)
 
 
 @fused
@@ -158,17 +197,16 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         """All positions at once: x [B, T, D], mask bool [B, 1, T, T] (None: everybody sees everybody)."""
         query, key, value = self.self_attn.project(self.pre_attention_norm(x), 0)
-        return self.finish(x, self.self_attn.attend(query, key, value, mask))
+        return self.finish(x, self.self_attn.attend(query, key, value, mask)).rows
 
-    def finish(self, x: mx.array, attended: mx.array) -> mx.array:
+    def finish(self, x: mx.array, attended: mx.array) -> Residual:
         """Both residual additions: x [B, T, D] before the layer and what attention made of it."""
-        if "post_attention_norm" in self:
-            attended = self.post_attention_norm(attended)
-        x = x + attended
-        y = self.mlp(self.pre_mlp_norm(x))
-        if "post_mlp_norm" in self:
-            y = self.post_mlp_norm(y)
-        return x + y
+        middle = self._add(x, attended, "post_attention_norm")
+        return self._add(middle.rows, self.mlp(self.pre_mlp_norm(middle.wide, x.dtype)), "post_mlp_norm")
+
+    def _add(self, x: mx.array, y: mx.array, norm: str) -> Residual:
+        """x plus y, or plus its norm where Gemma 2 has one."""
+        return self[norm].add_to(x, y) if norm in self else Residual(*_add(x, y))
 
 
 class Gemma(nn.Module):
@@ -219,18 +257,18 @@ class Gemma(nn.Module):
         if lengths is not None:
             used = mx.array(list(lengths), dtype=mx.int32)
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
-        layers = []
+        layers, state = [], Residual.of(x)
         for index, layer in enumerate(self.layers):
-            normed = layer.pre_attention_norm(x)
+            x, normed = state.rows, layer.pre_attention_norm(state.wide, state.dtype)
             if index < len(self.layers) - 1:
                 query, key, value = layer.self_attn.project(normed, 0)
             else:
                 x, normed_last = take_row(x, last), take_row(normed, last)
                 query, key, value = layer.self_attn.project_last(normed, normed_last, last)
-            x = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
+            state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
-        return self.norm(x), KVCache(tuple(layers), tuple(lengths or [length] * batch))
+        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """More tokens for every row, in one pass: x [B, T, D] -> their hidden states [B, T, D] and the cache with them.
@@ -240,14 +278,16 @@ class Gemma(nn.Module):
         """
         new = Appending(cache, x.shape[1], counts)
         angles = self.layers[0].self_attn.angles(new.positions)
-        layers = []
+        layers, state = [], Residual.of(x)
         for index, layer in enumerate(self.layers):
             window = self.window(index)
-            query, update = layer.self_attn.project_new(layer.pre_attention_norm(x), angles)
+            normed = layer.pre_attention_norm(state.wide, state.dtype)
+            query, update = layer.self_attn.project_new(normed, angles)
             layers.append(new.write(cache.layers[index], update))
             keys, values = new.visible(layers[-1], window)
-            x = layer.finish(x, layer.self_attn.attend(query, keys, values, new.mask(window)))
-        return self.norm(x), KVCache(tuple(layers), new.after)
+            attended = layer.self_attn.attend(query, keys, values, new.mask(window))
+            state = layer.finish(state.rows, attended)
+        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), new.after)
 
 
 def take_row(x: mx.array, index: int | mx.array) -> mx.array:
