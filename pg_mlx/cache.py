@@ -78,6 +78,7 @@ class Appending:
         if cache.length + count > cache.capacity:
             raise InputError(f"the cache is full: its capacity of {cache.capacity} tokens is used up")
         self.count, self.lengths = count, cache.lengths
+        self._shape = cache.layers[0].shape
         self.even = len(set(cache.lengths)) == 1
         self.stop = cache.length + count
         self.after = tuple(
@@ -91,14 +92,24 @@ class Appending:
         return mx.array(self.lengths, dtype=mx.int32)[:, None] + mx.arange(self.count, dtype=mx.int32)
 
     def write(self, layer: mx.array, update: mx.array) -> mx.array:
-        """A layer's buffer with update [2, B, kv_heads, count, head_dim] in each row's next slots."""
-        layer = mx.array(layer)  # another handle on the same data: assignment leaves the given one as it was
+        """A layer's buffer with update [B, count, 2 * kv_heads, head_dim], keys first, in each row's next slots."""
         if self.even:
+            layer = layer[...]  # another handle on the same data: assignment leaves the given one as it was
+            batch, count, _, head_dim = update.shape
+            update = update.reshape(batch, count, 2, -1, head_dim).transpose(2, 0, 3, 1, 4)
             layer[:, :, :, self.stop - self.count : self.stop] = update
-        else:
-            rows = mx.arange(len(self.lengths))[:, None]
-            layer[:, rows, :, self.positions] = update.transpose(1, 3, 0, 2, 4)
-        return layer
+            return layer
+        slots = layer.reshape(-1, layer.shape[-1])
+        slots[self._slots] = update
+        return slots.reshape(layer.shape)
+
+    @cached_property
+    def _slots(self) -> mx.array:
+        """Where a layer's flat buffer [2 * B * kv_heads * capacity, head_dim] takes an update: int32
+        [B, count, 2 * kv_heads]."""
+        _, batch, heads, capacity, _ = self._shape
+        first = mx.arange(0, 2 * batch * heads * capacity, capacity).reshape(2, batch, heads).swapaxes(0, 1)
+        return first.reshape(batch, 1, -1) + self.positions[..., None]
 
     def visible(self, layer: mx.array, window: int | None) -> tuple[mx.array, mx.array]:
         """Views of the keys and values that any of the new tokens may see: slots from `_start` on."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import geglu
 from .backend import fused
 from .cache import Appending, KVCache
 from .config import TextConfig
@@ -74,14 +75,6 @@ def _add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array,
 
 
 @fused
-def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu_tanh(gate) * up. float32 inside, one rounding to the inputs' dtype."""
-    z = gate.astype(mx.float32)
-    active = z * mx.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
-    return (active * up.astype(mx.float32)).astype(gate.dtype)
-
-
-@fused
 def softcap(x: mx.array, scale: float, cap: float) -> mx.array:
     """cap * tanh(x * scale / cap). float32 inside, one rounding to x's dtype."""
     return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)
@@ -117,7 +110,7 @@ class Attention(nn.Module):
 
     def project_new(self, x: mx.array, angles: mx.array) -> tuple[mx.array, mx.array]:
         """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps
-        of them: rotated keys, and values [2, B, kv_heads, T, head_dim].
+        of them: rotated keys and values [B, T, 2 * kv_heads, head_dim].
 
         `angles`, as the method of that name makes them, let one call rotate everything: values by the angle of
         position 0, which leaves them as they are.
@@ -125,9 +118,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         rotated = self._rotate(self.qkv_proj(x).reshape(-1, 1, self.head_dim), angles)
         rotated = rotated.reshape(batch, length, -1, self.head_dim)
-        query, new = rotated[:, :, : self.heads], rotated[:, :, self.heads :]
-        new = new.reshape(batch, length, 2, self.kv_heads, self.head_dim)
-        return query.swapaxes(1, 2), new.transpose(2, 0, 3, 1, 4)
+        return rotated[:, :, : self.heads].swapaxes(1, 2), rotated[:, :, self.heads :]
 
     def angles(self, positions: mx.array) -> mx.array:
         """positions int32 [B, T] -> by how many positions `project_new` rotates each head of q, k and v: one after the
