@@ -75,8 +75,14 @@ def _add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array,
 
 
 @fused
-def softcap(x: mx.array, scale: float, cap: float) -> mx.array:
-    """cap * tanh(x * scale / cap). float32 inside, one rounding to x's dtype."""
+def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
+    """cap * tanh(x * scale / cap) in float32."""
+    return cap * mx.tanh(x.astype(mx.float32) * (scale / cap))
+
+
+@fused
+def cap_scores(x: mx.array, cap: float, scale: float) -> mx.array:
+    """As cap_logits, rounded once to x's dtype."""
     return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)
 
 
@@ -137,10 +143,11 @@ class Attention(nn.Module):
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
 
     def _capped(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        assert self.softcap is not None
         batch, heads, length, head_dim = query.shape
         # Query heads that share a key head become more rows of one product: [B, kv_heads, group * T, head_dim].
         grouped = query.reshape(batch, self.kv_heads, -1, head_dim)
-        scores = softcap(grouped @ key.swapaxes(-1, -2), self.scale, self.softcap)
+        scores = cap_scores(grouped @ key.swapaxes(-1, -2), self.softcap, self.scale)
         if mask is not None:  # after the cap, or -inf would become -cap
             shape = scores.shape
             scores = scores.reshape(batch, heads, length, -1)
@@ -225,9 +232,9 @@ class Gemma(nn.Module):
     def head(self, hidden: mx.array, vocab: range | None = None) -> mx.array:
         """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so. vocab: a range of ids
         to which the logits [..., len(vocab)] are limited, and the work with them."""
-        logits = self.embed_tokens.as_head(hidden, vocab).astype(mx.float32)
+        logits = self.embed_tokens.as_head(hidden, vocab)
         cap = self.config.final_logit_softcapping
-        return logits if cap is None else softcap(logits, 1.0, cap)
+        return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)
 
     def __call__(self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None) -> mx.array:
         """All positions at once, without a cache; masks as `masks.prefix_lm_mask` makes them."""
