@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import VOCAB, tiny
 
-from pg_mlx import PaliGemma
+from pg_mlx import InputError, PaliGemma
 from pg_mlx.generation import Engine, FeatureCache, Picture, Request, Row, SamplingOptions
 from pg_mlx.generation import engine as engine_module
+from pg_mlx.generation import pictures as pictures_module
 
 EOS = 1
 KINDS = ("gemma", "gemma2", "gemma2 with window")
@@ -238,6 +239,24 @@ def test_a_picture_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     engine.add(Request([equal, picture(2), equal], [5], SamplingOptions(max_tokens=2)))
     finish(engine)
     assert widths == [2, 1]
+
+
+def test_many_pictures_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures_module, "PATCHES", 9)  # a picture has 4
+    widths = note_widths(monkeypatch, "encode_image")
+    together = FeatureCache(fixed("gemma")).features([picture(seed) for seed in range(5)])
+    assert widths == [2, 2, 1]
+    for seed, features in enumerate(together):
+        alone = FeatureCache(fixed("gemma")).features([picture(seed)])[0]
+        assert mx.allclose(features, alone, atol=1e-5).item()
+
+
+def test_pictures_of_another_size_are_refused_before_they_are_queued() -> None:
+    engine = engine_of("gemma", 2)
+    for pictures in ([], [Picture(np.zeros((42, 42, 3), np.float32))], [picture(0), Picture(np.zeros((28, 28, 1)))]):
+        with pytest.raises(InputError, match="28"):
+            engine.add(Request(pictures, [5]))
+    assert not engine.busy and engine.step() == []
 
 
 def test_the_feature_cache_keeps_what_was_used_last_within_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:

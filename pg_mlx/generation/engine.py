@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..backend import on_gpu
 from ..cache import KVCache
+from ..errors import InputError
 from ..paligemma import PaliGemma
 from .pictures import FeatureCache, Picture
 from .results import FinishReason
@@ -21,9 +22,9 @@ from .sampling import SamplingOptions
 ROOM = 256
 """Slots by which the cache grows. Growing copies it, once in as many steps."""
 
-PREFILL_TOKENS = 8192
-"""Prefix tokens that are read in one pass at most: attention scores grow with their square in each row (two rows of
-896 px take 2 x 271 MB a layer), and beyond a thousand tokens a larger product is no faster."""
+PREFILL_TOKENS = 2048
+"""Prefix tokens that are read in one pass, unless a single row has more. Scratch memory grows with them (a 3B model's
+MLP takes 100 kB each in 16 bits), and beyond a thousand rows a matrix product gains nothing by more."""
 
 
 class Guide(Protocol):
@@ -140,7 +141,14 @@ class Engine:
         return self.batch_size - len(self._rows) - len(self._waiting)
 
     def add(self, request: Request) -> Row:
-        """Queue a request. It is taken up, in order, as soon as there is a place for it."""
+        """Queue a request. It is taken up, in order, as soon as there is a place for it.
+
+        Raises InputError for pictures that this model does not read.
+        """
+        side = self._model.config.vision.image_size
+        if not request.pictures or any(picture.pixels.shape != (side, side, 3) for picture in request.pictures):
+            shapes = [picture.pixels.shape for picture in request.pictures]
+            raise InputError(f"pictures have shapes {shapes}, but this model reads one or more of [{side}, {side}, 3]")
         row = Row(request, len(self._vocab))
         self._waiting.append(row)
         return row
@@ -213,10 +221,11 @@ class Engine:
             pairs.append((row, mx.concatenate([next(features) for _ in row.request.pictures])))
             row.vision_s = vision_s
             row.prompt_tokens = pairs[-1][1].shape[0] + len(row.request.prompt_ids)
-        # Rows are read together if they have as many picture rows.
-        for images, group in groupby(sorted(pairs, key=lambda pair: pair[1].shape[0]), lambda pair: pair[1].shape[0]):
+        # Rows are read together if they have as many picture rows. Sorted by their text, they need less padding.
+        pairs.sort(key=lambda pair: (pair[1].shape[0], pair[0].prompt_tokens))
+        for _, group in groupby(pairs, lambda pair: pair[1].shape[0]):
             together = list(group)
-            at_once = max(1, PREFILL_TOKENS // (images + max(len(row.request.prompt_ids) for row, _ in together)))
+            at_once = max(1, PREFILL_TOKENS // together[-1][0].prompt_tokens)
             for first in range(0, len(together), at_once):
                 self._prefill(together[first : first + at_once])
 
