@@ -1,13 +1,15 @@
 """From a model, a prompt and a picture to text."""
 
 from .batch import batch_generate, stream_batch
-from .engine import Engine, Guide, Progress, Request, Row
+from .engine import Engine
 from .pictures import FeatureCache, Picture
 from .results import Generation, Stats, Step
+from .rows import Allowed, Guide, Progress, Request, Row
 from .sampling import SamplingOptions
 from .stream import generate, stream_generate
 
 __all__ = [
+    "Allowed",
     "Engine",
     "FeatureCache",
     "Generation",

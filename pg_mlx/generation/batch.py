@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor
-from .engine import Request, Row
 from .pictures import Picture
 from .results import Generation
+from .rows import Request, Row
 from .sampling import SamplingOptions
 from .stream import engine_for, generation_of, pictures_of
 

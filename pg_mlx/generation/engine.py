@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol, cast
+from typing import cast
 
 import mlx.core as mx
 
@@ -15,9 +14,8 @@ from ..backend import on_gpu
 from ..cache import KVCache
 from ..errors import InputError
 from ..paligemma import PaliGemma
-from .pictures import FeatureCache, Picture
-from .results import FinishReason
-from .sampling import SamplingOptions
+from .pictures import FeatureCache
+from .rows import Allowed, Progress, Request, Row
 
 ROOM = 256
 """Slots by which the cache grows. Growing copies it, once in as many steps."""
@@ -25,80 +23,6 @@ ROOM = 256
 PREFILL_TOKENS = 2048
 """Prefix tokens that are read in one pass, unless a single row has more. Scratch memory grows with them (a 3B model's
 MLP takes 100 kB each in 16 bits), and beyond a thousand rows a matrix product gains nothing by more."""
-
-
-class Guide(Protocol):
-    """What one answer may say, token by token. Implementations know a grammar; the engine knows none."""
-
-    def allowed(self) -> Sequence[int] | None:
-        """The ids of which the next token must be one, at least one; None for all."""
-
-    def advance(self, token_id: int) -> Sequence[int]:
-        """The next token is token_id. Returns those that have to follow it, often none: the model reads them in the
-        same pass and is not asked. The guide's state is then the one after them."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question: pictures, ids of the prompt (<bos> first, newline last), and how to answer."""
-
-    pictures: Sequence[Picture]
-    prompt_ids: Sequence[int]
-    options: SamplingOptions = field(default_factory=SamplingOptions)
-    guide: Guide | None = None
-
-
-class Row:
-    """One answer: waiting, running, or finished, which is when finish_reason is set. token_ids leave out <eos>."""
-
-    def __init__(self, request: Request, vocab_size: int):
-        self.request = request
-        self.token_ids: list[int] = []
-        self.finish_reason: FinishReason | None = None
-        self.decoded = 0  # tokens, <eos> included
-        self.vision_s = self.prefill_s = 0.0  # of the passes it took part in
-        self.prompt_tokens = 0
-        self.first_token_at = self.finished_at = 0.0  # time.perf_counter()
-        self.cancelled = False
-        self.sample = request.options.sampler(vocab_size)
-
-    def cancel(self) -> None:
-        """The answer ends before the next step."""
-        self.cancelled = True
-
-    @property
-    def left(self) -> int:
-        """Tokens that may still come."""
-        return self.request.options.max_tokens - self.decoded
-
-    def allowed(self) -> Sequence[int] | None:
-        """As Guide.allowed."""
-        return self.request.guide.allowed() if self.request.guide else None
-
-    def take(self, token_id: int, eos_id: int) -> list[int]:
-        """The model's next token -> what the row has to read: that one and those forced by the guide. Sets
-        finish_reason where the answer ends."""
-        guide = self.request.guide
-        taken: list[int] = []
-        for token in (token_id, *(guide.advance(token_id) if guide and token_id != eos_id else ())):
-            self.decoded += 1
-            if token == eos_id:
-                self.finish_reason = "stop"
-                break
-            taken.append(token)
-            if self.left == 0:
-                self.finish_reason = "length"
-                break
-        self.token_ids += taken
-        return taken
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a step did for a row: the tokens it added (none if the answer ended with <eos> or was cancelled)."""
-
-    row: Row
-    token_ids: Sequence[int]
 
 
 class Engine:
@@ -271,25 +195,30 @@ class Engine:
         if on_gpu():
             mx.async_eval(self._next)
 
-    def _span(self, allowed: Sequence[Sequence[int] | None]) -> range:
+    def _span(self, allowed: Sequence[Allowed]) -> range:
         """The ids whose logits are needed: all, or those that the guides of all rows lie within."""
-        ids = [choice for choice in allowed if choice is not None]
-        if len(ids) < len(allowed):
-            return self._vocab
-        return range(min(map(min, ids)), max(map(max, ids)) + 1)
+        bounds = []
+        for choice in allowed:
+            if choice is None:
+                return self._vocab
+            ends = (choice[0], choice[-1]) if isinstance(choice, range) else choice  # a range may be long
+            bounds += [min(ends), max(ends)]
+        return range(min(bounds), max(bounds) + 1)
 
-    def _choose(
-        self, rows: list[Row], logits: mx.array, allowed: Sequence[Sequence[int] | None], vocab: range
-    ) -> mx.array:
+    def _choose(self, rows: list[Row], logits: mx.array, allowed: Sequence[Allowed], vocab: range) -> mx.array:
         """The next token of each row, int [B], from logits [B, len(vocab)]."""
         if all(row.sample.greedy for row in rows) and all(choice is None for choice in allowed):
             return mx.argmax(logits, axis=-1)
         chosen = []
         for index, (row, choice) in enumerate(zip(rows, allowed, strict=True)):
             own = logits[index : index + 1]
+            # The draw is among its own ids only, or it would depend on the neighbours' guides.
             if choice is None:
-                chosen.append(row.sample(own))
-            else:  # the draw is among its own ids only, or it would depend on the neighbours' guides
-                ids = mx.array(list(choice))
+                choice = vocab
+            if isinstance(choice, range):
+                own = own[:, choice.start - vocab.start : choice.stop - vocab.start]
+                chosen.append(row.sample(own) + choice.start)
+            else:
+                ids = mx.array(choice)
                 chosen.append(ids[row.sample(own[:, ids - vocab.start])])
         return mx.concatenate(chosen)

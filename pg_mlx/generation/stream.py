@@ -11,9 +11,10 @@ import mlx.core as mx
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream
-from .engine import Engine, Request, Row
+from .engine import Engine
 from .pictures import Picture
 from .results import Generation, Stats, Step
+from .rows import Request, Row
 from .sampling import SamplingOptions
 
 
