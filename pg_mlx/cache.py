@@ -20,8 +20,8 @@ class KVCache:
     holds, so as long as the caller drops the old cache, the new tokens are written in place and
     nothing is copied (a test watches the peak memory).
 
-    Rows join, leave and get more room by copying the whole cache once. That is cheap beside what causes it: a joining
-    row has just been prefilled, and the cache of 8 rows is some 3% of the bytes that one decode step reads.
+    Rows join, leave and get more room by copying the whole cache once. That takes about as long as a decode step, and
+    happens once or twice an answer, whose prefill has taken a hundred times as long.
     """
 
     layers: tuple[mx.array, ...]
