@@ -20,8 +20,8 @@ class KVCache:
     holds, so as long as the caller drops the old cache, the new tokens are written in place and
     nothing is copied (a test watches the peak memory).
 
-    Rows join, leave and get more room by copying the whole cache once. That takes about as long as a decode step, and
-    happens once or twice an answer, whose prefill has taken a hundred times as long.
+    Rows join, leave and get more room by copying the whole cache once. That moves at most about what a decode step
+    reads, once or twice an answer, whose prefill has taken dozens of steps' time (docs/decoding.md).
     """
 
     layers: tuple[mx.array, ...]
