@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 from hypothesis import given
@@ -114,6 +119,30 @@ def test_a_part_of_the_head_is_that_part_of_the_logits(family: str, packed: bool
         for smaller, larger in ((part, whole), (next_part, next_whole)):
             assert distance(smaller, larger[:, vocab.start : vocab.stop]) <= 1e-5
             assert smaller.dtype == mx.float32
+
+
+TO_THE_BIT = """
+import pg_mlx
+from model_fixtures import greedy, pictures, random_ids, same, tiny
+for family in ("gemma", "gemma2"):
+    model, lengths = tiny(family, 7), [6, 3, 5, 2]
+    features, ids = pictures(model, 4), random_ids(4, 6)
+    together = greedy(model, features, ids, 6, lengths)[1]
+    for row, length in enumerate(lengths):
+        alone = greedy(model, features[row : row + 1], ids[row : row + 1, :length], 6)[1]
+        print(same(together[row], alone[0]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has one BLAS, which sums in the order it likes")
+def test_rows_of_a_batch_are_equal_to_the_bit_where_sums_have_one_order() -> None:
+    """The reference BLAS, which MLX has on Linux if no other is found, adds a row's products up in the same order
+    whatever stands beside it. A fast one chooses by the number of rows, which costs some 1e-6 of a logit."""
+    environment = {**os.environ, "PG_MLX_BLAS": "none", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", TO_THE_BIT], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True"] * 8, done.stderr
 
 
 def test_impossible_counts_and_missing_room_are_errors() -> None:
