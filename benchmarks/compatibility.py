@@ -99,13 +99,14 @@ class Row:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.their_tokens), len(self.our_tokens)))
 
 
-def hugging_face_folder(folder: Path, family: str, published: bool = False) -> Path:
+def hugging_face_folder(folder: Path, family: str, published: bool = False, **text: int) -> Path:
     """A random checkpoint as the hub has them: PyTorch's kernel, tokenizer files, a processor configuration.
 
-    published: with PaliGemma 2's config.json as published, which has no hidden_size at the top.
+    published: with PaliGemma 2's config.json as published, which has no hidden_size at the top. text: other dimensions
+    of the decoder than those of FAMILIES.
     """
     raw = random_checkpoint.raw_config("tiny-56", vocab_size=ROWS)
-    raw |= {"text_config": {**FAMILIES[family], "vocab_size": ROWS}, "image_token_index": PIECES}
+    raw |= {"text_config": {**FAMILIES[family], "vocab_size": ROWS, **text}, "image_token_index": PIECES}
     raw |= {"hidden_size": raw["text_config"]["hidden_size"], "projection_dim": raw["text_config"]["hidden_size"]}
     random_checkpoint.write(folder, raw, None, random_checkpoint.SMALL_TOKENIZER)
     if published:

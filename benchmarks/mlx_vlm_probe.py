@@ -50,6 +50,27 @@ def mlx_vlm_run(folder: str, inputs: str, output: str, prompt: str, image: str, 
     }
 
 
+def mlx_vlm_kernels(folder: str, inputs: str) -> Result:
+    """The kernels of one decode step, counted as graph.py does, and the views."""
+    import graph
+    import mlx.core as mx
+    from mlx_vlm import load
+    from mlx_vlm.models.cache import make_prompt_cache
+
+    model, _ = load(folder, strict=True)
+    arrays = mx.load(inputs)
+    assert isinstance(arrays, dict)
+    ids = arrays["input_ids"]
+    cache = make_prompt_cache(model.language_model)
+    mx.eval(model(ids, arrays["pixel_values"], mx.ones_like(ids), cache=cache).logits, [part.state for part in cache])
+    token = mx.array([[5]])
+    mx.eval(token)
+    with graph.single_operations():
+        logits = model.language_model(token, cache=cache).logits
+        outputs = [logits, *(array for part in cache for array in part.state)]
+        return {"kernels": graph.kernels(*outputs).total(), "views": graph.views(*outputs).total()}
+
+
 def mlx_vlm_convert(source: str, target: str, options: Result) -> Result:
     from mlx_vlm.convert import convert
 
@@ -100,7 +121,8 @@ def image_of(path: str) -> Any:
 
 
 DO: dict[str, Callable[..., Result]] = {
-    job.__name__: job for job in (versions, mlx_vlm_run, mlx_vlm_convert, transformers_run, transformers_save)
+    job.__name__: job
+    for job in (versions, mlx_vlm_run, mlx_vlm_kernels, mlx_vlm_convert, transformers_run, transformers_save)
 }
 
 

@@ -111,7 +111,7 @@ def greedy(case: Case, rows: mx.array, text: float) -> list[int]:
     for _ in case.tokens:
         token = mx.argmax(decoder.head(hidden[:, 0]), axis=-1)
         tokens.append(cast(int, token.item()))
-        hidden, cache = decoder.step(text * decoder.embed(token[:, None]), cache)
+        hidden, cache = decoder.extend(text * decoder.embed(token[:, None]), cache)
     return tokens
 
 

@@ -39,9 +39,9 @@ def make_config(vocab_size: int) -> PaliGemmaConfig:
 
 def make_model(vocab_size: int, first_loc: int, patches: Tensor) -> PaliGemmaForConditionalGeneration:
     """Random weights of unit gain (transformers' 0.02 is made for widths of thousands), with three exceptions that save
-    much training: `<loc>` rows start as waves over the coordinate, so that neighbours are alike; the tower's heads start
-    by looking at neighbouring patches; and the patch kernel starts by whitening `patches` (float32 [N, 3 * 14 * 14],
-    some of the pictures), because otherwise their brightness drowns their edges."""
+    much training: `<loc>` rows start as waves over the coordinate, so that neighbours are alike; the tower's heads
+    start by looking at neighbouring patches; and the patch kernel starts by whitening `patches` (float32
+    [N, 3 * 14 * 14], some of the pictures), because otherwise their brightness drowns their edges."""
     torch.manual_seed(0)
     model = PaliGemmaForConditionalGeneration._from_config(make_config(vocab_size), attn_implementation="eager")
     for module in model.modules():
@@ -118,8 +118,8 @@ def _waves(steps: int, width: int, axes: int, turns: int) -> list[Tensor]:
 
 
 class TowerHeads(nn.Module):
-    """What a patch's feature must tell, linearly: whether an item or a text covers it, its shape, its colour, its box, its
-    mask, the whole text and the letter here."""
+    """What a patch's feature must tell, linearly: whether an item or a text covers it, its shape, its colour, its box,
+    its mask, the whole text and the letter here."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -146,7 +146,12 @@ class TowerHeads(nn.Module):
             "color": F.cross_entropy(self.heads["color"](items), truth["color"]),
             "middle": 3 * F.binary_cross_entropy_with_logits(self.heads["middle"](flat)[:, 0], middle),
             "box": -(box_targets[truth["box"].flatten()] * boxes).sum(-1).mean(),
-            "letter": F.cross_entropy(self.heads["letter"](texts), truth["letter"]),
-            "letters": F.cross_entropy(letters, truth["letters"].flatten()),
+            "letter": _cross_entropy(self.heads["letter"](texts), truth["letter"]),
+            "letters": _cross_entropy(letters, truth["letters"].flatten()),
             "codes": 0.3 * F.cross_entropy(codes, truth["codes"].flatten()),
         }
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean, 0 for a batch without any text."""
+    return F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)

@@ -25,9 +25,10 @@ COLORS = {
     "purple": (140, 50, 170),
     "orange": (250, 130, 20),
 }
-WORDS = tuple(
-    "cat dog sun sky sea car bus map box cup hat key pen tea egg ant bee cow fox owl pig rat jam ice "
-    "book door fish tree bird moon star lamp milk rose snow wind ship road farm gold".split()  # noqa: SIM905
+WORDS = (
+    *("cat", "dog", "sun", "sky", "sea", "car", "bus", "map", "box", "cup", "hat", "key", "pen", "tea", "egg", "ant"),
+    *("bee", "cow", "fox", "owl", "pig", "rat", "jam", "ice", "book", "door", "fish", "tree", "bird", "moon", "star"),
+    *("lamp", "milk", "rose", "snow", "wind", "ship", "road", "farm", "gold"),
 )
 BACKGROUNDS = ("plain", "gradient", "noisy", "cluttered")
 FONTS = (

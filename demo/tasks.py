@@ -2,8 +2,8 @@
 
 Boxes are `<loc>` y0 x0 y1 x1 of 1023, masks 16 `<seg>` after a box, records are joined by " ; "; an absent object has
 the empty answer. Records stand in the order of the prompt's classes, within a class from top to bottom; captions list
-from left to right. Coordinates lie on a grid of GRID steps a side, one pixel of the model's input each: nine times fewer
-pieces to choose between, for an error of half such a pixel at most.
+from left to right. Coordinates lie on a grid of GRID steps a side, one pixel of the model's input each: nine times
+fewer pieces to choose between, for an error of half such a pixel at most.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ class Stage:
 STAGES = (
     Stage("see", 6500, 1e-3, 24, blur=1.5),
     Stage("talk", 1500, 1e-3, 8, questions=12, blur=1.5, most_items=3),
-    Stage("count", 4000, 1e-3, 8, questions=12, blur=1.0),
-    Stage("focus", 3000, 1e-3, 8, questions=7, whole=True, blur=0.7),
-    Stage("settle", 3000, 8e-4, 8, questions=7, whole=True, blur=0.4, cool=True),
+    Stage("count", 1600, 1e-3, 8, questions=12, blur=1.0),
+    Stage("settle", 2900, 1e-3, 8, questions=12, blur=0.6, cool=True),
+    Stage("whole", 700, 3e-4, 8, questions=7, whole=True, blur=0.4, cool=True),
 )
 TEXT_BUDGET = 150
 WARMUP = 200

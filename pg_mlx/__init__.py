@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .config import PaliGemmaConfig
     from .conversion import convert
     from .errors import InputError, PgMlxError
-    from .generation import Generation, Stats, Step, generate, stream_generate
+    from .generation import Generation, Stats, Step, batch_generate, generate, stream_batch, stream_generate
     from .paligemma import PaliGemma
     from .processor import Processor
     from .regions import Region, RegionParser, parse_regions
@@ -39,7 +39,9 @@ _HOMES = {
     "Generation": ".generation",
     "Stats": ".generation",
     "Step": ".generation",
+    "batch_generate": ".generation",
     "generate": ".generation",
+    "stream_batch": ".generation",
     "stream_generate": ".generation",
     "PaliGemma": ".paligemma",
     "Processor": ".processor",

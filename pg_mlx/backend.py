@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 
@@ -32,7 +33,10 @@ def warn_if_slow() -> None:
         )
 
 
-def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fused(function: F) -> F:
     """Compile an elementwise function into one kernel on a GPU, and leave it alone on the CPU.
 
     Compiling for the CPU backend starts a C++ compiler, 0.7 s for each function.
@@ -40,7 +44,7 @@ def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
     compiled = mx.compile(function, shapeless=True)
 
     @functools.wraps(function)
-    def call(*arrays: mx.array) -> mx.array:
-        return compiled(*arrays) if on_gpu() else function(*arrays)
+    def call(*arguments: Any) -> Any:
+        return compiled(*arguments) if on_gpu() else function(*arguments)
 
-    return call
+    return cast(F, call)

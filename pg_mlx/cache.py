@@ -1,8 +1,10 @@
-"""The decoder's memory of what it has read: one key and one value buffer a layer, of fixed capacity."""
+"""The decoder's memory of what it has read: one buffer of keys and values a layer, and how rows come and go in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import mlx.core as mx
 
@@ -11,64 +13,122 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of a batch, [B, kv_heads, capacity, head_dim] a layer; row b fills slots 0..length-1.
+    """Keys and values of a batch: [2, B, kv_heads, capacity, head_dim] a layer, keys first; row b fills slots
+    0..lengths[b] - 1, and what stands in the others has no meaning.
 
     It is a value: appending returns a new cache. MLX reuses the buffer of an array that nobody else
     holds, so as long as the caller drops the old cache, the new tokens are written in place and
     nothing is copied (a test watches the peak memory).
+
+    Rows join, leave and get more room by copying the whole cache once. That moves at most about what a decode step
+    reads, once or twice an answer, whose prefill has taken dozens of steps' time (docs/decoding.md).
     """
 
-    keys: tuple[mx.array, ...]
-    values: tuple[mx.array, ...]
-    length: int
-    """Slots used by the longest row."""
-    lengths: mx.array | None = None
-    """int32 [B], slots used by each row; None if all rows are equally long (the fast case: no mask)."""
+    layers: tuple[mx.array, ...]
+    lengths: tuple[int, ...]
+    """Slots used by each row. Known to Python, so that equally long rows are found to need no mask."""
+
+    @property
+    def keys(self) -> tuple[mx.array, ...]:
+        """Views [B, kv_heads, capacity, head_dim], one a layer."""
+        return tuple(layer[0, :] for layer in self.layers)  # [0] alone would copy
+
+    @property
+    def values(self) -> tuple[mx.array, ...]:
+        """Views [B, kv_heads, capacity, head_dim], one a layer."""
+        return tuple(layer[1, :] for layer in self.layers)
 
     @property
     def capacity(self) -> int:
-        return self.keys[0].shape[2]
+        return self.layers[0].shape[3]
 
     @property
-    def offset(self) -> int | mx.array:
-        """Position of the next token: one number, or int32 [B]."""
-        return self.length if self.lengths is None else self.lengths
+    def length(self) -> int:
+        """Slots used by the longest row."""
+        return max(self.lengths)
 
-    def append(self, keys: list[mx.array], values: list[mx.array]) -> KVCache:
-        """The cache after one more token a row, given its keys and values as `write` returned them."""
-        lengths = None if self.lengths is None else self.lengths + 1
-        return replace(self, keys=tuple(keys), values=tuple(values), length=self.length + 1, lengths=lengths)
+    def grown(self, capacity: int) -> KVCache:
+        """With room for at least `capacity` tokens a row."""
+        if capacity <= self.capacity:
+            return self
+        room = [(0, 0), (0, 0), (0, 0), (0, capacity - self.capacity), (0, 0)]
+        return KVCache(tuple(mx.pad(layer, room) for layer in self.layers), self.lengths)
 
-    def write(self, buffer: mx.array, update: mx.array) -> mx.array:
-        """A layer's buffer with update [B, kv_heads, 1, head_dim] in each row's next slot."""
-        buffer = mx.array(buffer)  # another handle on the same data: assignment leaves the given one as it was
-        if self.lengths is None:
-            buffer[:, :, self.length : self.length + 1] = update
-        else:
-            buffer[mx.arange(buffer.shape[0]), :, self.lengths] = update[:, :, 0]
-        return buffer
+    def select(self, rows: Sequence[int]) -> KVCache:
+        """These rows only, in this order."""
+        index = mx.array(list(rows), dtype=mx.int32)
+        return KVCache(tuple(layer[:, index] for layer in self.layers), tuple(self.lengths[row] for row in rows))
 
-    def require_room(self) -> None:
-        """Raises InputError when every slot is used."""
-        if self.length >= self.capacity:
-            raise InputError(f"the cache is full: its capacity of {self.capacity} tokens is used up")
+    def join(self, other: KVCache) -> KVCache:
+        """The rows of both, with the larger capacity of the two."""
+        capacity = max(self.capacity, other.capacity)
+        pairs = zip(self.grown(capacity).layers, other.grown(capacity).layers, strict=True)
+        return KVCache(tuple(mx.concatenate(list(pair), axis=1) for pair in pairs), self.lengths + other.lengths)
 
-    def mask(self, window: int | None = None) -> mx.array | None:
-        """Which of the slots 0..length the next token may see: bool [B, 1, 1, length + 1], None for all.
 
-        With a window, equally long rows need no mask either, because `visible` cuts their slots.
-        """
-        if self.lengths is None:
+class Appending:
+    """`count` more tokens for every row of a cache: where they stand, and whom they see. One serves all layers.
+
+    Rows may append different numbers of tokens: `counts` says how many of a row's `count` are real. The others are
+    written behind them, where nobody sees them and the row's next token overwrites them.
+    Raises InputError when a slot is missing.
+    """
+
+    def __init__(self, cache: KVCache, count: int, counts: Sequence[int] | None = None):
+        if cache.length + count > cache.capacity:
+            raise InputError(f"the cache is full: its capacity of {cache.capacity} tokens is used up")
+        self.count, self.lengths = count, cache.lengths
+        self._shape = cache.layers[0].shape
+        self.even = len(set(cache.lengths)) == 1
+        self.stop = cache.length + count
+        self.after = tuple(
+            n + more for n, more in zip(cache.lengths, counts or [count] * len(cache.lengths), strict=True)
+        )
+        self._masks: dict[int | None, mx.array | None] = {}
+
+    @cached_property
+    def positions(self) -> mx.array:
+        """int32 [B, count]."""
+        return mx.array(self.lengths, dtype=mx.int32)[:, None] + mx.arange(self.count, dtype=mx.int32)
+
+    def write(self, layer: mx.array, update: mx.array) -> mx.array:
+        """A layer's buffer with update [B, count, 2 * kv_heads, head_dim], keys first, in each row's next slots."""
+        if self.even:
+            layer = layer[...]  # another handle on the same data: assignment leaves the given one as it was
+            batch, count, _, head_dim = update.shape
+            update = update.reshape(batch, count, 2, -1, head_dim).transpose(2, 0, 3, 1, 4)
+            layer[:, :, :, self.stop - self.count : self.stop] = update
+            return layer
+        slots = layer.reshape(-1, layer.shape[-1])
+        slots[self._slots] = update
+        return slots.reshape(layer.shape)
+
+    @cached_property
+    def _slots(self) -> mx.array:
+        """Where a layer's flat buffer [2 * B * kv_heads * capacity, head_dim] takes an update: int32
+        [B, count, 2 * kv_heads]."""
+        _, batch, heads, capacity, _ = self._shape
+        first = mx.arange(0, 2 * batch * heads * capacity, capacity).reshape(2, batch, heads).swapaxes(0, 1)
+        return first.reshape(batch, 1, -1) + self.positions[..., None]
+
+    def visible(self, layer: mx.array, window: int | None) -> tuple[mx.array, mx.array]:
+        """Views of the keys and values that any of the new tokens may see: slots from `_start` on."""
+        start = self._start(window)
+        return layer[0, :, :, start : self.stop], layer[1, :, :, start : self.stop]
+
+    def mask(self, window: int | None) -> mx.array | None:
+        """Which visible slots each new token sees: bool [B or 1, 1, count, slots]; None for all, which is so for one
+        token a row and equally long rows, with or without a window."""
+        if self.even and self.count == 1:
             return None
-        slots = mx.arange(self.length + 1)
-        allowed = slots <= self.lengths[:, None]
-        if window is not None:
-            allowed = allowed & (slots > self.lengths[:, None] - window)
-        return allowed[:, None, None]
+        if window not in self._masks:
+            positions = (self.positions[:1] if self.even else self.positions)[:, None, :, None]
+            slots = mx.arange(self._start(window), self.stop)
+            allowed = slots <= positions
+            if window is not None:
+                allowed = allowed & (slots > positions - window)
+            self._masks[window] = allowed
+        return self._masks[window]
 
-    def visible(self, buffer: mx.array, window: int | None = None) -> mx.array:
-        """A view of the slots up to and including the token just written (the last `window` if given)."""
-        start = 0
-        if window is not None and self.lengths is None:
-            start = max(0, self.length + 1 - window)
-        return buffer[:, :, start : self.length + 1]
+    def _start(self, window: int | None) -> int:
+        return 0 if window is None else max(0, min(self.lengths) + 1 - window)

@@ -7,11 +7,15 @@ logits with a scaled tanh, and sets the score scale independently of head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import geglu
 from .backend import fused
-from .cache import KVCache
+from .cache import Appending, KVCache
 from .config import TextConfig
 from .linear import Embedding, Linear
 
@@ -28,21 +32,57 @@ class RMSNorm(nn.Module):
         self.weight = mx.ones((width,))
         self.eps = eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(x.dtype)
+    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
+        """x [..., D] -> the same shape in `dtype`, x's own if not given."""
+        return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(dtype or x.dtype)
+
+    def add_to(self, x: mx.array, y: mx.array) -> Residual:
+        """x plus the norm of y, both [..., D] in the same dtype.
+
+        y / rms(y) is rounded, the weighted sum once more. The references round as often: the norm, and the sum.
+        """
+        return Residual(*_add_weighted(x, mx.fast.rms_norm(y, None, self.eps), self.weight))
+
+
+class Residual(NamedTuple):
+    """The rows [B, T, D] between two halves of a layer, and their copy in float32, which only the next norm reads.
+
+    One kernel adds and writes both; a norm that has to make the copy itself takes a kernel more.
+    """
+
+    rows: mx.array
+    wide: mx.array
+
+    @classmethod
+    def of(cls, rows: mx.array) -> Residual:
+        return cls(rows, rows.astype(mx.float32))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.rows.dtype
 
 
 @fused
-def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu_tanh(gate) * up. float32 inside, one rounding to the inputs' dtype."""
-    z = gate.astype(mx.float32)
-    active = z * mx.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
-    return (active * up.astype(mx.float32)).astype(gate.dtype)
+def _add(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
+    rows = x + y
+    return rows, rows.astype(mx.float32)
 
 
 @fused
-def softcap(x: mx.array, scale: float, cap: float) -> mx.array:
-    """cap * tanh(x * scale / cap). float32 inside, one rounding to x's dtype."""
+def _add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+    rows = (x.astype(mx.float32) + y.astype(mx.float32) * weight).astype(x.dtype)
+    return rows, rows.astype(mx.float32)
+
+
+@fused
+def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
+    """cap * tanh(x * scale / cap) in float32."""
+    return cap * mx.tanh(x.astype(mx.float32) * (scale / cap))
+
+
+@fused
+def cap_scores(x: mx.array, cap: float, scale: float) -> mx.array:
+    """As cap_logits, rounded once to x's dtype."""
     return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)
 
 
@@ -74,6 +114,24 @@ class Attention(nn.Module):
         key, value = projected[:, : self.kv_heads], projected[:, self.kv_heads :]
         return self._rotate(query, last), self._rotate(key, 0), value
 
+    def project_new(self, x: mx.array, angles: mx.array) -> tuple[mx.array, mx.array]:
+        """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps
+        of them: rotated keys and values [B, T, 2 * kv_heads, head_dim].
+
+        `angles`, as the method of that name makes them, let one call rotate everything: values by the angle of
+        position 0, which leaves them as they are.
+        """
+        batch, length, _ = x.shape
+        rotated = self._rotate(self.qkv_proj(x).reshape(-1, 1, self.head_dim), angles)
+        rotated = rotated.reshape(batch, length, -1, self.head_dim)
+        return rotated[:, :, : self.heads].swapaxes(1, 2), rotated[:, :, self.heads :]
+
+    def angles(self, positions: mx.array) -> mx.array:
+        """positions int32 [B, T] -> by how many positions `project_new` rotates each head of q, k and v: one after the
+        other, for every token of every row."""
+        turns = mx.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, dtype=mx.int32)
+        return (positions[..., None] * turns).flatten()
+
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
         -> [B, T, D]. Keys and values are never repeated for the query heads that share them."""
@@ -85,10 +143,11 @@ class Attention(nn.Module):
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
 
     def _capped(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        assert self.softcap is not None
         batch, heads, length, head_dim = query.shape
         # Query heads that share a key head become more rows of one product: [B, kv_heads, group * T, head_dim].
         grouped = query.reshape(batch, self.kv_heads, -1, head_dim)
-        scores = softcap(grouped @ key.swapaxes(-1, -2), self.scale, self.softcap)
+        scores = cap_scores(grouped @ key.swapaxes(-1, -2), self.softcap, self.scale)
         if mask is not None:  # after the cap, or -inf would become -cap
             shape = scores.shape
             scores = scores.reshape(batch, heads, length, -1)
@@ -136,17 +195,16 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
         """All positions at once: x [B, T, D], mask bool [B, 1, T, T] (None: everybody sees everybody)."""
         query, key, value = self.self_attn.project(self.pre_attention_norm(x), 0)
-        return self.finish(x, self.self_attn.attend(query, key, value, mask))
+        return self.finish(x, self.self_attn.attend(query, key, value, mask)).rows
 
-    def finish(self, x: mx.array, attended: mx.array) -> mx.array:
+    def finish(self, x: mx.array, attended: mx.array) -> Residual:
         """Both residual additions: x [B, T, D] before the layer and what attention made of it."""
-        if "post_attention_norm" in self:
-            attended = self.post_attention_norm(attended)
-        x = x + attended
-        y = self.mlp(self.pre_mlp_norm(x))
-        if "post_mlp_norm" in self:
-            y = self.post_mlp_norm(y)
-        return x + y
+        middle = self._add(x, attended, "post_attention_norm")
+        return self._add(middle.rows, self.mlp(self.pre_mlp_norm(middle.wide, x.dtype)), "post_mlp_norm")
+
+    def _add(self, x: mx.array, y: mx.array, norm: str) -> Residual:
+        """x plus y, or plus its norm where Gemma 2 has one."""
+        return self[norm].add_to(x, y) if norm in self else Residual(*_add(x, y))
 
 
 class Gemma(nn.Module):
@@ -171,11 +229,12 @@ class Gemma(nn.Module):
         """ids int [B, T] -> [B, T, D], scaled by sqrt(D) in float32 and rounded once."""
         return (self.embed_tokens(ids) * self.config.hidden_size**0.5).astype(self.dtype)
 
-    def head(self, hidden: mx.array) -> mx.array:
-        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so."""
-        logits = self.embed_tokens.as_head(hidden).astype(mx.float32)
+    def head(self, hidden: mx.array, vocab: range | None = None) -> mx.array:
+        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so. vocab: a range of ids
+        to which the logits [..., len(vocab)] are limited, and the work with them."""
+        logits = self.embed_tokens.as_head(hidden, vocab)
         cap = self.config.final_logit_softcapping
-        return logits if cap is None else softcap(logits, 1.0, cap)
+        return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)
 
     def __call__(self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None) -> mx.array:
         """All positions at once, without a cache; masks as `masks.prefix_lm_mask` makes them."""
@@ -183,49 +242,50 @@ class Gemma(nn.Module):
             x = layer(x, mask if self.window(index) is None else sliding_mask)
         return self.norm(x)
 
-    def prefill(self, x: mx.array, capacity: int, lengths: mx.array | None = None) -> tuple[mx.array, KVCache]:
+    def prefill(self, x: mx.array, capacity: int, lengths: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """Read a prefix [B, T, D], every token seeing every other, in one piece.
 
-        lengths int32 [B] says how much of each right-padded row is real. Returns the hidden state of each
+        lengths says how much of each right-padded row is real. Returns the hidden state of each
         row's last token [B, 1, D] and the cache. A sliding window never acts within a prefix. The last layer does its
         queries, output projection and MLP for that last token only: nothing else of it is ever read.
         """
-        length = x.shape[1]
-        last = length - 1 if lengths is None else lengths - 1
+        batch, length, _ = x.shape
+        last: int | mx.array = length - 1
         mask = None
         if lengths is not None:
-            mask = (mx.arange(length) < lengths[:, None])[:, None, None]
-        keys, values = [], []
+            used = mx.array(list(lengths), dtype=mx.int32)
+            last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
+        layers, state = [], Residual.of(x)
         for index, layer in enumerate(self.layers):
-            normed = layer.pre_attention_norm(x)
+            x, normed = state.rows, layer.pre_attention_norm(state.wide, state.dtype)
             if index < len(self.layers) - 1:
                 query, key, value = layer.self_attn.project(normed, 0)
             else:
                 x, normed_last = take_row(x, last), take_row(normed, last)
                 query, key, value = layer.self_attn.project_last(normed, normed_last, last)
-            x = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
-            room = [(0, 0), (0, 0), (0, capacity - length), (0, 0)]
-            keys.append(mx.pad(key, room))
-            values.append(mx.pad(value, room))
-        return self.norm(x), KVCache(tuple(keys), tuple(values), length, lengths)
+            state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
+            room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
+            layers.append(mx.pad(mx.stack([key, value]), room))
+        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
-    def step(self, x: mx.array, cache: KVCache) -> tuple[mx.array, KVCache]:
-        """One more token a row: x [B, 1, D] -> its hidden state [B, 1, D] and the cache with it."""
-        cache.require_room()
-        keys, values = [], []
+    def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
+        """More tokens for every row, in one pass: x [B, T, D] -> their hidden states [B, T, D] and the cache with them.
+
+        A token sees what its row has read before, itself and the new ones before it. counts says how many of a row's
+        T tokens are real, if not all are; hidden states after those have no meaning.
+        """
+        new = Appending(cache, x.shape[1], counts)
+        angles = self.layers[0].self_attn.angles(new.positions)
+        layers, state = [], Residual.of(x)
         for index, layer in enumerate(self.layers):
             window = self.window(index)
-            query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), cache.offset)
-            keys.append(cache.write(cache.keys[index], key))
-            values.append(cache.write(cache.values[index], value))
-            attended = layer.self_attn.attend(
-                query,
-                cache.visible(keys[-1], window),
-                cache.visible(values[-1], window),
-                cache.mask(window),
-            )
-            x = layer.finish(x, attended)
-        return self.norm(x), cache.append(keys, values)
+            normed = layer.pre_attention_norm(state.wide, state.dtype)
+            query, update = layer.self_attn.project_new(normed, angles)
+            layers.append(new.write(cache.layers[index], update))
+            keys, values = new.visible(layers[-1], window)
+            attended = layer.self_attn.attend(query, keys, values, new.mask(window))
+            state = layer.finish(state.rows, attended)
+        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), new.after)
 
 
 def take_row(x: mx.array, index: int | mx.array) -> mx.array:

@@ -8,11 +8,15 @@ quantized differently, and the choice between multiplying packed weights and unp
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from .backend import on_gpu
 from .quantization import Quantization
+
+M = TypeVar("M", bound="_Matrix")
 
 CPU_UNPACK_ROWS = 16
 """From this many input rows on, the CPU backend unpacks a quantized weight and multiplies in float.
@@ -56,6 +60,15 @@ class _Matrix(nn.Module):
         if "row_scale" in self:
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
+
+    def _share(self, part: M, start: int) -> M:
+        """Fill a smaller matrix with the rows from `start` on. Shares memory with this one."""
+        for name in ("weight", "scales", "biases", "bias", "up", "row_scale"):
+            if name in self:
+                part[name] = self[name][start : start + part.num_rows]
+        if "down" in self:
+            part.down = self.down
+        return part
 
     def unpacked(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
         """The float weight [rows, columns], adapted, or only the rows `ids` [...] -> [..., columns]."""
@@ -104,13 +117,7 @@ class Linear(_Matrix):
 
     def rows(self, start: int, stop: int) -> Linear:
         """The layer that computes outputs start..stop-1 only. Shares memory with this one."""
-        part = Linear(self.num_columns, stop - start, quantization=self.quantization)
-        for name in ("weight", "scales", "biases", "bias", "up", "row_scale"):
-            if name in self:
-                part[name] = self[name][start:stop]
-        if "down" in self:
-            part.down = self.down
-        return part
+        return self._share(Linear(self.num_columns, stop - start, quantization=self.quantization), start)
 
 
 class Parallel(nn.Module):
@@ -142,6 +149,10 @@ class Embedding(_Matrix):
         """ids int [...] -> float32 rows [..., columns], unscaled."""
         return self.unpacked(mx.float32, ids)
 
-    def as_head(self, x: mx.array) -> mx.array:
-        """x [..., columns] -> logits [..., rows] in x's dtype."""
-        return self.multiply(x)
+    def as_head(self, x: mx.array, ids: range | None = None) -> mx.array:
+        """x [..., columns] -> logits [..., rows] in x's dtype; [..., len(ids)] for a range of ids."""
+        return self.multiply(x) if ids is None else self.rows(ids).multiply(x)
+
+    def rows(self, ids: range) -> Embedding:
+        """The table of a range of ids only. Shares memory with this one."""
+        return self._share(Embedding(len(ids), self.num_columns, self.quantization), ids.start)

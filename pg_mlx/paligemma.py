@@ -20,7 +20,7 @@ from .cache import KVCache
 from .config import PaliGemmaConfig
 from .connector import Connector
 from .errors import InputError
-from .gemma import Gemma
+from .gemma import Gemma, take_row
 from .masks import prefix_lm_mask
 from .siglip import VisionTower
 
@@ -82,8 +82,8 @@ class PaliGemma(nn.Module):
         images = features.shape[1]
         ids = prefix_ids if suffix_ids is None else mx.concatenate([prefix_ids, suffix_ids], axis=1)
         suffix_slots = ids.shape[1] - prefix_slots
-        prefix = images + _lengths(prefix_lengths, batch, prefix_slots, "prefix_lengths")
-        used = prefix + _lengths(suffix_lengths, batch, suffix_slots, "suffix_lengths")
+        prefix = images + mx.array(_lengths(prefix_lengths, batch, prefix_slots, "prefix_lengths"))
+        used = prefix + mx.array(_lengths(suffix_lengths, batch, suffix_slots, "suffix_lengths"))
 
         x = self._rows(features, ids)
         if prefix_lengths is not None:  # close each row's gap between prefix and suffix
@@ -105,11 +105,13 @@ class PaliGemma(nn.Module):
         *,
         capacity: int,
         prefix_lengths: Lengths | None = None,
+        vocab: range | None = None,
     ) -> tuple[mx.array, KVCache]:
         """Read pictures and prompts: float32 logits [B, V] for the first new token, and the cache.
 
         features [B, N, D], prefix_ids int [B, P], right-padded where prefix_lengths says so; `capacity` is
-        the number of tokens the cache can ever hold, N + P + new ones. Raises InputError if it is too small.
+        the number of tokens the cache can hold, N + P + new ones. Raises InputError if it is too small.
+        vocab: a range of ids to which the logits [B, len(vocab)] are limited, and the work of the head with them.
         """
         batch, slots = prefix_ids.shape
         x = self._rows(features, prefix_ids)
@@ -117,15 +119,36 @@ class PaliGemma(nn.Module):
             raise InputError(f"a capacity of {capacity} tokens cannot hold a prefix of {x.shape[1]}")
         lengths = None
         if prefix_lengths is not None:
-            lengths = features.shape[1] + _lengths(prefix_lengths, batch, slots, "prefix_lengths")
+            lengths = [features.shape[1] + n for n in _lengths(prefix_lengths, batch, slots, "prefix_lengths")]
         hidden, cache = self.language_model.prefill(x, capacity, lengths)
-        return self.language_model.head(hidden[:, 0]), cache
+        return self.language_model.head(hidden[:, 0], vocab), cache
 
-    def step(self, token_ids: mx.array, cache: KVCache) -> tuple[mx.array, KVCache]:
-        """Append token_ids int [B]: float32 logits [B, V] for the token after, and the cache with it."""
-        x = self.language_model.embed(token_ids[:, None])
-        hidden, cache = self.language_model.step(x, cache)
-        return self.language_model.head(hidden[:, 0]), cache
+    def step(self, token_ids: mx.array, cache: KVCache, *, vocab: range | None = None) -> tuple[mx.array, KVCache]:
+        """Append token_ids int [B]: float32 logits [B, V] for the token after, and the cache with it.
+
+        vocab: as for prefill. Raises InputError when the cache is full.
+        """
+        return self.extend(token_ids[:, None], cache, vocab=vocab)
+
+    def extend(
+        self,
+        token_ids: mx.array,
+        cache: KVCache,
+        counts: Lengths | None = None,
+        *,
+        vocab: range | None = None,
+    ) -> tuple[mx.array, KVCache]:
+        """Append several tokens a row in one pass, as if by one step after the other: token_ids int [B, T] ->
+        float32 logits [B, V] for the token after each row's last, and the cache with all of them.
+
+        counts: how many (1..T) of each right-padded row are real. vocab: as for prefill. The cache needs T free slots
+        in every row, or InputError is raised.
+        """
+        batch, slots = token_ids.shape
+        real = None if counts is None else _lengths(counts, batch, slots, "counts", least=1)
+        hidden, cache = self.language_model.extend(self.language_model.embed(token_ids), cache, real)
+        last = slots - 1 if real is None else mx.array(real) - 1
+        return self.language_model.head(take_row(hidden, last)[:, 0], vocab), cache
 
     def _rows(self, features: mx.array, ids: mx.array) -> mx.array:
         """What the decoder reads [B, N + T, D]: picture rows as they are, text rows scaled (see connector.py)."""
@@ -134,14 +157,14 @@ class PaliGemma(nn.Module):
         return mx.concatenate([features.astype(self.dtype), self.language_model.embed(ids)], axis=1)
 
 
-def _lengths(lengths: Lengths | None, batch: int, slots: int, name: str) -> mx.array:
-    """int32 [B]; `slots` everywhere if lengths is None. Raises InputError for impossible ones."""
+def _lengths(lengths: Lengths | None, batch: int, slots: int, name: str, least: int = 0) -> list[int]:
+    """B numbers; `slots` everywhere if lengths is None. Raises InputError for impossible ones."""
     if lengths is None:
-        return mx.full((batch,), slots, dtype=mx.int32)
+        return [slots] * batch
     values: Any = lengths.tolist() if isinstance(lengths, mx.array) else list(lengths)
-    if len(values) != batch or not all(isinstance(n, int) and 0 <= n <= slots for n in values):
-        raise InputError(f"{name} are {values}, but must be {batch} numbers from 0 to {slots}")
-    return mx.array(values, dtype=mx.int32)
+    if len(values) != batch or not all(isinstance(n, int) and least <= n <= slots for n in values):
+        raise InputError(f"{name} are {values}, but must be {batch} numbers from {least} to {slots}")
+    return values
 
 
 def _shift_after(length: int, start: mx.array, shift: mx.array) -> mx.array:

@@ -9,16 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import fused
+from .activations import gelu
 from .config import VisionConfig
 from .linear import Linear
-
-
-@fused
-def gelu(x: mx.array) -> mx.array:
-    """GELU in its tanh form. float32 inside, one rounding to x's dtype."""
-    z = x.astype(mx.float32)
-    return (z * mx.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))).astype(x.dtype)
 
 
 class LayerNorm(nn.LayerNorm):

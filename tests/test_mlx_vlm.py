@@ -17,8 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compatibility
+import decode_work
 from compatibility import FAMILIES, OURS, STEPS, THEIRS, Row
 
+from pg_mlx import load_model
 from pg_mlx.checkpoint.validate import validate
 from pg_mlx.conversion.pipeline import convert
 
@@ -68,6 +70,27 @@ def test_converting_repairs_the_image_scale(rows: dict[tuple[str, str, str], Row
     """mlx-vlm divides picture rows by the root of the top-level hidden_size, which PaliGemma 2's files do not have."""
     assert rows["PaliGemma 2", "Hugging Face", "as published"].difference > 0.1
     assert_same(rows["PaliGemma 2", "pg_mlx", "as published, converted"])
+
+
+@needs_peer
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["bfloat16", "balanced, bfloat16"])
+def test_a_decode_step_starts_half_as_many_kernels_as_mlx_vlm(family: str, form: str, tmp_path: Path) -> None:
+    """By one rule, for one layer: what a model of three layers starts beyond one of two."""
+    assert PEER is not None
+    jobs, ours = [], []
+    for layers in (3, 2):
+        source = compatibility.hugging_face_folder(tmp_path / f"source-{layers}", family, num_hidden_layers=layers)
+        folder, inputs = tmp_path / f"model-{layers}", tmp_path / "inputs.safetensors"
+        convert(source, folder, check=False, **OURS[form])
+        compatibility.write_inputs(folder, inputs)
+        jobs.append(dict(do="mlx_vlm_kernels", folder=str(folder), inputs=str(inputs)))
+        ours.append(decode_work.decode_kernels(load_model(folder, dtype="bfloat16")).total())
+    three, two = compatibility.ask(PEER, tmp_path, jobs)
+    assert "kernels" in three, three
+    kernels, views = (three[name] - two[name] for name in ("kernels", "views"))
+    print(f"{family}, {form}: mlx-vlm {kernels} kernels and {views} views a layer, pg_mlx {ours[0] - ours[1]} kernels")
+    assert 2 * (ours[0] - ours[1]) <= kernels
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

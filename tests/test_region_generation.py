@@ -30,11 +30,16 @@ def dictated(loaded: tuple[PaliGemma, Processor], monkeypatch: pytest.MonkeyPatc
     tokenizer = loaded[1].tokenizer
     ids = [*tokenizer.encode(ANSWER), tokenizer.eos_id]
 
-    def sampler(self, vocab_size):
-        rest = chain(ids, repeat(tokenizer.eos_id))  # a step is planned before the last one is read
-        return lambda logits: mx.array([next(rest)])
+    class Dictating:
+        greedy = False
 
-    monkeypatch.setattr(SamplingOptions, "sampler", sampler)
+        def __init__(self):
+            self.rest = chain(ids, repeat(tokenizer.eos_id))  # a step is planned before the last one is read
+
+        def __call__(self, logits):
+            return mx.array([next(self.rest)])
+
+    monkeypatch.setattr(SamplingOptions, "sampler", lambda options, vocab_size: Dictating())
     return ids
 
 

@@ -1,7 +1,28 @@
 """From a model, a prompt and a picture to text."""
 
+from .batch import batch_generate, stream_batch
+from .engine import Engine
+from .pictures import FeatureCache, Picture
 from .results import Generation, Stats, Step
+from .rows import Allowed, Guide, Progress, Request, Row
 from .sampling import SamplingOptions
 from .stream import generate, stream_generate
 
-__all__ = ["Generation", "SamplingOptions", "Stats", "Step", "generate", "stream_generate"]
+__all__ = [
+    "Allowed",
+    "Engine",
+    "FeatureCache",
+    "Generation",
+    "Guide",
+    "Picture",
+    "Progress",
+    "Request",
+    "Row",
+    "SamplingOptions",
+    "Stats",
+    "Step",
+    "batch_generate",
+    "generate",
+    "stream_batch",
+    "stream_generate",
+]

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import secrets
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from ..errors import InputError
-
-Sampler = Callable[[mx.array], mx.array]
-"""float32 logits [B, V] -> token ids [B]."""
-
-LoggingSampler = Callable[[mx.array], tuple[mx.array, mx.array | None]]
-"""float32 logits [B, V] -> token ids [B] and their log-probabilities [B], float32, or None for those."""
 
 MAX_TOKENS = 8192
 """The positions that Gemma was trained on."""
@@ -48,33 +42,43 @@ class SamplingOptions:
     def sampler(self, vocab_size: int) -> Sampler:
         """A sampler over the first `vocab_size` ids, those that have text: rows of the table beyond them
         (<image> and padding to a multiple of 64) were never trained and are never chosen."""
-        if self.temperature == 0:
-            return lambda logits: mx.argmax(logits[:, :vocab_size], axis=-1)
-
-        from mlx_lm.sample_utils import make_sampler  # takes seconds to import, so only here
-
-        if self.seed is not None:
-            mx.random.seed(self.seed)
-        top_k = self.top_k if self.top_k < vocab_size else 0
-        sample = make_sampler(temp=self.temperature, top_p=self.top_p, min_p=self.min_p, top_k=top_k)
-
-        def choose(logits: mx.array) -> mx.array:
-            logits = logits[:, :vocab_size]
-            return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-
-        return choose
+        return Sampler(self, vocab_size)
 
 
-def without_logprobs(sample: Sampler) -> LoggingSampler:
-    return lambda logits: (sample(logits), None)
+class Sampler:
+    """float32 logits [B, V] -> token ids int [B], for one answer after the other token.
+
+    It carries the state of its own random numbers, so what it draws depends on its seed and its logits alone, whatever
+    else is computed beside it.
+    """
+
+    def __init__(self, options: SamplingOptions, vocab_size: int):
+        self.greedy = options.temperature == 0
+        self._options, self._vocab_size = options, vocab_size
+        self._key = mx.random.key(secrets.randbits(64) if options.seed is None else options.seed)
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        logits = logits[:, : self._vocab_size]
+        if self.greedy:
+            return mx.argmax(logits, axis=-1)
+        self._key, own = mx.random.split(self._key)
+        logits = mx.where(_likely(logits, self._options), logits / self._options.temperature, -mx.inf)
+        return mx.argmax(logits + mx.random.gumbel(logits.shape, key=own), axis=-1)
 
 
-def with_logprobs(sample: Sampler, vocab_size: int) -> LoggingSampler:
-    """Also tells how probable the model, before temperature and truncation, finds each chosen token."""
-
-    def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
-        tokens = sample(logits)
-        chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1).squeeze(-1)
-        return tokens, chosen - mx.logsumexp(logits[:, :vocab_size], axis=-1)
-
-    return choose
+def _likely(logits: mx.array, options: SamplingOptions) -> mx.array:
+    """Which of logits [B, V] the options leave in the draw: bool [B, V], or [] if all. As in mlx_lm, they look at the
+    probabilities before the temperature. Tokens as likely as the last one that is left are left too."""
+    likely = mx.array(True)
+    if options.min_p > 0:
+        likely = logits >= logits.max(axis=-1, keepdims=True) + math.log(options.min_p)
+    if options.top_p < 1 or 0 < options.top_k < logits.shape[-1]:
+        ranked = -mx.sort(-logits, axis=-1)
+        rank = mx.arange(logits.shape[-1])
+        chosen = rank < (options.top_k or logits.shape[-1])
+        if options.top_p < 1:  # the mass of those before must fall short of top_p
+            mass = mx.softmax(ranked, axis=-1)
+            chosen = chosen & ((mx.cumsum(mass, axis=-1) - mass < options.top_p) | (rank == 0))
+        last = mx.where(chosen, ranked, mx.inf).min(axis=-1, keepdims=True)
+        likely = likely & (logits >= last)
+    return likely

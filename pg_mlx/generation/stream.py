@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from itertools import repeat
+from typing import Any
 
 import mlx.core as mx
 
-from ..backend import on_gpu
-from ..cache import KVCache
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream, load_image
 from ..regions.answer import read_answer
-from .results import FinishReason, Generation, Stats, Step
-from .sampling import LoggingSampler, SamplingOptions, with_logprobs, without_logprobs
+from .engine import Engine
+from .pictures import Picture
+from .results import Generation, Stats, Step
+from .rows import Request, Row
+from .sampling import SamplingOptions
 
 
 def generate(model: PaliGemma, processor: Processor, prompt: str, image: Any, **options: Any) -> Generation:
@@ -48,92 +50,59 @@ def stream_generate(
     token's log-probability, and from them the regions' scores (one more pass over the logits a token).
     Raises InputError, before anything is computed, for a bad picture or option.
     """
-    options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed)
     start = time.perf_counter()
+    options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed)
+    request = Request(pictures_of(processor, image), processor.prompt_ids(prompt), options, logprobs=logprobs)
+    return _run(model, processor, request, start, cancelled or (lambda: False))
+
+
+def _run(
+    model: PaliGemma, processor: Processor, request: Request, start: float, cancelled: Callable[[], bool]
+) -> Iterator[Step]:
+    engine = engine_for(model, processor)
+    row = engine.add(request)
+    text = TextStream(processor.tokenizer)
+    while engine.busy:
+        for progress in engine.step():
+            logprobs = row.logprobs[-len(progress.token_ids) :] or repeat(None)
+            for token_id, logprob in zip(progress.token_ids, logprobs, strict=False):
+                yield Step(text.push(token_id), token_id, logprob=logprob)
+        if row.finish_reason is None and cancelled():
+            row.cancel()
+    yield Step(text.flush(), generation=generation_of(row, model, processor, start))
+
+
+def pictures_of(processor: Processor, image: Any) -> list[Picture]:
+    """What `image` of stream_generate stands for. Raises InputError."""
     images = list(image) if isinstance(image, (list, tuple)) else [image]
     if not images:
         raise InputError("no picture was given; PaliGemma needs at least one")
     pictures = [load_image(one) for one in images]
-    pixels = mx.stack([mx.array(processor.pixels(picture)) for picture in pictures])
-    ids, size = processor.prompt_ids(prompt), pictures[0].size
-    return _run(model, processor, pixels, ids, size, options, start, cancelled or (lambda: False), logprobs)
+    return [Picture(processor.pixels(picture), picture.size) for picture in pictures]
 
 
-def _run(
-    model: PaliGemma,
-    processor: Processor,
-    pixels: mx.array,
-    ids: list[int],
-    image_size: tuple[int, int],
-    options: SamplingOptions,
-    start: float,
-    cancelled: Callable[[], bool],
-    logprobs: bool,
-) -> Iterator[Step]:
-    choose = options.sampler(processor.tokenizer.vocab_size)
-    sample = with_logprobs(choose, processor.tokenizer.vocab_size) if logprobs else without_logprobs(choose)
-    began = time.perf_counter()
-    features = model.encode_image(pixels)
-    features = features.reshape(1, -1, features.shape[-1])  # k pictures [k, N, D] are one row [1, kN, D]
-    mx.eval(features)
-    seen = time.perf_counter()
+def engine_for(model: PaliGemma, processor: Processor, batch_size: int = 1) -> Engine:
+    tokenizer = processor.tokenizer
+    return Engine(model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size)
 
-    prompt_tokens = features.shape[1] + len(ids)
-    logits, cache = model.prefill(features, mx.array([ids]), capacity=prompt_tokens + options.max_tokens)
-    token, logprob = sample(logits)
-    mx.eval(token, logprob, cache.keys, cache.values)
-    mx.clear_cache()  # prefill's scratch memory is of no use to decoding
-    first = time.perf_counter()
 
-    tokens = _tokens(model, token, logprob, cache, sample, options.max_tokens)
-    del cache  # its buffers can be written in place only while nobody else holds them
-    text, token_ids, decoded = TextStream(processor.tokenizer), list[int](), 0
-    logged: list[tuple[str, float | None]] = []
-    finish: FinishReason = "length"
-    for token_id, token_logprob in tokens:
-        decoded += 1
-        if token_id == processor.tokenizer.eos_id:
-            finish = "stop"
-            break
-        token_ids.append(token_id)
-        piece = text.push(token_id)
-        logged.append((piece, token_logprob))
-        yield Step(piece, token_id, logprob=token_logprob)
-        if cancelled():
-            finish = "cancelled"
-            break
-    end = time.perf_counter()
+def generation_of(row: Row, model: PaliGemma, processor: Processor, start: float) -> Generation:
+    """A finished row as its user sees it. start: time.perf_counter() when it was asked for."""
+    assert row.finish_reason is not None
+    decode_s = row.finished_at - row.first_token_at if row.decoded > 1 else 0.0
     stats = Stats(
         load_s=model.load_s,
-        vision_s=seen - began,
-        prefill_s=first - seen,
-        time_to_first_token_s=first - start,
-        prompt_tokens=prompt_tokens,
-        prefill_tps=prompt_tokens / (first - seen),
-        decode_tokens=decoded,
-        decode_tps=(decoded - 1) / (end - first) if decoded > 1 else 0.0,
+        vision_s=row.vision_s,
+        prefill_s=row.prefill_s,
+        time_to_first_token_s=row.first_token_at - start if row.decoded else 0.0,
+        prompt_tokens=row.prompt_tokens,
+        prefill_tps=row.prompt_tokens / row.prefill_s if row.prefill_s else 0.0,
+        decode_tokens=row.decoded,
+        decode_tps=(row.decoded - 1) / decode_s if decode_s else 0.0,
         peak_memory_bytes=mx.get_peak_memory(),
     )
-    answer = processor.tokenizer.decode(token_ids)
-    regions, malformed = read_answer(answer, image_size, processor.mask_decoder, logged)
-    yield Step(text.flush(), generation=Generation(answer, token_ids, finish, stats, regions, malformed))
-
-
-def _tokens(
-    model: PaliGemma, token: mx.array, logprob: mx.array | None, cache: KVCache, sample: LoggingSampler, limit: int
-) -> Iterator[tuple[int, float | None]]:
-    """Up to `limit` token ids and their log-probabilities, the given first one included.
-
-    The graph of the next step is built before the current token is read, and on a GPU also started, so
-    that the GPU never waits for Python. The CPU backend gains nothing from that, and would compute one
-    token too many after <eos>.
-    """
-    for remaining in range(limit - 1, -1, -1):
-        if remaining:
-            logits, cache = model.step(token, cache)
-            following, following_logprob = sample(logits)
-            if on_gpu():
-                mx.async_eval(following, following_logprob)
-        yield cast(int, token.item()), None if logprob is None else cast(float, logprob.item())
-        if remaining:
-            token, logprob = following, following_logprob
+    answer = processor.tokenizer.decode(row.token_ids)
+    pieces = TextStream(processor.tokenizer)
+    logged = [(pieces.push(token), logprob) for token, logprob in zip(row.token_ids, row.logprobs, strict=False)]
+    regions, malformed = read_answer(answer, row.request.pictures[0].size, processor.mask_decoder, logged)
+    return Generation(answer, row.token_ids, row.finish_reason, stats, regions, malformed)

@@ -11,7 +11,8 @@ from .parser import RegionParser
 from .region import Malformed, Region
 
 Logged = Sequence[tuple[str, float | None]]
-"""Of each token the text that became final with it, and its log-probability; the texts together are the answer's."""
+"""Of each token the text that became final with it, and its log-probability (None if it was not chosen but forced); the
+texts together are the answer's."""
 
 
 def read_answer(
@@ -46,10 +47,9 @@ def _scored(regions: list[Region], logged: Logged) -> list[Region]:
     """A token belongs to the record in which its text begins; one that only begins a character, with that character."""
     starts, logprobs, position = list[int](), list[float](), 0
     for piece, logprob in logged:
-        if logprob is None:
-            return regions
-        starts.append(position)
-        logprobs.append(logprob)
+        if logprob is not None:
+            starts.append(position)
+            logprobs.append(logprob)
         position += len(piece)
     scored = []
     for region in regions:

@@ -1,0 +1,91 @@
+"""What a decode step does: the kernels it starts and the bytes it moves, by the rules of graph.py."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pg_mlx  # noqa: F401 - before mlx.core
+
+import mlx.core as mx  # isort: skip
+
+from mlx.utils import tree_flatten
+
+from pg_mlx import PaliGemma, backend, gemma
+from pg_mlx.cache import KVCache
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import graph
+
+FUSED = [(gemma, name) for name in ("_add", "_add_weighted", "cap_logits", "cap_scores", "geglu")]
+"""Functions that mx.compile makes one operation, as counting kernels shows."""
+
+
+def decode_kernels(model: PaliGemma, lengths: Sequence[int] = (5,)) -> Counter[str]:
+    """The kernels of one step of rows with prompts of these lengths, by the names of their operations."""
+    with graph_of_a_gpu():
+        return graph.kernels(*_step(model, lengths))
+
+
+def kernels_per_layer(build: Callable[[int], PaliGemma], lengths: Sequence[int] = (5,)) -> Counter[str]:
+    """The kernels that one more layer adds; `build` makes a model of a number of layers."""
+    return decode_kernels(build(3), lengths) - decode_kernels(build(2), lengths)
+
+
+def decode_bytes(model: PaliGemma, lengths: Sequence[int] = (5,)) -> int:
+    """Bytes that one step reads and writes."""
+    cache = _prefilled(model, lengths)
+
+    def step(tokens: mx.array, *layers: mx.array) -> list[mx.array]:
+        logits, after = model.step(tokens, KVCache(layers, cache.lengths))
+        return [logits, *after.layers]
+
+    with graph_of_a_gpu(*FUSED):
+        return graph.moved_bytes(step, _tokens(len(lengths)), *cache.layers)
+
+
+def least_decode_bytes(model: PaliGemma, lengths: Sequence[int] = (5,)) -> int:
+    """Bytes that no step can do without: the decoder's weights as they are stored, the head among them, and the keys
+    and values in use."""
+    weights = sum(array.nbytes for array in dict(tree_flatten(model.language_model.parameters())).values())
+    text = model.config.text
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.size
+    return weights + a_token * sum(_prefilled(model, lengths).lengths)
+
+
+def _step(model: PaliGemma, lengths: Sequence[int]) -> list[mx.array]:
+    logits, cache = model.step(_tokens(len(lengths)), _prefilled(model, lengths))
+    return [logits, *cache.layers]
+
+
+def _tokens(count: int) -> mx.array:
+    tokens = mx.ones((count,), dtype=mx.int32)
+    mx.eval(tokens)
+    return tokens
+
+
+def _prefilled(model: PaliGemma, lengths: Sequence[int]) -> KVCache:
+    """A cache as prefill would leave it. Its contents are of no interest."""
+    text = model.config.text
+    used = tuple(model.config.vision.num_patches + length for length in lengths)
+    shape = (2, len(lengths), text.num_key_value_heads, max(used) + 1, text.head_dim)
+    layers = tuple(mx.zeros(shape, model.dtype) for _ in range(text.num_hidden_layers))
+    mx.eval(layers)
+    return KVCache(layers, used)
+
+
+@contextmanager
+def graph_of_a_gpu(*single: tuple[Any, str]) -> Iterator[None]:
+    """Within, the graphs of this program are those of a GPU, and the functions given as (where, name) one operation."""
+    on_gpu = backend.on_gpu
+    try:
+        backend.on_gpu = lambda: True
+        with graph.single_operations(*single):
+            yield
+    finally:
+        backend.on_gpu = on_gpu

@@ -1,0 +1,104 @@
+"""Counting in MLX's graphs: the kernels that computing an array starts, and the bytes that operations move. Nothing is
+run, so any machine will do.
+
+Kernels: one for each operation that remains when mx.compile has fused what it can. Bytes: what those read and write.
+Views (reshape, transpose, slice and so on) are neither. Off the GPU, MLX would build rms_norm, rope, attention and
+dequantize from parts; they are counted as on one. This module knows MLX only, so other programs can be counted too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+VIEWS = {
+    *("AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze"),
+    *("Transpose", "Unflatten", "View"),
+}
+
+SINGLE = [
+    *((mx.fast, name) for name in ("rms_norm", "rope", "scaled_dot_product_attention")),
+    (mx, "dequantize"),
+]
+"""Functions that are one operation on a GPU."""
+
+Shaped = tuple[str, tuple[int, ...], mx.Dtype]
+"""Name, shape and dtype of an array in an exported graph."""
+
+
+def kernels(*outputs: mx.array) -> Counter[str]:
+    """The operations that computing these arrays takes, by name, views left out."""
+    return Counter(name for name in _operations(*outputs) if name not in VIEWS)
+
+
+def views(*outputs: mx.array) -> Counter[str]:
+    """The views that `kernels` leaves out."""
+    return Counter(name for name in _operations(*outputs) if name in VIEWS)
+
+
+def _operations(*outputs: mx.array) -> list[str]:
+    text = io.StringIO()
+    mx.export_to_dot(text, *outputs)
+    names = re.findall(r'\[label ="([^"]*)", shape=rectangle\]', text.getvalue())
+    return ["Single" if name == "Depends" else name for name in names]
+
+
+def moved_bytes(function: Callable[..., list[mx.array]], *arrays: mx.array) -> int:
+    """What function(*arrays) reads and writes. mx.compile has no effect on the graph that is looked at."""
+    operations: list[dict[str, Any]] = []
+    mx.export_function(operations.append, function, *arrays)
+    return sum(_moved(operation) for operation in operations if operation["type"] == "primitive")
+
+
+def _moved(operation: dict[str, Any]) -> int:
+    name, inputs, outputs = operation["name"], operation["inputs"], operation["outputs"]
+    if name in VIEWS:
+        return 0
+    if name == "Gather":  # reads the rows that it writes
+        return 2 * sum(map(_size, outputs))
+    if name in ("SliceUpdate", "Scatter"):  # in place: reads and writes the update alone
+        return 2 * _size(inputs[-1])
+    if name == "Depends":  # a stand-in, whose first inputs are its outputs
+        inputs = inputs[len(outputs) :]
+    return sum(map(_size, inputs)) + sum(map(_size, outputs))
+
+
+def _size(array: Shaped) -> int:
+    _, shape, dtype = array
+    return math.prod(shape) * dtype.size
+
+
+@contextmanager
+def single_operations(*more: tuple[Any, str]) -> Iterator[None]:
+    """Within, the functions of SINGLE are one operation each, and those given as (where, name). Graphs built so cannot
+    be run."""
+    originals = [(owner, name, getattr(owner, name)) for owner, name in (*SINGLE, *more)]
+    try:
+        for owner, name, original in originals:
+            setattr(owner, name, _single(original))
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def _single(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A stand-in for one operation: a node of the graph that has its inputs, and its outputs' shapes and dtypes."""
+
+    def stand_in(*arguments: Any, **options: Any) -> Any:
+        returned = function(*arguments, **options)
+        outputs = returned if isinstance(returned, (list, tuple)) else [returned]
+        empty = [mx.zeros(output.shape, output.dtype) for output in outputs]
+        mx.eval(empty)  # or they would be operations of their own
+        inputs = [value for value in (*arguments, *options.values()) if isinstance(value, mx.array)]
+        results = mx.depends(empty, inputs)
+        return results if isinstance(returned, (list, tuple)) else results[0]
+
+    return stand_in

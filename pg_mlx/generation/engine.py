@@ -1,0 +1,194 @@
+"""The core of all generation: a batch of answers that grow by one step at a time, which rows may enter and leave."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from itertools import groupby
+
+import mlx.core as mx
+
+from ..backend import on_gpu
+from ..cache import KVCache
+from ..errors import InputError
+from ..paligemma import PaliGemma
+from .choice import Choice, choose, span
+from .pictures import FeatureCache
+from .rows import Progress, Request, Row
+
+ROOM = 256
+"""Slots by which the cache grows. Growing copies it, once in as many steps."""
+
+PREFILL_TOKENS = 2048
+"""Prefix tokens that are read in one pass, unless a single row has more. Scratch memory grows with them (a 3B model's
+MLP takes 100 kB each in 16 bits), and beyond a thousand rows a matrix product gains nothing by more."""
+
+
+class Engine:
+    """Up to `batch_size` answers at a time. Everything above it is a loop around `step`:
+
+        row = engine.add(request)                       # any time between two steps
+        while engine.busy:
+            for progress in engine.step(): ...          # one token for every running row
+
+    A row's tokens do not depend on its neighbours: it has its own positions, mask, options and random numbers. (In 16
+    bits a product of several rows may round otherwise than one of a single row.) All calls belong on one
+    thread, the one that owns MLX, but for Row.cancel.
+    """
+
+    def __init__(
+        self,
+        model: PaliGemma,
+        *,
+        eos_id: int,
+        vocab_size: int,
+        batch_size: int = 1,
+        features: FeatureCache | None = None,
+    ):
+        """vocab_size: ids from there on are never chosen. features: what outlives this engine, if anything should."""
+        self.batch_size = batch_size
+        self._model, self._eos_id, self._vocab = model, eos_id, range(vocab_size)
+        self._features = features or FeatureCache(model)
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+        self._cache: KVCache | None = None
+        self._next: Choice | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._rows)
+
+    @property
+    def free(self) -> int:
+        """How many more requests the next step could take up."""
+        return self.batch_size - len(self._rows) - len(self._waiting)
+
+    def add(self, request: Request) -> Row:
+        """Queue a request. It is taken up, in order, as soon as there is a place for it.
+
+        Raises InputError for pictures that this model does not read.
+        """
+        side = self._model.config.vision.image_size
+        if not request.pictures or any(picture.pixels.shape != (side, side, 3) for picture in request.pictures):
+            shapes = [picture.pixels.shape for picture in request.pictures]
+            raise InputError(f"pictures have shapes {shapes}, but this model reads one or more of [{side}, {side}, 3]")
+        row = Row(request, len(self._vocab))
+        self._waiting.append(row)
+        return row
+
+    def step(self) -> list[Progress]:
+        """One token for every running row, those included that enter with this step. Reports each row that got a
+        token or finished.
+
+        On a GPU the pass for the token after is under way before the tokens are looked at, so that the GPU does not
+        wait for Python; a row that then turns out to be finished has read one token too many, which nobody sees.
+        With a guide that is not possible, nor worth it on the CPU, where nothing runs beside Python.
+        """
+        progress = self._drop_cancelled()
+        self._admit()
+        if not self._rows:
+            return progress
+        following = self._next
+        assert following is not None
+        ahead = (
+            on_gpu() and all(row.request.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
+        )
+        if ahead:
+            self._advance(following.tokens[:, None], [1] * len(self._rows))
+        taken = [row.take(*chosen, self._eos_id) for row, chosen in zip(self._rows, following.read(), strict=True)]
+        now = time.perf_counter()
+        for row, ids in zip(self._rows, taken, strict=True):
+            row.finished_at = now
+            progress.append(Progress(row, ids))
+        running = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
+        self._keep(running)
+        if running and not ahead:
+            longest = max(len(taken[index]) for index in running)
+            padded = [taken[index] + [self._eos_id] * (longest - len(taken[index])) for index in running]
+            self._advance(mx.array(padded), [len(taken[index]) for index in running])
+        return progress
+
+    def _drop_cancelled(self) -> list[Progress]:
+        dropped = [row for row in (*self._waiting, *self._rows) if row.cancelled]
+        for row in dropped:
+            row.finish_reason, row.finished_at = "cancelled", time.perf_counter()
+        if dropped:
+            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+            self._keep([index for index, row in enumerate(self._rows) if not row.cancelled])
+        return [Progress(row, ()) for row in dropped]
+
+    def _keep(self, running: list[int]) -> None:
+        """Let the other rows leave."""
+        if len(running) == len(self._rows):
+            return
+        self._rows = [self._rows[index] for index in running]
+        if not running:
+            self._cache = self._next = None
+            return
+        assert self._cache is not None and self._next is not None
+        self._cache = self._cache.select(running)
+        self._next = self._next.select(running)
+
+    def _admit(self) -> None:
+        """Take up as many waiting requests as there are places, and read their prefixes."""
+        newcomers = [self._waiting.popleft() for _ in range(min(self.batch_size - len(self._rows), len(self._waiting)))]
+        if not newcomers:
+            return
+        start = time.perf_counter()
+        pictures = [picture for row in newcomers for picture in row.request.pictures]
+        features = iter(self._features.features(pictures))
+        vision_s = time.perf_counter() - start
+        pairs = []
+        for row in newcomers:
+            pairs.append((row, mx.concatenate([next(features) for _ in row.request.pictures])))
+            row.vision_s = vision_s
+            row.prompt_tokens = pairs[-1][1].shape[0] + len(row.request.prompt_ids)
+        # Rows are read together if they have as many picture rows. Sorted by their text, they need less padding.
+        pairs.sort(key=lambda pair: (pair[1].shape[0], pair[0].prompt_tokens))
+        for _, group in groupby(pairs, lambda pair: pair[1].shape[0]):
+            together = list(group)
+            at_once = max(1, PREFILL_TOKENS // together[-1][0].prompt_tokens)
+            for first in range(0, len(together), at_once):
+                self._prefill(together[first : first + at_once])
+
+    def _prefill(self, pairs: list[tuple[Row, mx.array]]) -> None:
+        """Read the prefixes of rows with these features [N, D], and let them enter."""
+        start = time.perf_counter()
+        rows = [row for row, _ in pairs]
+        lengths = [len(row.request.prompt_ids) for row in rows]
+        slots = max(lengths)
+        ids = mx.array([[*row.request.prompt_ids, *[0] * (slots - len(row.request.prompt_ids))] for row in rows])
+        features = mx.stack([features for _, features in pairs])
+        allowed = [row.allowed() for row in rows]
+        vocab = span(allowed, self._vocab)
+        logits, cache = self._model.prefill(
+            features,
+            ids,
+            capacity=features.shape[1] + slots + min(ROOM, max(row.left for row in rows)),
+            prefix_lengths=None if min(lengths) == slots else lengths,
+            vocab=vocab,
+        )
+        chosen = choose(rows, logits, allowed, vocab)
+        mx.eval(chosen.arrays, cache.layers)
+        mx.clear_cache()  # its scratch memory is of no use to decoding
+        if self._cache is not None and self._next is not None:
+            cache, chosen = self._cache.join(cache), self._next.join(chosen)
+        self._rows, self._cache, self._next = self._rows + rows, cache, chosen
+        for row in rows:
+            row.first_token_at = time.perf_counter()
+            row.prefill_s = row.first_token_at - start
+
+    def _advance(self, token_ids: mx.array, counts: list[int]) -> None:
+        """Let the running rows read token_ids int [B, T], counts of them real, and choose what comes next."""
+        assert self._cache is not None
+        allowed = [row.allowed() for row in self._rows]
+        vocab = span(allowed, self._vocab)
+        slots = token_ids.shape[1]
+        if self._cache.length + slots > self._cache.capacity:
+            more = max(slots, min(ROOM, max(row.left for row in self._rows)))
+            self._cache = self._cache.grown(self._cache.length + more)
+        real = None if min(counts) == slots else counts
+        logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab)
+        self._next = choose(self._rows, logits, allowed, vocab)
+        if on_gpu():
+            mx.async_eval(self._next.arrays)

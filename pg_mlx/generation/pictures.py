@@ -1,0 +1,78 @@
+"""Pictures on their way into the model: each one is encoded once, however many questions are asked about it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..paligemma import PaliGemma
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FEATURE_BYTES = 256 << 20
+"""Default limit of a FeatureCache: 256 pictures of 224 px, 64 of 448 px or 16 of 896 px (3B, 16 bits)."""
+
+PATCHES = 8192
+"""Patches that go through the vision tower in one pass: 32 pictures of 224 px, 8 of 448 px or 2 of 896 px. More
+would take more scratch memory (17 kB each in 16 bits), and not less time."""
+
+
+class Picture:
+    """pixels float32 [H, W, 3] in -1..1, as `Processor.pixels` makes them. size: width and height of the picture they
+    were made from, in which regions are told; those of pixels themselves if not given."""
+
+    def __init__(self, pixels: np.ndarray, size: tuple[int, int] | None = None):
+        self.pixels = pixels
+        self.size = size or (pixels.shape[1], pixels.shape[0])
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Equal for equal pixels. What the model reads decides, not the file it came from."""
+        return hashlib.blake2b(self.pixels.tobytes(), digest_size=16).digest()
+
+
+class FeatureCache:
+    """Features of the pictures that one model saw last, found by their content, up to a number of bytes."""
+
+    def __init__(self, model: PaliGemma, limit_bytes: int = FEATURE_BYTES):
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._model = model
+        self._features: OrderedDict[bytes, mx.array] = OrderedDict()  # least recently used first
+
+    def features(self, pictures: Sequence[Picture]) -> list[mx.array]:
+        """Features [N, D] of each picture, evaluated. Those not yet known go through the model together."""
+        known: dict[bytes, mx.array] = {}
+        missing: dict[bytes, Picture] = {}
+        for picture in pictures:
+            if picture.digest in self._features:
+                self._features.move_to_end(picture.digest)
+                known[picture.digest] = self._features[picture.digest]
+            else:
+                missing[picture.digest] = picture
+        at_once = max(1, PATCHES // self._model.config.vision.num_patches)
+        digests = list(missing)
+        for first in range(0, len(digests), at_once):
+            chosen = digests[first : first + at_once]
+            encoded = self._model.encode_image(mx.stack([mx.array(missing[digest].pixels) for digest in chosen]))
+            rows = [encoded[index] for index in range(len(chosen))]  # copies, so that each can be dropped alone
+            mx.eval(rows)
+            for digest, row in zip(chosen, rows, strict=True):
+                known[digest] = row
+                self._keep(digest, row)
+        return [known[picture.digest] for picture in pictures]
+
+    def _keep(self, digest: bytes, row: mx.array) -> None:
+        if row.nbytes > self.limit_bytes:
+            return
+        self._features[digest] = row
+        self.held_bytes += row.nbytes
+        while self.held_bytes > self.limit_bytes:
+            _, dropped = self._features.popitem(last=False)
+            self.held_bytes -= dropped.nbytes
