@@ -26,7 +26,7 @@ class Choice:
 
     def select(self, rows: Sequence[int]) -> Choice:
         """That of some rows, in the order given."""
-        index = mx.array(rows)
+        index = mx.array(list(rows))
         return Choice(self.tokens[index], None if self.logprobs is None else self.logprobs[index])
 
     def join(self, other: Choice) -> Choice:
