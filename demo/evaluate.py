@@ -26,13 +26,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pg_mlx.regions.answer import read_answer
-from pg_mlx.regions.region import Box
-from pg_mlx.regions.select import iou
 from scenes import COLORS, SHAPES, TEST_SEEDS, Item, Scene, make_scene
 from tasks import TASKS, Question, ask, matches
 
 import pg_mlx
+from pg_mlx.regions.answer import read_answer
+from pg_mlx.regions.region import Box
+from pg_mlx.regions.select import iou
 
 NAMES = re.compile(f"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
@@ -160,8 +160,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model, processor = pg_mlx.load(args.folder, dtype=args.dtype)
-    stored = args.mask_decoder or args.folder / "mask_decoder.safetensors"
-    decoder = pg_mlx.MaskDecoder.load(stored) if stored.is_file() else None
+    decoder = pg_mlx.MaskDecoder.load(args.mask_decoder) if args.mask_decoder else processor.mask_decoder
     done = cases(args.scenes, args.tasks)
     answer(model, processor, done, args.batch_size)
     if args.answers:

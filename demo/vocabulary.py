@@ -42,6 +42,7 @@ def make_vocabulary(path: Path) -> None:
         vocab_size=4 + 1 + len(REGIONS) + 256 + 330,
         hard_vocab_limit=False,
         pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+        pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", unk_piece="<unk>",
         user_defined_symbols=["\n", *REGIONS],
         byte_fallback=True,
         split_digits=True,

@@ -45,7 +45,9 @@ exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong in
 
 def parser(program: str) -> argparse.ArgumentParser:
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument("--model", required=True, metavar="M", help="checkpoint folder, or hub repository owner/name")
+    p.add_argument(
+        "--model", metavar="M", help="checkpoint folder, or hub repository owner/name (default: the bundled demo)"
+    )
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     p.add_argument(
         "--adapter-path",
@@ -102,6 +104,11 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 def run(argv: list[str], program: str) -> int:
     args = parser(program).parse_args(argv)
+    if args.model is None:
+        from ..demo import CHECKPOINT
+
+        args.model = str(CHECKPOINT)
+        print("no --model: the bundled demo answers, which knows only coloured shapes and short words", file=sys.stderr)
     pictures = expand(args.image)
     many = len(args.image) > 1 or is_folder(args.image[0])
     prompt = _read_prompt(args.prompt, pictures)

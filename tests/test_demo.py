@@ -1,0 +1,52 @@
+"""The bundled checkpoint answers right about its own kind of picture, and sanely about any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_fixtures import CAT
+from PIL import Image, ImageDraw
+
+import pg_mlx
+from pg_mlx.demo import CHECKPOINT, PICTURES
+
+SCENE = CHECKPOINT.parent / "scene.png"
+RED_CIRCLE = (0.177, 0.070, 0.505, 0.320)  # the truth of the scene, which is test seed 3000015 of demo/scenes.py
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[pg_mlx.PaliGemma, pg_mlx.Processor]:
+    return pg_mlx.load(CHECKPOINT)
+
+
+def drawing() -> Image.Image:
+    picture = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(picture).line([(10, 10), (250, 180), (30, 150)], fill="black", width=5)
+    return picture
+
+
+def test_everything_fits_in_eight_megabytes():
+    files = [path for path in CHECKPOINT.parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) <= 8e6
+    assert SCENE in PICTURES
+
+
+@pytest.mark.parametrize("prompt", ["detect red circle", "segment red circle"])
+def test_the_red_circle_is_found(loaded, prompt: str):
+    (region,) = pg_mlx.generate(*loaded, prompt, SCENE).regions
+    assert region.label == "red circle"
+    assert np.abs(np.subtract(region.box_normalized, RED_CIRCLE)).max() < 0.03
+    if prompt.startswith("segment"):
+        assert region.mask is not None
+        red = np.asarray(Image.open(SCENE).convert("RGB")).astype(int)
+        truth = (red[..., 0] > 150) & (red[..., 1] < 90) & (red[..., 2] < 90)
+        assert (region.mask & truth).sum() / (region.mask | truth).sum() > 0.75
+
+
+@pytest.mark.parametrize("picture", [CAT, Image.new("RGB", (40, 90)), drawing()], ids=["photo", "black", "drawing"])
+@pytest.mark.parametrize("prompt", ["detect red circle", "segment blue star", "caption en", "ocr", "what?"])
+def test_any_other_picture_gets_a_well_formed_answer(loaded, picture: Path | Image.Image, prompt: str):
+    answer = pg_mlx.generate(*loaded, prompt, picture)
+    assert answer.finish_reason == "stop" and answer.malformed == []
