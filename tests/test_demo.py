@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_fixtures import CAT
+from command_fixtures import CAT, assert_one_line, run
 from PIL import Image, ImageDraw
 
 import pg_mlx
@@ -50,3 +50,13 @@ def test_the_red_circle_is_found(loaded, prompt: str):
 def test_any_other_picture_gets_a_well_formed_answer(loaded, picture: Path | Image.Image, prompt: str):
     answer = pg_mlx.generate(*loaded, prompt, picture)
     assert answer.finish_reason == "stop" and answer.malformed == []
+
+
+def test_the_command_needs_no_model():
+    done = run("--image", str(SCENE), "--prompt", "detect red circle")
+    assert done.returncode == 0 and done.stdout.strip().endswith("red circle")
+    assert "bundled demo" in done.stderr
+
+
+def test_a_wrong_picture_is_one_line_without_a_model_too():
+    assert_one_line(run("--image", "nothere.jpg", "--prompt", "ocr"), 2, "no such picture: nothere.jpg")

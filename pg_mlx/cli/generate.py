@@ -104,11 +104,6 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 def run(argv: list[str], program: str) -> int:
     args = parser(program).parse_args(argv)
-    if args.model is None:
-        from ..demo import CHECKPOINT
-
-        args.model = str(CHECKPOINT)
-        print("no --model: the bundled demo answers, which knows only coloured shapes and short words", file=sys.stderr)
     pictures = expand(args.image)
     many = len(args.image) > 1 or is_folder(args.image[0])
     prompt = _read_prompt(args.prompt, pictures)
@@ -166,15 +161,18 @@ def _asker(
 
     from ..backend import on_gpu
     from ..checkpoint.load import load
+    from ..demo import CHECKPOINT
     from ..generation import SamplingOptions, stream_generate
 
     options = SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)
     if not on_gpu():
         mx.disable_compile()  # for the CPU it starts a C++ compiler, longer than most answers take
 
+    if args.model is None:
+        print("no --model: the bundled demo answers, which knows only coloured shapes and short words", file=sys.stderr)
     progress, done = load_progress()
     model, processor = load(
-        args.model,
+        args.model or CHECKPOINT,
         dtype=args.dtype,
         adapter_path=args.adapter_path,
         revision=args.revision,
