@@ -60,11 +60,13 @@ def box_shift(reference: Sequence[Case], moved: Sequence[Case]) -> tuple[float, 
     return float(np.mean(distances)) if distances else float("nan"), lonely / max(total, 1)
 
 
-def run(source: Path, options: dict[str, Any], todo: list[Case], work: Path) -> tuple[list[Case], float]:
-    """The cases answered by a conversion of `source`, and its megabytes."""
+def run(
+    source: Path, mask_decoder: Path, options: dict[str, Any], todo: list[Case], work: Path
+) -> tuple[list[Case], float]:
+    """The cases answered by a conversion of `source`, and its megabytes, those of the mask decoder left out."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         packed = Path(folder) / "packed"
-        pg_mlx.convert(source, packed, check=False, **options)
+        pg_mlx.convert(source, packed, mask_decoder=mask_decoder, check=False, **options)
         size = sum(file.stat().st_size for file in packed.glob("*.safetensors")) / 1e6
         model, processor = pg_mlx.load(packed, dtype="bfloat16" if options.get("dtype") == "bfloat16" else "float32")
         done = [copy.copy(case) for case in todo]
@@ -97,7 +99,7 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as work:
         for name, options in settings.items():
-            done, size = run(args.source, options, todo, Path(work))
+            done, size = run(args.source, args.mask_decoder, options, todo, Path(work))
             reference = reference or done
             means = score(done, decoder).means()
             shift, lonely = box_shift(reference, done)
