@@ -23,7 +23,8 @@ from torch import Tensor
 PICTURE = PATCHES * PATCHES
 COLOR_INDEX = {name: i for i, name in enumerate(COLORS)}
 
-TASK_SHARES = {"detect": 0.36, "segment": 0.1, "answer": 0.32, "caption": 0.09, "describe": 0.03, "ocr": 0.1}
+TASK_SHARES = {"detect": 0.34, "segment": 0.11, "answer": 0.29, "caption": 0.1, "describe": 0.03, "ocr": 0.13}
+OCR_OF_NOTHING = 0.3  # how often "ocr" is really asked of a scene without text
 
 
 def pixels(pool: Pool, chosen: np.ndarray, rng: np.random.Generator | None) -> Tensor:
@@ -180,8 +181,11 @@ def questions(
     names, shares = list(TASK_SHARES), np.array(list(TASK_SHARES.values()))
     used = 0
     codes = code_lookup(pool, index)
+    scene = pool.truth[index]
     for task in rng.choice(names, size=most, p=shares):
-        question = ask(pool.truth[index], str(task), rng, codes)
+        if task == "ocr" and not scene.text and rng.random() > OCR_OF_NOTHING:
+            continue
+        question = ask(scene, str(task), rng, codes)
         size = len(vocabulary.prefix(question.prompt)) + len(vocabulary.suffix(question.answer))
         if used + size <= budget or not chosen:
             chosen.append(question)

@@ -146,8 +146,8 @@ class TowerHeads(nn.Module):
             "color": F.cross_entropy(self.heads["color"](items), truth["color"]),
             "middle": 3 * F.binary_cross_entropy_with_logits(self.heads["middle"](flat)[:, 0], middle),
             "box": -(box_targets[truth["box"].flatten()] * boxes).sum(-1).mean(),
-            "letter": _cross_entropy(self.heads["letter"](texts), truth["letter"]),
-            "letters": _cross_entropy(letters, truth["letters"].flatten()),
+            "letter": 2 * _cross_entropy(self.heads["letter"](texts), truth["letter"]),
+            "letters": 2 * _cross_entropy(letters, truth["letters"].flatten()),
             "codes": 0.3 * F.cross_entropy(codes, truth["codes"].flatten()),
         }
 

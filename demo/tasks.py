@@ -63,14 +63,18 @@ def detect(scene: Scene, labels: list[str], codes: Codes | None = None) -> str:
 
 
 def caption(scene: Scene) -> str:
-    names = [f"a {item.name}" for item in _from_left(scene)]
+    names = [_with_article(item) for item in _from_left(scene)]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def describe(scene: Scene) -> str:
-    where = ", ".join(f"a {item.name} at the {place(item)}" for item in _from_left(scene))
+    where = ", ".join(f"{_with_article(item)} at the {place(item)}" for item in _from_left(scene))
     text = f"the text {scene.text}" if scene.text else "no text"
     return f"{scene.background} background, {where}, {text}"
+
+
+def _with_article(item: Item) -> str:
+    return f"{'an' if item.color == 'orange' else 'a'} {item.name}"
 
 
 def place(item: Item) -> str:

@@ -44,6 +44,8 @@ class Stage:
     blur: float = 0.0
     """Width, in grid lines, of the Gaussian that stands for a coordinate."""
     most_items: int = 6
+    texts: float = 0.5
+    """Share of a batch's scenes that carry a text."""
     cool: bool = False
     """The rate falls to nothing by the end."""
     tower_share: float = 0.3
@@ -54,8 +56,10 @@ STAGES = (
     Stage("see", 6500, 1e-3, 24, blur=1.5),
     Stage("talk", 1500, 1e-3, 8, questions=12, blur=1.5, most_items=3),
     Stage("count", 1600, 1e-3, 8, questions=12, blur=1.0),
-    Stage("settle", 2900, 1e-3, 8, questions=12, blur=0.6, cool=True),
-    Stage("whole", 700, 3e-4, 8, questions=7, whole=True, blur=0.4, cool=True),
+    Stage("read", 2500, 1e-3, 24, blur=1.0, texts=0.9),
+    Stage("practise", 2500, 1e-3, 10, questions=9, blur=0.8, texts=0.7),
+    Stage("settle", 6500, 1e-3, 10, questions=9, blur=0.6, texts=0.65, cool=True),
+    Stage("whole", 700, 3e-4, 8, questions=7, whole=True, blur=0.4, texts=0.6, cool=True),
 )
 TEXT_BUDGET = 150
 WARMUP = 200
@@ -111,6 +115,7 @@ class Trainer:
         self.train = pools.load(run / "train")
         self.validation = pools.load(run / "validation")
         self.sizes = np.array([len(scene.items) for scene in self.train.truth])
+        self.written = np.array([bool(scene.text) for scene in self.train.truth])
         self.model = make_model(self.vocabulary.size, self.vocabulary.first_loc, sample_patches(self.train, 500))
         self.heads = TowerHeads(self.model.config.vision_config.hidden_size)
         self.locs = LocTargets(self.vocabulary.first_loc)
@@ -144,8 +149,10 @@ class Trainer:
         (self.run / "state.new").replace(self.run / "state.pt")
 
     def loss(self, stage: Stage, rng: np.random.Generator, targets: Tensor) -> Tensor:
-        fitting = np.flatnonzero(self.sizes <= stage.most_items)
-        chosen = rng.choice(fitting, stage.scenes, replace=False)
+        fitting = self.sizes <= stage.most_items
+        texts = round(stage.texts * stage.scenes)
+        halves = ((fitting & self.written, texts), (fitting & ~self.written, stage.scenes - texts))
+        chosen = np.concatenate([rng.choice(np.flatnonzero(those), n, replace=False) for those, n in halves])
         seen = self.model.model.vision_tower(pixel_values=pixels(self.train, chosen, rng)).last_hidden_state
         parts = self.heads.loss(seen, tower_truth(self.train, chosen), targets)
         loss = torch.stack(list(parts.values())).sum()
