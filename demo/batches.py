@@ -92,6 +92,7 @@ def tower_truth(pool: Pool, chosen: np.ndarray) -> dict[str, Tensor]:
 
 def _letter_at(scene: Scene, x: float) -> int:
     """The index of the letter of the scene's text that stands at x in 0..1, by the widths of one usual font."""
+    assert scene.text_box is not None
     x0, _, x1, _ = scene.text_box
     widths = np.cumsum([_width(letter) for letter in scene.text])
     along = (x - x0 - TEXT_MARGIN) / (x1 - x0 - 2 * TEXT_MARGIN) * widths[-1]
@@ -146,7 +147,9 @@ def lay_out(rows: list[list[Question]], vocabulary: Vocabulary, whole: bool) -> 
     segment = np.full((len(rows), length), -1, np.int64)
     segment[:, :PICTURE] = 0
     suffix = np.zeros((len(rows), length), bool)
-    at, labels, weights = [], [], []
+    at: list[int] = []
+    labels: list[int] = []
+    weights: list[float] = []
     for r, row in enumerate(texts):
         start = 0
         for number, (prefix, answer) in enumerate(row, 1):

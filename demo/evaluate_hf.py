@@ -24,7 +24,7 @@ def validate(model: PaliGemmaForConditionalGeneration, pool: Pool, vocabulary: V
     first, last = vocabulary.first_loc, vocabulary.first_loc + 1024
     for start in range(0, scenes, 16):
         chosen = np.arange(start, start + 16)
-        asked = [questions(pool, i, vocabulary, rng, 400, 6) for i in chosen]
+        asked = [questions(pool, int(i), vocabulary, rng, 400, 6) for i in chosen]
         features = model.get_image_features(pixel_values=pixels(pool, chosen, None)).pooler_output
         features = features.repeat_interleave(torch.tensor([len(row) for row in asked]), dim=0)
         flat = [[question] for row in asked for question in row]

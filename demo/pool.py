@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scenes import Item, Scene, make_scene, mask_patch
+from tasks import Codes
 
 SIDE, PATCH = 112, 14
 PATCHES = SIDE // PATCH
@@ -44,7 +45,8 @@ def _render(seed: int) -> tuple[np.ndarray, np.ndarray, Scene, list[np.ndarray]]
         owners[inside] = TEXT
     patches = [mask_patch(item.mask, item.box) for item in scene.items]
     bare = [replace(item, mask=np.empty(0)) for item in scene.items]
-    return pixels, owners, replace(scene, image=None, items=bare), patches
+    unpictured = replace(scene, image=None, items=bare)  # type: ignore[arg-type]  # the pool has the pixels
+    return pixels, owners, unpictured, patches
 
 
 def render(seeds: range, processes: int = 2) -> tuple[Pool, list[list[np.ndarray]]]:
@@ -68,7 +70,7 @@ def load(folder: Path) -> Pool:
     return Pool(np.load(folder / "pixels.npy", mmap_mode="r"), np.load(folder / "owners.npy"), truth, codes)
 
 
-def code_lookup(pool: Pool, index: int):
+def code_lookup(pool: Pool, index: int) -> Codes:
     """For `tasks`: an item of scene `index` -> its 16 codes."""
     scene, codes = pool.truth[index], pool.codes[index]
 

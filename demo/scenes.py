@@ -187,7 +187,7 @@ def _pale(rng: np.random.Generator) -> np.ndarray:
 
 def _background(rng: np.random.Generator, kind: str, width: int, height: int, scale: float) -> Image.Image:
     base = _pale(rng)
-    field = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
+    field: np.ndarray = np.broadcast_to(base, (height, width, 3)).astype(np.float32)
     if kind == "gradient":
         angle = rng.uniform(0, 2 * math.pi)
         y, x = np.mgrid[0:height, 0:width]
