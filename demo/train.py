@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mask_vae
@@ -215,14 +215,14 @@ class Trainer:
         self.save()
 
 
-def prepare(run: Path, scenes: int) -> None:
+def prepare(run: Path, scenes: int, mask_steps: int) -> None:
     """Whatever of vocabulary, pools and mask VAE is not there yet."""
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "tokenizer.model").is_file():
         make_vocabulary(run / "tokenizer.model")
     if not (run / "mask_vae.npz").is_file():
         _, masks = pools.render(TRAIN_SEEDS[:3000])
-        mask_vae.save(mask_vae.train(np.concatenate([np.stack(m) for m in masks])), run / "mask_vae.npz")
+        mask_vae.save(mask_vae.train(np.concatenate([np.stack(m) for m in masks]), mask_steps), run / "mask_vae.npz")
     vae = mask_vae.load(run / "mask_vae.npz")
     for name, seeds in (("validation", VALIDATION_SEEDS[:1000]), ("train", TRAIN_SEEDS[:scenes])):
         if not (run / name / "truth.pickle").is_file():
@@ -249,12 +249,14 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=80_000, help="training scenes (default: 80000)")
     parser.add_argument("--every", type=int, default=100, metavar="STEPS", help="a progress line (default: 100)")
     parser.add_argument("--save-every", type=float, default=300, metavar="SECONDS", help="a checkpoint (default: 300)")
+    parser.add_argument("--rehearse", action="store_true", help="the whole way with a hundredth of scenes and steps")
     args = parser.parse_args()
 
-    prepare(args.run, args.scenes)
+    share = 100 if args.rehearse else 1
+    prepare(args.run, args.scenes // share, 250 if args.rehearse else 2500)
     trainer = Trainer(args.run)
     for stage in STAGES[trainer.stage :]:
-        trainer.run_stage(stage, args.every, args.save_every)
+        trainer.run_stage(replace(stage, steps=-(-stage.steps // share)), args.every, args.save_every)
     export(trainer.model, args.run)
     print(f"{args.run / 'hf'} is done after {trainer.seen} answers")
 
