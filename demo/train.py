@@ -57,8 +57,8 @@ STAGES = (
     Stage("talk", 1500, 1e-3, 8, questions=12, blur=1.5, most_items=3),
     Stage("count", 1600, 1e-3, 8, questions=12, blur=1.0),
     Stage("read", 2500, 1e-3, 24, blur=1.0, texts=0.9),
-    Stage("practise", 2500, 1e-3, 10, questions=9, blur=0.8, texts=0.7),
-    Stage("settle", 6500, 1e-3, 10, questions=9, blur=0.6, texts=0.65, cool=True),
+    Stage("practise", 1000, 1e-3, 10, questions=9, blur=0.8, texts=0.7),
+    Stage("settle", 5500, 1e-3, 10, questions=9, blur=0.6, texts=0.65, cool=True),
     Stage("whole", 700, 3e-4, 8, questions=7, whole=True, blur=0.4, texts=0.6, cool=True),
 )
 TEXT_BUDGET = 150
