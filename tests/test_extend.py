@@ -121,6 +121,17 @@ def test_a_part_of_the_head_is_that_part_of_the_logits(family: str, packed: bool
             assert smaller.dtype == mx.float32
 
 
+@kinds
+def test_logits_within_a_pass_are_those_of_its_beginning(kind: str) -> None:
+    model = fixed(kind)
+    cache = prefilled(model, [2, 4], 0)
+    ids = random_ids(2, 4)
+    logits, after = model.extend(ids, cache, [4, 2], after=[(0, 1), (0, 3), (1, 0)])
+    assert after.lengths == (cache.lengths[0] + 4, cache.lengths[1] + 2)
+    for place, (row, token) in enumerate([(0, 1), (0, 3), (1, 0)]):
+        near(logits[place : place + 1], model.extend(ids[row : row + 1, : token + 1], cache.select([row]))[0])
+
+
 TO_THE_BIT = """
 import pg_mlx
 from model_fixtures import greedy, pictures, random_ids, same, tiny
