@@ -17,7 +17,7 @@ from .activations import geglu
 from .backend import fused
 from .cache import Appending, KVCache
 from .config import TextConfig
-from .linear import Embedding, Linear
+from .linear import Embedding, Ids, Linear
 
 
 class RMSNorm(nn.Module):
@@ -229,9 +229,9 @@ class Gemma(nn.Module):
         """ids int [B, T] -> [B, T, D], scaled by sqrt(D) in float32 and rounded once."""
         return (self.embed_tokens(ids) * self.config.hidden_size**0.5).astype(self.dtype)
 
-    def head(self, hidden: mx.array, vocab: range | None = None) -> mx.array:
-        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so. vocab: a range of ids
-        to which the logits [..., len(vocab)] are limited, and the work with them."""
+    def head(self, hidden: mx.array, vocab: Ids | None = None) -> mx.array:
+        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so. vocab: the ids to which
+        the logits [..., len(vocab)] are limited, and the work with them."""
         logits = self.embed_tokens.as_head(hidden, vocab)
         cap = self.config.final_logit_softcapping
         return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)

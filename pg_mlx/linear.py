@@ -18,6 +18,9 @@ from .quantization import Quantization
 
 M = TypeVar("M", bound="_Matrix")
 
+Ids = range | list[int]
+"""Some rows of the embedding: a range with a step of 1, or a list."""
+
 CPU_UNPACK_ROWS = 16
 """From this many input rows on, the CPU backend unpacks a quantized weight and multiplies in float.
 
@@ -61,11 +64,11 @@ class _Matrix(nn.Module):
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
 
-    def _share(self, part: M, start: int) -> M:
-        """Fill a smaller matrix with the rows from `start` on. Shares memory with this one."""
+    def _share(self, part: M, rows: slice | mx.array) -> M:
+        """Fill a smaller matrix with some of the rows: a slice shares memory with this one, an index int [n] copies."""
         for name in ("weight", "scales", "biases", "bias", "up", "row_scale"):
             if name in self:
-                part[name] = self[name][start : start + part.num_rows]
+                part[name] = self[name][rows]
         if "down" in self:
             part.down = self.down
         return part
@@ -117,7 +120,8 @@ class Linear(_Matrix):
 
     def rows(self, start: int, stop: int) -> Linear:
         """The layer that computes outputs start..stop-1 only. Shares memory with this one."""
-        return self._share(Linear(self.num_columns, stop - start, quantization=self.quantization), start)
+        part = Linear(self.num_columns, stop - start, quantization=self.quantization)
+        return self._share(part, slice(start, stop))
 
 
 class Parallel(nn.Module):
@@ -149,10 +153,11 @@ class Embedding(_Matrix):
         """ids int [...] -> float32 rows [..., columns], unscaled."""
         return self.unpacked(mx.float32, ids)
 
-    def as_head(self, x: mx.array, ids: range | None = None) -> mx.array:
-        """x [..., columns] -> logits [..., rows] in x's dtype; [..., len(ids)] for a range of ids."""
+    def as_head(self, x: mx.array, ids: Ids | None = None) -> mx.array:
+        """x [..., columns] -> logits [..., rows] in x's dtype; [..., len(ids)] for some ids."""
         return self.multiply(x) if ids is None else self.rows(ids).multiply(x)
 
-    def rows(self, ids: range) -> Embedding:
-        """The table of a range of ids only. Shares memory with this one."""
-        return self._share(Embedding(len(ids), self.num_columns, self.quantization), ids.start)
+    def rows(self, ids: Ids) -> Embedding:
+        """The table of some ids only. That of a range shares memory with this one, that of a list is a copy."""
+        rows = slice(ids.start, ids.stop) if isinstance(ids, range) else mx.array(ids)
+        return self._share(Embedding(len(ids), self.num_columns, self.quantization), rows)

@@ -21,6 +21,7 @@ from .config import PaliGemmaConfig
 from .connector import Connector
 from .errors import InputError
 from .gemma import Gemma, take_row
+from .linear import Ids
 from .masks import prefix_lm_mask
 from .siglip import VisionTower
 
@@ -105,13 +106,14 @@ class PaliGemma(nn.Module):
         *,
         capacity: int,
         prefix_lengths: Lengths | None = None,
-        vocab: range | None = None,
+        vocab: Ids | None = None,
     ) -> tuple[mx.array, KVCache]:
         """Read pictures and prompts: float32 logits [B, V] for the first new token, and the cache.
 
         features [B, N, D], prefix_ids int [B, P], right-padded where prefix_lengths says so; `capacity` is
         the number of tokens the cache can hold, N + P + new ones. Raises InputError if it is too small.
-        vocab: a range of ids to which the logits [B, len(vocab)] are limited, and the work of the head with them.
+        vocab: the ids to which the logits [B, len(vocab)] are limited, and the work of the head with them: a range is
+        read where it is, the rows of a list are copied first.
         """
         batch, slots = prefix_ids.shape
         x = self._rows(features, prefix_ids)
@@ -123,7 +125,7 @@ class PaliGemma(nn.Module):
         hidden, cache = self.language_model.prefill(x, capacity, lengths)
         return self.language_model.head(hidden[:, 0], vocab), cache
 
-    def step(self, token_ids: mx.array, cache: KVCache, *, vocab: range | None = None) -> tuple[mx.array, KVCache]:
+    def step(self, token_ids: mx.array, cache: KVCache, *, vocab: Ids | None = None) -> tuple[mx.array, KVCache]:
         """Append token_ids int [B]: float32 logits [B, V] for the token after, and the cache with it.
 
         vocab: as for prefill. Raises InputError when the cache is full.
@@ -136,17 +138,22 @@ class PaliGemma(nn.Module):
         cache: KVCache,
         counts: Lengths | None = None,
         *,
-        vocab: range | None = None,
+        vocab: Ids | None = None,
+        after: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[mx.array, KVCache]:
         """Append several tokens a row in one pass, as if by one step after the other: token_ids int [B, T] ->
         float32 logits [B, V] for the token after each row's last, and the cache with all of them.
 
-        counts: how many (1..T) of each right-padded row are real. vocab: as for prefill. The cache needs T free slots
-        in every row, or InputError is raised.
+        counts: how many (1..T) of each right-padded row are real. vocab: as for prefill. after: (row, token) pairs, of
+        which the logits [len(after), V] are wanted instead, each for what follows that token. The cache needs T free
+        slots in every row, or InputError is raised.
         """
         batch, slots = token_ids.shape
         real = None if counts is None else _lengths(counts, batch, slots, "counts", least=1)
         hidden, cache = self.language_model.extend(self.language_model.embed(token_ids), cache, real)
+        if after is not None:
+            rows, tokens = (mx.array(index) for index in zip(*after, strict=True))
+            return self.language_model.head(hidden[rows, tokens], vocab), cache
         last = slots - 1 if real is None else mx.array(real) - 1
         return self.language_model.head(take_row(hidden, last)[:, 0], vocab), cache
 

@@ -48,9 +48,12 @@ class Script:
         if random.random() < 0.3:
             return None
         start = int(random.integers(0, 60))
+        if random.random() < 0.3:
+            return [EOS, start + 2]
         return range(start, start + 9) if random.random() < 0.5 else [EOS, start + 2, start + 7, 80]
 
     def advance(self, token_id: int) -> Sequence[int]:
+        self.broken |= token_id == EOS
         allowed = self.allowed()
         self.broken |= allowed is not None and token_id not in allowed
         random = np.random.default_rng((self.seed, self.turn, token_id))
@@ -184,6 +187,44 @@ def test_forced_tokens_are_what_choosing_them_would_have_given(kind: str) -> Non
         engine.add(Request([picture(1)], [7, 8, 9], SamplingOptions(max_tokens=5)))
         finish(engine)
     assert rows[0].token_ids == rows[1].token_ids and len(rows[0].token_ids) >= 9
+
+
+@kinds
+def test_what_is_read_ahead_is_what_would_have_been_said(kind: str) -> None:
+    """Whether the answer goes on or ends: asked in one pass with what comes then, or in a pass of its own. A list of
+    three, of which two are the same, is not read ahead."""
+
+    @dataclass
+    class Ending:
+        ahead: bool
+        seed: int
+        turn: int = 0
+
+        def allowed(self) -> list[int] | None:
+            if self.turn % 3 != 2:
+                return None
+            other = 2 + (self.seed * 13 + self.turn * 5) % 80
+            return [EOS, other] if self.ahead else [EOS, other, other]
+
+        def advance(self, token_id: int) -> list[int]:
+            self.turn += 1
+            return [20 + token_id % 50, 9, *[EOS] * (token_id % 3 == 1)] if self.turn % 3 == 0 else []
+
+    answers = {}
+    for ahead in (True, False):
+        rows, engine = [], engine_of(kind, 3)
+        for seed in range(24):
+            options = SamplingOptions(max_tokens=14 + seed % 5)
+            rows.append(
+                engine.add(Request([picture(seed)], [7, 8 + seed], options, Ending(ahead, seed), logprobs=True))
+            )
+        finish(engine)
+        answers[ahead] = rows
+    for one, other in zip(answers[True], answers[False], strict=True):
+        assert (one.token_ids, one.finish_reason, one.decoded) == (other.token_ids, other.finish_reason, other.decoded)
+        assert [logprob is None for logprob in one.logprobs] == [logprob is None for logprob in other.logprobs]
+    lengths = {len(row.token_ids) for row in answers[True]}
+    assert {row.finish_reason for row in answers[True]} == {"stop", "length"} and len(lengths) > 4
 
 
 def test_the_cache_grows_when_it_must(monkeypatch: pytest.MonkeyPatch) -> None:

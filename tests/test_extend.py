@@ -113,12 +113,23 @@ def test_a_part_of_the_head_is_that_part_of_the_logits(family: str, packed: bool
     features, ids = pictures(model), random_ids(1, 5)
     whole, cache = model.prefill(features, ids, capacity=12)
     next_whole, _ = model.step(ids[:, 0], cache)
-    for vocab in (range(VOCAB), range(0, 90), range(17, 50), range(95, 96)):
+    for vocab in (range(VOCAB), range(0, 90), range(17, 50), range(95, 96), [0, 7, 8, 95], [33]):
         part, cache = model.prefill(features, ids, capacity=12, vocab=vocab)
         next_part, _ = model.step(ids[:, 0], cache, vocab=vocab)
         for smaller, larger in ((part, whole), (next_part, next_whole)):
-            assert distance(smaller, larger[:, vocab.start : vocab.stop]) <= 1e-5
+            assert distance(smaller, larger[:, mx.array(list(vocab))]) <= 1e-5
             assert smaller.dtype == mx.float32
+
+
+@kinds
+def test_logits_within_a_pass_are_those_of_its_beginning(kind: str) -> None:
+    model = fixed(kind)
+    cache = prefilled(model, [2, 4], 0)
+    ids = random_ids(2, 4)
+    logits, after = model.extend(ids, cache, [4, 2], after=[(0, 1), (0, 3), (1, 0)])
+    assert after.lengths == (cache.lengths[0] + 4, cache.lengths[1] + 2)
+    for place, (row, token) in enumerate([(0, 1), (0, 3), (1, 0)]):
+        near(logits[place : place + 1], model.extend(ids[row : row + 1, : token + 1], cache.select([row]))[0])
 
 
 TO_THE_BIT = """

@@ -205,6 +205,24 @@ def test_fewer_regions_on_request(planted, model: Path, capsys, flags: list[str]
     assert [one["score"] for one in regions] == [score if score is None else pytest.approx(score) for score in kept]
 
 
+@pytest.mark.parametrize(
+    ("flags", "ends_with"),
+    [
+        (["--constrain", "--max-regions", "1"], 1),
+        (["--max-regions", "1"], None),
+        (["--constrain", "--max-regions", "1", "--min-score", "0.3"], None),
+        (["--constrain", "--max-regions", "1", "--dedup-iou", "0.3"], None),
+        (["--constrain", "--max-regions", "1", "--format", "coco"], None),
+        (["--constrain"], None),
+    ],
+)
+def test_an_answer_ends_early_only_where_the_first_regions_are_the_ones_kept(
+    planted, model: Path, capsys, flags: list[str], ends_with: int | None
+):
+    assert ask(model, "--image", CAT, "--prompt", "detect cat ; dog", *flags) == 0
+    assert planted[0]["max_regions"] == ends_with and planted[0]["constrain"] == ("--constrain" in flags)
+
+
 def test_coco_results_have_ids_for_pictures_and_categories(planted, model: Path, capsys, tmp_path: Path):
     for name in ("000000000139.jpg", "000000000285.jpg"):
         (tmp_path / name).write_bytes(CAT.read_bytes())

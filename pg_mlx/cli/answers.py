@@ -162,9 +162,10 @@ def image_ids(pictures: list[Picture]) -> dict[str, int]:
 
 def categories(prompt: str) -> dict[str, int]:
     """By label: 1, 2, 3... in the order in which a detect or segment prompt names them."""
-    task, _, things = prompt.strip().partition(" ")
-    labels = [thing.strip() for thing in things.split(";")] if task in ("detect", "segment") else []
-    return {label: number for number, label in enumerate(dict.fromkeys(filter(None, labels)), 1)}
+    from ..regions.prompt import RegionPrompt
+
+    asked = RegionPrompt.of(prompt)
+    return {label: number for number, label in enumerate(asked.labels if asked else (), 1)}
 
 
 def to_json(answer: Answer) -> dict[str, Any]:

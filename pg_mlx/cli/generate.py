@@ -90,6 +90,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="vae-oid.npz, or what convert made of it (default: the model's own, else fetched from the hub once)",
     )
+    regions.add_argument(
+        "--constrain",
+        action="store_true",
+        help="detect and segment: let the answer be records with labels out of the prompt and nothing else, in fewer "
+        "steps",
+    )
     regions.add_argument("--max-regions", type=int, metavar="N", help="keep the N best")
     regions.add_argument(
         "--dedup-iou", type=float, metavar="T", help="keep one of boxes with one label that overlap by T (0..1) or more"
@@ -111,10 +117,14 @@ def run(argv: list[str], program: str) -> int:
         print(hint, file=sys.stderr)
 
     # What is cheap to get wrong is checked before anything large is loaded.
+    from ..processor import plain_prompt
+    from ..regions.prompt import RegionPrompt
     from ..regions.select import select
 
     narrow = dict(max_regions=args.max_regions, dedup_iou=args.dedup_iou, min_score=args.min_score)
     select([], **narrow)
+    if args.constrain:
+        RegionPrompt.required(plain_prompt(prompt))
     if not many:
         pictures = [replace(pictures[0], image=pictures[0].load())]
     drawings = Drawings(args.annotate, args.masks, args.soft_masks, pictures, many)
@@ -192,11 +202,21 @@ def _asker(
         )
     _note_interrupts(stop)
     scores = args.min_score is not None or args.format == "coco"
+    # Where nothing but their order decides which regions are kept, the answer may end with the last of them.
+    first = args.max_regions if args.constrain and not scores and args.dedup_iou is None else None
 
     def ask(picture: Picture, image: Image.Image) -> Generation:
         out.begin(picture)
         steps = stream_generate(
-            model, processor, prompt, image, cancelled=lambda: bool(stop), logprobs=scores, **asdict(options)
+            model,
+            processor,
+            prompt,
+            image,
+            cancelled=lambda: bool(stop),
+            logprobs=scores,
+            constrain=args.constrain,
+            max_regions=first,
+            **asdict(options),
         )
         for step in steps:
             out.token(step.text)

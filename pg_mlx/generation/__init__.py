@@ -2,6 +2,7 @@
 
 from .batch import batch_generate, stream_batch
 from .engine import Engine
+from .grammar import RegionGrammar, grammar_for
 from .pictures import FeatureCache, Picture
 from .results import Generation, Stats, Step
 from .rows import Allowed, Guide, Progress, Request, Row
@@ -16,6 +17,7 @@ __all__ = [
     "Guide",
     "Picture",
     "Progress",
+    "RegionGrammar",
     "Request",
     "Row",
     "SamplingOptions",
@@ -23,6 +25,7 @@ __all__ = [
     "Step",
     "batch_generate",
     "generate",
+    "grammar_for",
     "stream_batch",
     "stream_generate",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor
+from .grammar import grammar_for
 from .pictures import Picture
 from .results import Generation
 from .rows import Request, Row
@@ -41,6 +42,8 @@ def stream_batch(
     min_p: float = 0.0,
     seed: int | None = None,
     logprobs: bool = False,
+    constrain: bool = False,
+    max_regions: int | None = None,
 ) -> Iterator[tuple[int, Generation]]:
     """Answer many prompts about many pictures: (index, Generation) in the order in which they are done.
 
@@ -50,12 +53,17 @@ def stream_batch(
     long as a FeatureCache still holds them.
     Each answer is the one that `generate` gives with the same options, seed included; in 16 bits a batch may round
     otherwise. Closing the iterator ends everything.
-    Raises InputError: at once for a bad option or lists that do not match, when its turn comes for a bad picture.
+    Raises InputError: at once for a bad option, lists that do not match, or constrained prompts that are not for boxes;
+    when its turn comes for a bad picture.
     """
     options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed)
     if not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise InputError(f"batch_size is {batch_size}, but must be a whole number from 1 to {MAX_BATCH_SIZE}")
-    return _run(model, processor, _pairs(prompts, images), batch_size, options, logprobs)
+    pairs = _pairs(prompts, images)
+    for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
+        grammar_for(processor.tokenizer, prompt, constrain, max_regions)
+    requests = _requests(processor, pairs, options, logprobs, constrain, max_regions)
+    return _run(model, processor, requests, len(pairs), batch_size)
 
 
 def _pairs(prompts: str | Sequence[str], images: Any) -> list[tuple[str, Any]]:
@@ -72,16 +80,13 @@ def _pairs(prompts: str | Sequence[str], images: Any) -> list[tuple[str, Any]]:
 def _run(
     model: PaliGemma,
     processor: Processor,
-    pairs: list[tuple[str, Any]],
+    requests: Iterator[tuple[int, float, Request]],
+    waiting: int,
     batch_size: int,
-    options: SamplingOptions,
-    logprobs: bool,
 ) -> Iterator[tuple[int, Generation]]:
     engine = engine_for(model, processor, batch_size)
-    requests = _requests(processor, pairs, options, logprobs)
     begun: dict[Row, tuple[int, float]] = {}
     enough = max(1, batch_size // 4)  # newcomers at a time: one pass over several prefixes takes less than several
-    waiting = len(pairs)
     while waiting or begun:
         if engine.free >= enough:
             for index, start, request in islice(requests, engine.free):
@@ -94,7 +99,12 @@ def _run(
 
 
 def _requests(
-    processor: Processor, pairs: list[tuple[str, Any]], options: SamplingOptions, logprobs: bool
+    processor: Processor,
+    pairs: list[tuple[str, Any]],
+    options: SamplingOptions,
+    logprobs: bool,
+    constrain: bool,
+    max_regions: int | None,
 ) -> Iterator[tuple[int, float, Request]]:
     """Each pair's index, the time when it was begun, and its request. Pictures are read one after the other, as asked
     for, and one that several prompts in a row are about is read once."""
@@ -103,4 +113,5 @@ def _requests(
         start = time.perf_counter()
         if index == 0 or image is not last:
             last, pictures = image, pictures_of(processor, image)
-        yield index, start, Request(pictures, processor.prompt_ids(prompt), options, logprobs=logprobs)
+        guide = grammar_for(processor.tokenizer, prompt, constrain, max_regions)
+        yield index, start, Request(pictures, processor.prompt_ids(prompt), options, guide, logprobs)

@@ -12,7 +12,7 @@ from ..backend import on_gpu
 from ..cache import KVCache
 from ..errors import InputError
 from ..paligemma import PaliGemma
-from .choice import Choice, choose, span
+from .choice import Choice, choose, needed
 from .pictures import FeatureCache
 from .rows import Progress, Request, Row
 
@@ -72,7 +72,7 @@ class Engine:
         if not request.pictures or any(picture.pixels.shape != (side, side, 3) for picture in request.pictures):
             shapes = [picture.pixels.shape for picture in request.pictures]
             raise InputError(f"pictures have shapes {shapes}, but this model reads one or more of [{side}, {side}, 3]")
-        row = Row(request, len(self._vocab))
+        row = Row(request, len(self._vocab), self._eos_id)
         self._waiting.append(row)
         return row
 
@@ -95,7 +95,7 @@ class Engine:
         )
         if ahead:
             self._advance(following.tokens[:, None], [1] * len(self._rows))
-        taken = [row.take(*chosen, self._eos_id) for row, chosen in zip(self._rows, following.read(), strict=True)]
+        taken = [row.take(chosen) for row, chosen in zip(self._rows, following.read(), strict=True)]
         now = time.perf_counter()
         for row, ids in zip(self._rows, taken, strict=True):
             row.finished_at = now
@@ -103,9 +103,10 @@ class Engine:
         running = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
         self._keep(running)
         if running and not ahead:
-            longest = max(len(taken[index]) for index in running)
-            padded = [taken[index] + [self._eos_id] * (longest - len(taken[index])) for index in running]
-            self._advance(mx.array(padded), [len(taken[index]) for index in running])
+            reads = [row.reads for row in self._rows]
+            longest = max(map(len, reads))
+            padded = [ids + [self._eos_id] * (longest - len(ids)) for ids in reads]
+            self._advance(mx.array(padded), list(map(len, reads)))
         return progress
 
     def _drop_cancelled(self) -> list[Progress]:
@@ -160,7 +161,7 @@ class Engine:
         ids = mx.array([[*row.request.prompt_ids, *[0] * (slots - len(row.request.prompt_ids))] for row in rows])
         features = mx.stack([features for _, features in pairs])
         allowed = [row.allowed() for row in rows]
-        vocab = span(allowed, self._vocab)
+        vocab = needed(allowed, self._vocab)
         logits, cache = self._model.prefill(
             features,
             ids,
@@ -168,7 +169,7 @@ class Engine:
             prefix_lengths=None if min(lengths) == slots else lengths,
             vocab=vocab,
         )
-        chosen = choose(rows, logits, allowed, vocab)
+        chosen = choose(rows, logits, [[ids] for ids in allowed], vocab)
         mx.eval(chosen.arrays, cache.layers)
         mx.clear_cache()  # its scratch memory is of no use to decoding
         if self._cache is not None and self._next is not None:
@@ -181,14 +182,16 @@ class Engine:
     def _advance(self, token_ids: mx.array, counts: list[int]) -> None:
         """Let the running rows read token_ids int [B, T], counts of them real, and choose what comes next."""
         assert self._cache is not None
-        allowed = [row.allowed() for row in self._rows]
-        vocab = span(allowed, self._vocab)
+        asks = [row.asks for row in self._rows]
+        vocab = needed([allowed for several in asks for _, allowed in several], self._vocab)
         slots = token_ids.shape[1]
         if self._cache.length + slots > self._cache.capacity:
             more = max(slots, min(ROOM, max(row.left for row in self._rows)))
             self._cache = self._cache.grown(self._cache.length + more)
         real = None if min(counts) == slots else counts
-        logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab)
-        self._next = choose(self._rows, logits, allowed, vocab)
+        places = [(row, token) for row, several in enumerate(asks) for token, _ in several]
+        after = places if len(places) > len(asks) else None
+        logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab, after=after)
+        self._next = choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
         if on_gpu():
             mx.async_eval(self._next.arrays)

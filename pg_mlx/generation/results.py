@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,11 +52,16 @@ class Generation:
 class Step:
     """One token of a running answer: the text that became final with it (perhaps none yet).
 
-    The last Step has no token; it carries what text was still held back, and the Generation.
+    The last Step has no token; it carries what text was still held back, the region that the answer ended with, and the
+    Generation.
     """
 
     text: str
     token_id: int | None = None
     generation: Generation | None = None
     logprob: float | None = None
-    """Natural logarithm of the token's probability before temperature and truncation, if it was asked for."""
+    """Natural logarithm of the token's probability before temperature and truncation, if it was asked for and the token
+    was not forced."""
+    regions: Sequence[Region] = ()
+    """Those whose records became complete with this token, which is when nothing more can belong to the label: at the
+    separator, or at the end. All steps together have the regions of the Generation."""

@@ -17,11 +17,14 @@ class Guide(Protocol):
     """What one answer may say, token by token. Implementations know a grammar; the engine knows none."""
 
     def allowed(self) -> Allowed:
-        """The ids of which the next token must be one, as a list or a range with a step of 1; None for all."""
+        """The ids of which the next token must be one, as a list or a range with a step of 1; None for all.
+
+        If they are <eos> and one other, the model reads that one and those that have to follow it at once, and says in
+        the same pass whether the answer goes on with them and what comes then."""
 
     def advance(self, token_id: int) -> Sequence[int]:
-        """The next token is token_id. Returns those that have to follow it, often none: the model reads them in the
-        same pass and is not asked. The guide's state is then the one after them."""
+        """The next token is token_id, which is not <eos>. Returns those that have to follow it, often none: the model
+        reads them in the same pass and is not asked. The guide's state is then the one after them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Request:
 class Row:
     """One answer: waiting, running, or finished, which is when finish_reason is set. token_ids leave out <eos>."""
 
-    def __init__(self, request: Request, vocab_size: int):
+    def __init__(self, request: Request, vocab_size: int, eos_id: int):
         self.request = request
         self.token_ids: list[int] = []
         self.logprobs: list[float | None] = []
@@ -52,6 +55,11 @@ class Row:
         self.first_token_at = self.finished_at = 0.0  # time.perf_counter()
         self.cancelled = False
         self.sample = request.options.sampler(vocab_size)
+        self._eos_id = eos_id
+        self._unread: list[int] = []
+        """Tokens of the answer that the model has not read."""
+        self._pending: list[int] = []
+        """Tokens that follow those unless the answer ends before them."""
 
     def cancel(self) -> None:
         """The answer ends before the next step."""
@@ -62,28 +70,78 @@ class Row:
         """Tokens that may still come."""
         return self.request.options.max_tokens - self.decoded
 
+    @property
+    def reads(self) -> list[int]:
+        """What the model has to read next: at least one token, once there was a first one."""
+        pending = self._pending[:-1] if self._closing else self._pending
+        return self._unread + pending
+
+    @property
+    def asks(self) -> list[tuple[int, Allowed]]:
+        """What the model is then asked: after which of those tokens, and what may follow, as in Guide.allowed."""
+        if self.request.guide is None:  # which reads one token at a time, perhaps before Python knows it
+            return [(0, None)]
+        last = (len(self.reads) - 1, self.allowed())
+        if not self._pending:
+            return [last]
+        return [(len(self._unread) - 1, [self._eos_id, self._pending[0]]), last]
+
     def allowed(self) -> Allowed:
-        """As Guide.allowed."""
+        """What may follow everything that the model has read, as in Guide.allowed."""
+        if self._closing:
+            return [self._eos_id]
         return self.request.guide.allowed() if self.request.guide else None
 
-    def take(self, token_id: int, logprob: float, eos_id: int) -> list[int]:
-        """The model's next token -> what the row has to read: that one and those forced by the guide. Sets
-        finish_reason where the answer ends."""
+    @property
+    def _closing(self) -> bool:
+        """Whether what is pending ends the answer."""
+        return self._pending[-1:] == [self._eos_id]
+
+    def take(self, chosen: Sequence[tuple[int, float]]) -> list[int]:
+        """What the model chose where it was asked, token and log-probability -> what the answer grew by: that and the
+        tokens that the guide forced. Sets finish_reason where the answer ends."""
         guide = self.request.guide
-        taken: list[int] = []
-        for token in (token_id, *(guide.advance(token_id) if guide and token_id != eos_id else ())):
+        read, self._pending = self._pending, []
+        *decision, (token, logprob) = chosen
+        coming: list[tuple[int, float | None]] = []
+        if decision:
+            coming = [decision[0], *((pending, None) for pending in read[1:])]
+        if not decision or decision[0][0] != self._eos_id:
+            coming.append((token, logprob))
+            if guide and token != self._eos_id:
+                coming += [(forced, None) for forced in guide.advance(token)]
+        grown = self._grow(coming)
+        if self.finish_reason is None:
+            self._unread = grown[len(read) :]
+            self._pending = self._look_ahead()
+        return grown
+
+    def _grow(self, coming: Sequence[tuple[int, float | None]]) -> list[int]:
+        """Append to the answer until it ends."""
+        grown: list[int] = []
+        for token, logprob in coming:
             self.decoded += 1
-            if token == eos_id:
+            if token == self._eos_id:
                 self.finish_reason = "stop"
                 break
-            taken.append(token)
+            grown.append(token)
+            if self.request.logprobs:
+                self.logprobs.append(logprob)
             if self.left == 0:
                 self.finish_reason = "length"
                 break
-        self.token_ids += taken
-        if self.request.logprobs:
-            self.logprobs += [logprob, *[None] * len(taken)][: len(taken)]
-        return taken
+        self.token_ids += grown
+        return grown
+
+    def _look_ahead(self) -> list[int]:
+        """If the answer can only end here or go on in one way: that way, up to where it branches again."""
+        guide = self.request.guide
+        allowed = guide.allowed() if guide else None
+        if not guide or allowed is None or len(allowed) != 2 or self._eos_id not in allowed:
+            return []
+        onward = sum(allowed) - self._eos_id
+        ahead = [onward, *guide.advance(onward)]
+        return ahead[: ahead.index(self._eos_id) + 1] if self._eos_id in ahead else ahead
 
 
 @dataclass(frozen=True)

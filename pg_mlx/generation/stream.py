@@ -12,8 +12,10 @@ import mlx.core as mx
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream, load_image
-from ..regions.answer import read_answer
+from ..regions import Malformed, Region
+from ..regions.answer import AnswerReader, read_answer
 from .engine import Engine
+from .grammar import grammar_for
 from .pictures import Picture
 from .results import Generation, Stats, Step
 from .rows import Request, Row
@@ -41,6 +43,8 @@ def stream_generate(
     seed: int | None = None,
     cancelled: Callable[[], bool] | None = None,
     logprobs: bool = False,
+    constrain: bool = False,
+    max_regions: int | None = None,
 ) -> Iterator[Step]:
     """Answer a prompt about a picture, one Step a token; the last Step carries the Generation.
 
@@ -48,11 +52,14 @@ def stream_generate(
     image or array, or a list of them for one prompt about several pictures. cancelled: asked between
     tokens; once it returns True the answer ends with finish_reason "cancelled". logprobs: also tell each
     token's log-probability, and from them the regions' scores (one more pass over the logits a token).
-    Raises InputError, before anything is computed, for a bad picture or option.
+    constrain: the answer to a detect or segment prompt consists of records with labels out of the prompt, and of
+    nothing else (see RegionGrammar); max_regions then ends it with so many regions.
+    Raises InputError, before anything is computed, for a bad picture or option, and for another prompt constrained.
     """
     start = time.perf_counter()
     options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed)
-    request = Request(pictures_of(processor, image), processor.prompt_ids(prompt), options, logprobs=logprobs)
+    guide = grammar_for(processor.tokenizer, prompt, constrain, max_regions)
+    request = Request(pictures_of(processor, image), processor.prompt_ids(prompt), options, guide, logprobs)
     return _run(model, processor, request, start, cancelled or (lambda: False))
 
 
@@ -62,14 +69,21 @@ def _run(
     engine = engine_for(model, processor)
     row = engine.add(request)
     text = TextStream(processor.tokenizer)
+    reader, regions = AnswerReader(request.pictures[0].size, processor.mask_decoder), list[Region]()
     while engine.busy:
         for progress in engine.step():
             logprobs = row.logprobs[-len(progress.token_ids) :] or repeat(None)
             for token_id, logprob in zip(progress.token_ids, logprobs, strict=False):
-                yield Step(text.push(token_id), token_id, logprob=logprob)
+                piece = text.push(token_id)
+                complete = reader.push(piece, logprob)
+                regions += complete
+                yield Step(piece, token_id, logprob=logprob, regions=complete)
         if row.finish_reason is None and cancelled():
             row.cancel()
-    yield Step(text.flush(), generation=generation_of(row, model, processor, start))
+    piece = text.flush()
+    complete = [*reader.push(piece), *reader.flush()]
+    generation = generation_of(row, model, processor, start, (regions + complete, reader.malformed))
+    yield Step(piece, generation=generation, regions=complete)
 
 
 def pictures_of(processor: Processor, image: Any) -> list[Picture]:
@@ -86,8 +100,15 @@ def engine_for(model: PaliGemma, processor: Processor, batch_size: int = 1) -> E
     return Engine(model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size)
 
 
-def generation_of(row: Row, model: PaliGemma, processor: Processor, start: float) -> Generation:
-    """A finished row as its user sees it. start: time.perf_counter() when it was asked for."""
+def generation_of(
+    row: Row,
+    model: PaliGemma,
+    processor: Processor,
+    start: float,
+    found: tuple[list[Region], list[Malformed]] | None = None,
+) -> Generation:
+    """A finished row as its user sees it. start: time.perf_counter() when it was asked for. found: as read_answer gives
+    it, if that has been read already."""
     assert row.finish_reason is not None
     decode_s = row.finished_at - row.first_token_at if row.decoded > 1 else 0.0
     stats = Stats(
@@ -102,7 +123,8 @@ def generation_of(row: Row, model: PaliGemma, processor: Processor, start: float
         peak_memory_bytes=mx.get_peak_memory(),
     )
     answer = processor.tokenizer.decode(row.token_ids)
-    pieces = TextStream(processor.tokenizer)
-    logged = [(pieces.push(token), logprob) for token, logprob in zip(row.token_ids, row.logprobs, strict=False)]
-    regions, malformed = read_answer(answer, row.request.pictures[0].size, processor.mask_decoder, logged)
-    return Generation(answer, row.token_ids, row.finish_reason, stats, regions, malformed)
+    if found is None:
+        pieces = TextStream(processor.tokenizer)
+        logged = [(pieces.push(token), logprob) for token, logprob in zip(row.token_ids, row.logprobs, strict=False)]
+        found = read_answer(answer, row.request.pictures[0].size, processor.mask_decoder, logged)
+    return Generation(answer, row.token_ids, row.finish_reason, stats, *found)

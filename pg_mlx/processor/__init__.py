@@ -49,13 +49,18 @@ class Processor:
         prompt that ends in one already gets no second. Leading <image> and <bos>, which Hugging Face's prompts may
         carry, are dropped: the program places both itself.
         """
-        text = _PLACEHOLDERS.sub("", prompt, count=1) if _PLACEHOLDERS.match(prompt) else prompt
-        ids = self.tokenizer.encode(text.removesuffix("\n"))
+        ids = self.tokenizer.encode(plain_prompt(prompt).removesuffix("\n"))
         return [self.tokenizer.bos_id, *ids, *self.tokenizer.newline_ids]
 
     def suffix_ids(self, text: str) -> list[int]:
         """An answer as training wants it: its ids and <eos>."""
         return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+
+
+def plain_prompt(prompt: str) -> str:
+    """Without the <image> and <bos> that it may begin with."""
+    placeholders = _PLACEHOLDERS.match(prompt)
+    return prompt[placeholders.end() :] if placeholders else prompt
 
 
 def read_resample(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""From a finished answer to regions complete with masks and scores."""
+"""From an answer, finished or not, to regions complete with masks and scores."""
 
 from __future__ import annotations
 
@@ -29,10 +29,37 @@ def read_answer(
     parser = RegionParser(image_size)
     regions = [*parser.push(text), *parser.flush()]
     regions = _scored(regions, logged)
-    return (_with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
+    return (with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
 
 
-def _with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
+class AnswerReader:
+    """As read_answer, for an answer that comes token by token: each region once its record is complete."""
+
+    def __init__(self, image_size: tuple[int, int], mask_decoder: Callable[[Any], Any] | None = None):
+        self._parser, self._mask_decoder = RegionParser(image_size), mask_decoder
+        self._logged: list[tuple[str, float | None]] = []
+
+    @property
+    def malformed(self) -> list[Malformed]:
+        """What has been malformed so far."""
+        return self._parser.malformed
+
+    def push(self, text: str, logprob: float | None = None) -> list[Region]:
+        """The regions that became complete with the text of one more token."""
+        self._logged.append((text, logprob))
+        return self._finished(self._parser.push(text))
+
+    def flush(self) -> list[Region]:
+        """The region that ended with the answer, if one did."""
+        return self._finished(self._parser.flush())
+
+    def _finished(self, regions: list[Region]) -> list[Region]:
+        regions = _scored(regions, self._logged)
+        return with_masks(regions, self._mask_decoder) if self._mask_decoder else regions
+
+
+def with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
+    """The regions, those with codes with their masks, if the decoder makes any."""
     codes = [region.codes for region in regions if region.codes]
     decoded = mask_decoder(codes) if codes else None
     if decoded is None:

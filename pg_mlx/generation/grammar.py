@@ -1,0 +1,103 @@
+"""What the answer to a detect or segment prompt may say: nothing, or records with labels out of the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..errors import InputError
+from ..processor import Tokenizer, plain_prompt
+from ..regions.parser import CODES, LOCATIONS
+from ..regions.prompt import RegionPrompt
+from .rows import Allowed
+
+SEPARATOR = " ; "
+
+_Node = dict[int, "_Node"]
+"""A tree of token sequences: what may come next, and what then."""
+
+
+class RegionGrammar:
+    """A Guide: (<loc>x4 label (" ; " <loc>x4 label)*)? <eos>, with <seg>x16 behind the <loc> of a segment prompt.
+
+    The text between two records, label and separator, is cut into tokens as a whole, as it is in training data; so are
+    the labels' beginnings that several have in common. What has only one continuation is forced.
+
+    Boxes are the model's own choice. One whose corners are in the wrong order stays so, and is reported as malformed:
+    to allow only the <loc> beyond the first corner would make a box of what the model did not mean as one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: RegionPrompt, max_regions: int | None = None):
+        """max_regions: the answer ends with so many boxes, those in the wrong order not counted. Raises InputError if
+        it is below 0."""
+        if max_regions is not None and max_regions < 0:
+            raise InputError(f"max_regions is {max_regions}, but must be 0 or more")
+        self._locations, self._codes = tokenizer.location_ids, tokenizer.segmentation_ids
+        self._eos_id = tokenizer.eos_id
+        self._masks = prompt.task == "segment"
+        self._left = max_regions
+        last = [[*tokenizer.encode(f" {label}"), self._eos_id] for label in prompt.labels]
+        inner = [tokenizer.encode(f" {label}{SEPARATOR}") for label in prompt.labels]
+        self._last, self._any = _tree(last), _tree(last + inner)
+        self._begun = False
+        self._record: list[int] = []
+        """The region tokens of the record that is being written."""
+        self._node: _Node | None = None
+        """Where in the trees, behind those."""
+
+    def allowed(self) -> Allowed:
+        """As Guide."""
+        if self._node is not None:
+            return sorted(self._node)
+        if self._left == 0:
+            return [self._eos_id]
+        if len(self._record) >= LOCATIONS:
+            return self._codes
+        return self._locations if self._begun else sorted([self._eos_id, *self._locations])
+
+    def advance(self, token_id: int) -> Sequence[int]:
+        """As Guide."""
+        self._begun = True
+        if self._node is not None:
+            self._node = self._node[token_id]
+            return self._forced()
+        self._record.append(token_id)
+        if len(self._record) < LOCATIONS + (CODES if self._masks else 0):
+            return []
+        y0, x0, y1, x1 = self._record[:LOCATIONS]
+        if self._left is not None and y0 < y1 and x0 < x1:
+            self._left -= 1
+        self._node = self._last if self._left == 0 else self._any
+        return self._forced()
+
+    def _forced(self) -> list[int]:
+        """Go on to where there is a choice: within the tree, or at the next record."""
+        forced: list[int] = []
+        while self._node is not None and len(self._node) == 1:
+            ((token, self._node),) = self._node.items()
+            forced.append(token)
+        if not self._node:
+            self._node, self._record = None, []
+        return forced
+
+
+def _tree(sequences: Iterable[Sequence[int]]) -> _Node:
+    root: _Node = {}
+    for sequence in sequences:
+        node = root
+        for token in sequence:
+            node = node.setdefault(token, {})
+    return root
+
+
+def grammar_for(
+    tokenizer: Tokenizer, prompt: str, constrain: bool = True, max_regions: int | None = None
+) -> RegionGrammar | None:
+    """The guide of an answer that is to be constrained, None for one that is not. max_regions: see RegionGrammar.
+
+    Raises InputError for a prompt whose answers have no grammar.
+    """
+    if not constrain:
+        if max_regions is not None:
+            raise InputError("max_regions ends a constrained answer early: it needs constrain=True")
+        return None
+    return RegionGrammar(tokenizer, RegionPrompt.required(plain_prompt(prompt)), max_regions)

@@ -1,0 +1,42 @@
+"""What a detect or segment prompt asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+TASKS = ("detect", "segment")
+
+_NO_LABEL = re.compile(r"<loc\d{4}>|<seg\d{3}>|\n", re.ASCII)
+"""What would end a label, or begin a record within it."""
+
+
+@dataclass(frozen=True)
+class RegionPrompt:
+    """ "detect cat ; dog" or "segment cat", taken apart."""
+
+    task: str
+    """One of TASKS."""
+    labels: tuple[str, ...]
+    """What it names, in its order, each once."""
+
+    @classmethod
+    def of(cls, prompt: str) -> RegionPrompt | None:
+        """None for a prompt of any other kind, and for one that names nothing."""
+        task, _, things = prompt.strip().partition(" ")
+        labels = tuple(dict.fromkeys(filter(None, map(str.strip, things.split(";")))))
+        return cls(task, labels) if task in TASKS and labels else None
+
+    @classmethod
+    def required(cls, prompt: str) -> RegionPrompt:
+        """Raises InputError for any other prompt, and for a label that no record could have."""
+        asked = cls.of(prompt)
+        if asked is None:
+            shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
+            raise InputError(f"only 'detect cat ; dog' and 'segment cat' can be constrained, not the prompt {shown!r}")
+        for label in asked.labels:
+            if _NO_LABEL.search(label):
+                raise InputError(f"no region can have the label {label!r}: it holds a region token or a line break")
+        return asked
