@@ -150,9 +150,13 @@ def test_stored_answers_are_those_of_the_bundled_checkpoint(reference: answers.R
     assert len(found) == 2 * len(answers.PROMPTS) and all(check.error < 1e-3 for check in found)
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
-def test_another_device_is_compared_with_the_cpu(reference: answers.Run, dtype: mx.Dtype) -> None:
-    """Here the CPU again, for want of another device; 16 bits stay within their bound."""
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_another_device_is_compared_with_the_cpu(
+    reference: answers.Run, dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the CPU again, for want of another device; 16 bits stay within their bound. A short answer, since the CPU is
+    slow in 16 bits."""
+    monkeypatch.setattr(answers, "PROMPTS", answers.PROMPTS[:1])
     found = answers.run(mx.cpu, dtype, reference.tokens)
     compared = list(answers.against_run("GPU", found, reference, dtype))
     for check in compared:
