@@ -83,7 +83,9 @@ class MlxVlm:
         mx = self.mx
         self.model = load_model(Path(folder), lazy=True, strict=True)
         packed = "quantization" in json.loads((Path(folder) / "config.json").read_text())
-        for name, array in dict(tree_flatten(self.model.parameters())).items():
+        arrays: list[Any] = list(tree_flatten(self.model.parameters()))
+        while arrays:  # none is kept in both forms
+            name, array = arrays.pop()
             if not packed and mx.default_device() == mx.cpu and mx.issubdtype(array.dtype, mx.floating):
                 array = array.astype(mx.float32)
                 self.model.update(tree_unflatten([(name, array)]))

@@ -230,17 +230,20 @@ def take_turns(title: str, results: dict[Process, Result], inputs: str, args: ar
 
 
 def take_turns_in_batches(results: dict[Process, Result], inputs: str, args: argparse.Namespace) -> None:
+    spent: dict[tuple[Process, int], float] = {}
     for turn in range(args.rounds + 1):
         for process, result in results.items():
             for at_once in (1, BATCH):
-                if result.error:
+                before = spent.get((process, at_once), 0.0)
+                if result.error or before > args.budget:
                     continue
+                start = time.perf_counter()
                 found = process.ask("batch", inputs=inputs, steps=STEPS, at_once=at_once)
-                if "error" in found:
-                    note(f"batches of {at_once}: {process.name} fails: {found['error']}")
-                elif turn > 0:
+                taken = time.perf_counter() - start
+                spent[process, at_once] = before + taken
+                note(f"batches of {at_once}, round {turn}: {process.name} {found.get('error', f'{taken:.2f} s')}")
+                if "error" not in found and (turn > 0 or taken > args.budget):
                     result.batches.setdefault(at_once, []).append(found)
-    note("batches done")
 
 
 def start_fresh(name: str, folder: Path, results: dict[Process, Result], args: argparse.Namespace) -> None:
