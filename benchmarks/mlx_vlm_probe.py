@@ -52,10 +52,12 @@ def mlx_vlm_run(folder: str, inputs: str, output: str, prompt: str, image: str, 
 
 def mlx_vlm_kernels(folder: str, inputs: str) -> Result:
     """The kernels of one decode step, counted as graph.py does, and the views."""
-    import graph
     import mlx.core as mx
     from mlx_vlm import load
     from mlx_vlm.models.cache import make_prompt_cache
+
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from pg_mlx.measure import graph
 
     model, _ = load(folder, strict=True)
     arrays = mx.load(inputs)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import mlx.core as mx
 import pytest
 from model_fixtures import FAMILIES, config_json, model_of, quantized, random_tensors, wide_config_json
@@ -13,11 +10,7 @@ from pg_mlx import PaliGemma, backend, gemma
 from pg_mlx.activations import geglu, gelu
 from pg_mlx.checkpoint.layouts import slots
 from pg_mlx.config import PaliGemmaConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
-import decode_work
-import graph
+from pg_mlx.measure import decode_work, graph
 
 KERNELS_A_LAYER = {"gemma": 14, "gemma2": 19}
 

@@ -17,12 +17,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compatibility
-import decode_work
 from compatibility import FAMILIES, OURS, STEPS, THEIRS, Row
 
 from pg_mlx import load_model
 from pg_mlx.checkpoint.validate import validate
 from pg_mlx.conversion.pipeline import convert
+from pg_mlx.measure import decode_work
 
 PEER = os.environ.get("PG_MLX_PEER_PYTHON") or (sys.executable if importlib.util.find_spec("mlx_vlm") else None)
 needs_peer = pytest.mark.skipif(PEER is None, reason="no mlx-vlm here, and PG_MLX_PEER_PYTHON names no interpreter")

@@ -11,6 +11,8 @@ from ..errors import PgMlxError
 COMMANDS = {
     "generate": "ask about pictures",
     "convert": "convert and quantize a checkpoint",
+    "bench": "time each stage on this machine",
+    "doctor": "check that this machine computes right",
 }
 
 

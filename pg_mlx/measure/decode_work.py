@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pg_mlx  # noqa: F401 - before mlx.core
+import mlx.core as mx
 
-import mlx.core as mx  # isort: skip
-
-from mlx.utils import tree_flatten
-
-from pg_mlx import PaliGemma, backend, gemma
-from pg_mlx.cache import KVCache
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import graph
+from .. import backend, gemma
+from ..cache import KVCache
+from ..paligemma import PaliGemma
+from . import graph, work
 
 FUSED = [(gemma, name) for name in ("_add", "_add_weighted", "cap_logits", "cap_scores", "geglu")]
 """Functions that mx.compile makes one operation, as counting kernels shows."""
@@ -52,10 +44,7 @@ def decode_bytes(model: PaliGemma, lengths: Sequence[int] = (5,)) -> int:
 def least_decode_bytes(model: PaliGemma, lengths: Sequence[int] = (5,)) -> int:
     """Bytes that no step can do without: the decoder's weights as they are stored, the head among them, and the keys
     and values in use."""
-    weights = sum(array.nbytes for array in dict(tree_flatten(model.language_model.parameters())).values())
-    text = model.config.text
-    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.size
-    return weights + a_token * sum(_prefilled(model, lengths).lengths)
+    return work.decode_work(model, _prefilled(model, lengths).lengths).bytes
 
 
 def _step(model: PaliGemma, lengths: Sequence[int]) -> list[mx.array]:

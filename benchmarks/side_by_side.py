@@ -1,0 +1,316 @@
+"""pg_mlx beside mlx-vlm and transformers on this machine: the same folders, pixels, ids, BLAS and threads, in turn.
+
+    PG_MLX_PEER_PYTHON=... PG_MLX_TORCH_PYTHON=... python benchmarks/side_by_side.py [--settings NAME ...]
+
+The variables name interpreters that have mlx-vlm, and torch with transformers; who is missing is left out. For each
+setting every contestant lives in a process of its own (contestants.py), and they take turns: round by round, each one
+runs once, the first of them another one each time. One round is not counted. A contestant that has used up --budget
+seconds of a setting sits out the rounds after, and if one run alone takes as long, that first one counts. Figures are
+medians. The tables go into docs/performance.md between two marks, the plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import json
+
+import numpy as np
+import random_checkpoint
+from contestants import CONTESTANTS
+
+from pg_mlx.backend import mx
+from pg_mlx.checkpoint.layouts import PATCH_KERNEL
+from pg_mlx.conversion.pipeline import convert
+from pg_mlx.demo import CHECKPOINT
+from pg_mlx.errors import InputError
+from pg_mlx.measure import machine
+from pg_mlx.processor import Processor
+from pg_mlx.quantization import Quantization
+
+Json = dict[str, Any]
+
+ROOT = Path(__file__).parent.parent
+SCENE = CHECKPOINT.parent / "scene.png"
+PYTHONS = {
+    "pg_mlx": sys.executable,
+    "mlx-vlm": os.environ.get("PG_MLX_PEER_PYTHON"),
+    "transformers float32": os.environ.get("PG_MLX_TORCH_PYTHON"),
+    "transformers bfloat16": os.environ.get("PG_MLX_TORCH_PYTHON"),
+}
+ON_MLX = ("pg_mlx", "mlx-vlm")
+PROMPT = "detect red circle"
+LONG_PROMPT = "detect cat ; dog ; red car"
+STEPS, BATCH = 8, 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A checkpoint and who runs it. model: a name for random_checkpoint.py, or None for the bundled one."""
+
+    title: str
+    model: str | None = None
+    q_bits: int | None = None
+    contestants: tuple[str, ...] = tuple(PYTHONS)
+
+    def folder(self, place: Path, layers: int) -> Path:
+        """The checkpoint: made in `place` unless it is the bundled one as it is. Float ones are as the hub has them."""
+        if self.model is None and self.q_bits:
+            return CHECKPOINT
+        target = place / "model"
+        if self.model is None:
+            convert(CHECKPOINT, target, dequantize=True, check=False)
+            as_on_the_hub(target)
+            return target
+        quantization = Quantization(self.q_bits, 64) if self.q_bits else None
+        raw = random_checkpoint.raw_config(self.model, layers, padded=self.q_bits is not None)
+        random_checkpoint.write(target, raw, quantization, random_checkpoint.PUBLISHED_TOKENIZER)
+        if quantization is None:
+            as_on_the_hub(target)
+        return target
+
+
+SETTINGS = {
+    "demo-8bit": Setting("demo, 8 bits", q_bits=8, contestants=ON_MLX),
+    "demo": Setting("demo, float"),
+    "3b-224": Setting("3B, 224 px, float", "paligemma-3b-224"),
+    "3b-224-4bit": Setting("3B, 224 px, 4 bits", "paligemma-3b-224", 4, ON_MLX),
+    "2-3b-448": Setting("2-3B, 448 px, float", "paligemma2-3b-448"),
+    "2-3b-448-4bit": Setting("2-3B, 448 px, 4 bits", "paligemma2-3b-448", 4, ON_MLX),
+}
+"""Those of published models have true widths and a head of 257216 rows, but few layers (--layers)."""
+
+
+@dataclass
+class Result:
+    """What one contestant made of a setting."""
+
+    setting: str
+    contestant: str
+    runs: list[Json] = field(default_factory=list)
+    batches: dict[int, list[Json]] = field(default_factory=dict)
+    starts: list[float] = field(default_factory=list)
+    error: str = ""
+
+    def median(self, name: str) -> float:
+        """Of "vision_s", "first_s", "peak_bytes" by run, or of "decode_s" by token."""
+        values = [run[name] for run in self.runs]
+        return statistics.median([x for value in values for x in (value if isinstance(value, list) else [value])])
+
+    def batch_seconds(self, at_once: int) -> float:
+        """For each picture."""
+        return statistics.median(found["seconds"] for found in self.batches[at_once]) / BATCH
+
+
+def as_on_the_hub(folder: Path) -> None:
+    """Turn the patch kernel to PyTorch's order, which all of them read, in a folder of ours."""
+    for path in folder.glob("*.safetensors"):
+        tensors = mx.load(str(path))
+        assert isinstance(tensors, dict)
+        if PATCH_KERNEL in tensors:
+            tensors[PATCH_KERNEL] = mx.contiguous(tensors[PATCH_KERNEL].transpose(0, 3, 1, 2))
+        mx.eval(tensors)
+        changed = path.with_suffix(".new.safetensors")
+        mx.save_safetensors(str(changed), tensors, {"format": "pt"})
+        changed.replace(path)
+
+
+def write_inputs(folder: Path, place: Path, prompt: str) -> tuple[Path, Path]:
+    """The scene, and it in all orientations: pixels float32 [B, 3, H, W], ids int32 [B, T] with the placeholders."""
+    from PIL import Image
+
+    config = json.loads((folder / "config.json").read_text())
+    side = config["vision_config"]["image_size"]
+    processor = Processor.from_folder(folder, side)
+    picture = Image.open(SCENE).convert("RGB")
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned = [one.rotate(90 * quarter, expand=True) for one in (picture, mirrored) for quarter in range(4)]
+    pixels = np.stack([processor.pixels(one).transpose(2, 0, 1) for one in turned])
+    ids = [config["image_token_index"]] * (side // 14) ** 2 + processor.prompt_ids(prompt)
+    rows = np.array([ids] * BATCH, dtype=np.int32)
+    one, many = place / "one.npz", place / "many.npz"
+    np.savez(one, pixels=pixels[:1], ids=rows[:1])
+    np.savez(many, pixels=pixels, ids=rows)
+    return one, many
+
+
+class Process:
+    """A contestant that lives until it is told otherwise."""
+
+    def __init__(self, name: str, threads: int):
+        self.name = name
+        python = PYTHONS[name]
+        assert python is not None
+        self._process = subprocess.Popen(
+            [python, str(ROOT / "benchmarks" / "contestants.py"), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(threads),
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> Json:
+        assert self._process.stdin and self._process.stdout
+        try:
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        found: Json = json.loads(line) if line else {"error": f"the process ended with {self._process.wait()}"}
+        return found
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def environment(threads: int) -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "HF_HUB_OFFLINE": "1"}
+
+
+def note(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def measure(name: str, args: argparse.Namespace) -> list[Result]:
+    """One setting: all its contestants in turn, then the batches of the demo."""
+    setting = SETTINGS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        note(f"{setting.title}: writing the checkpoint")
+        folder = setting.folder(place, args.layers)
+        one, many = write_inputs(folder, place, PROMPT if setting.model is None else LONG_PROMPT)
+        processes = [Process(who, args.threads) for who in setting.contestants if PYTHONS[who]]
+        results = {process: Result(name, process.name) for process in processes}
+        try:
+            for process, result in results.items():
+                note(f"{setting.title}: {process.name} loads")
+                result.error = process.ask("load", folder=str(folder)).get("error", "")
+            take_turns(setting.title, results, str(one), args)
+            if setting.model is None:
+                take_turns_in_batches(results, str(many), args)
+        finally:
+            for process in processes:
+                process.close()
+        if setting.model is None:
+            start_fresh(name, folder, results, args)
+        return list(results.values())
+
+
+def take_turns(title: str, results: dict[Process, Result], inputs: str, args: argparse.Namespace) -> None:
+    spent = dict.fromkeys(results, 0.0)
+    order = list(results)
+    for turn in range(args.rounds + 1):
+        for process in order[turn % len(order) :] + order[: turn % len(order)]:
+            result = results[process]
+            if result.error or spent[process] > args.budget:
+                continue
+            start = time.perf_counter()
+            found = process.ask("run", inputs=inputs, steps=STEPS)
+            taken = time.perf_counter() - start
+            spent[process] += taken
+            result.error = found.get("error", "")
+            note(f"{title}, round {turn}: {process.name} {result.error or f'{taken:.2f} s'}")
+            if not result.error and (turn > 0 or taken > args.budget):
+                result.runs.append(found)
+
+
+def take_turns_in_batches(results: dict[Process, Result], inputs: str, args: argparse.Namespace) -> None:
+    spent: dict[tuple[Process, int], float] = {}
+    for turn in range(args.rounds + 1):
+        for process, result in results.items():
+            for at_once in (1, BATCH):
+                before = spent.get((process, at_once), 0.0)
+                if result.error or before > args.budget:
+                    continue
+                start = time.perf_counter()
+                found = process.ask("batch", inputs=inputs, steps=STEPS, at_once=at_once)
+                taken = time.perf_counter() - start
+                spent[process, at_once] = before + taken
+                note(f"batches of {at_once}, round {turn}: {process.name} {found.get('error', f'{taken:.2f} s')}")
+                if "error" not in found and (turn > 0 or taken > args.budget):
+                    result.batches.setdefault(at_once, []).append(found)
+
+
+def start_fresh(name: str, folder: Path, results: dict[Process, Result], args: argparse.Namespace) -> None:
+    """From process start to the answer, as a person runs each of them."""
+    preload = {} if sys.platform == "darwin" else {"LD_PRELOAD": os.environ.get("PG_MLX_BLAS", "libopenblas.so.0")}
+    question = ["--model", str(folder), "--image", str(SCENE), "--prompt", PROMPT, "--max-tokens", "64"]
+    for turn in range(args.rounds + 1):
+        for process, result in results.items():
+            if result.error:
+                continue
+            who, python, extra = process.name, str(PYTHONS[process.name]), dict[str, str]()
+            if who == "pg_mlx":
+                command = [python, str(ROOT / "generate.py"), *question]
+            elif who == "mlx-vlm":
+                command, extra = [python, "-m", "mlx_vlm.generate", *question, "--temperature", "0"], preload
+            else:
+                contestants = str(ROOT / "benchmarks" / "contestants.py")
+                command = [python, contestants, who, str(folder), str(SCENE), PROMPT]
+            start = time.perf_counter()
+            done = subprocess.run(
+                command, env=environment(args.threads) | extra, capture_output=True, text=True, check=False
+            )
+            taken = time.perf_counter() - start
+            if done.returncode or "red circle" not in done.stdout.replace(PROMPT, ""):
+                note(f"from process start: {who} fails: {(done.stderr or done.stdout)[-200:]}")
+            elif turn > 0:
+                result.starts.append(taken)
+    note(f"{SETTINGS[name].title}: from process start done")
+
+
+def versions(threads: int) -> str:
+    found: dict[str, str] = {}
+    for name, python in PYTHONS.items():
+        if python is None:
+            note(f"{name}: no interpreter given, left out")
+            continue
+        process = Process(name, threads)
+        answer = process.ask("versions")
+        process.close()
+        if "error" in answer:
+            note(f"{name}: cannot be run ({answer['error']}), left out")
+            PYTHONS[name] = None
+        else:
+            found |= answer
+    return ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=5, help="that count (default: 5)")
+    parser.add_argument("--budget", type=float, default=120, help="seconds for a contestant and setting (default: 120)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each (default: the CPU's cores)")
+    parser.add_argument("--layers", type=int, default=4, help="of random models, tower and decoder (default: 4)")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="where the tables go")
+    args = parser.parse_args()
+    assert set(PYTHONS) == set(CONTESTANTS)
+    import side_by_side_page
+
+    try:
+        numbers = versions(args.threads)
+        described = machine.description()
+        results = [result for name in args.settings for result in measure(name, args)]
+        side_by_side_page.write(args.page, results, described, numbers, args)
+    except InputError as error:
+        parser.exit(2, f"side_by_side.py: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""pg-mlx doctor: does this machine compute what it should?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from .common import Parser
+
+if TYPE_CHECKING:
+    from ..measure.paths import Check
+
+DESCRIPTION = (
+    "Run the bundled checkpoint on this machine and compare every result and every fused kernel it goes through."
+)
+
+EPILOG = """\
+Without a GPU the CPU's answers are compared with those stored beside the checkpoint; with one, also GPU and CPU.
+
+  %(prog)s                        a line a check
+  %(prog)s --json > doctor.json   for a bug report: holds no names of machine, user or files
+  %(prog)s --model ./pg2-4bit     the kernels in the shapes and packings of another checkpoint
+
+exit code: 0 healthy, 1 not, 2 for a wrong input.
+"""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    p = Parser(program, DESCRIPTION, EPILOG)
+    p.add_argument(
+        "--model", metavar="M", help="checkpoint folder whose kernels are checked (default: the bundled demo)"
+    )
+    p.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    return p
+
+
+def run(argv: list[str], program: str) -> int:
+    args = parser(program).parse_args(argv)
+
+    from ..measure import machine
+
+    print(f"{program}: measuring how fast memory is copied ...", file=sys.stderr)
+    described = {**machine.description(), "copied_bytes_per_second": machine.copy_bandwidth()}
+    checks = list(_checks(args.model, program))
+    sick = [check for check in checks if not check.healthy]
+    warnings = _warnings(described)
+    if args.json:
+        report = {
+            "healthy": not sick,
+            "machine": described,
+            "warnings": warnings,
+            "checks": [check.report() for check in checks],
+        }
+        print(json.dumps(report, indent=1))
+    else:
+        print("\n".join([*_describe(described), "", *map(_line, checks), "", *warnings]))
+        print(f"not healthy: {len(sick)} of {len(checks)} checks failed" if sick else f"healthy: {len(checks)} checks")
+    return 1 if sick else 0
+
+
+def _checks(folder: str | None, program: str) -> Iterator[Check]:
+    import mlx.core as mx
+
+    from ..backend import default_dtype, on_gpu
+    from ..checkpoint.load import load_model
+    from ..demo import CHECKPOINT
+    from ..measure import answers, paths
+
+    def note(what: str) -> None:
+        print(f"{program}: {what} ...", file=sys.stderr)
+
+    note("fused kernels")
+    yield from paths.checks(load_model(folder or CHECKPOINT))
+    expected = [answer["tokens"] for answer in answers.stored()]
+
+    def run(device: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, answers.Run]:
+        name = answers.description(device, dtype)
+        note(f"bundled checkpoint on the {name}")
+        return name, answers.run(device, dtype, expected)
+
+    name, reference = run(mx.cpu, mx.float32)
+    yield from answers.against_stored(name, reference, mx.float32)
+    if on_gpu():
+        for dtype in (mx.float32, default_dtype()):
+            name, found = run(mx.gpu, dtype)
+            yield from answers.against_run(name, found, reference, dtype)
+
+
+def _describe(machine: dict[str, Any]) -> list[str]:
+    working_set = machine["working_set_bytes"]
+    flags = f" ({' '.join(machine['cpu_flags'])})" if machine["cpu_flags"] else ""
+    return [
+        f"chip         {machine['chip']}, {machine['cpu_cores']} CPU cores{flags}",
+        f"memory       {machine['memory_bytes'] / 1e9:.1f} GB, copied at "
+        f"{machine['copied_bytes_per_second'] / 1e9:.1f} GB/s",
+        f"working set  {f'up to {working_set / 1e9:.1f} GB on the GPU' if working_set else 'no limit known'}",
+        f"backend      {'no GPU, so MLX computes on the CPU' if machine['backend'] == 'CPU' else machine['backend']}",
+        f"computes in  {machine['dtype']}: {machine['dtype_reason']}",
+        f"BLAS         {machine['blas'] or 'none found'}",
+        f"versions     MLX {machine['mlx']}, pg_mlx {machine['pg_mlx']}, Python {machine['python']}, "
+        f"{machine['system']}",
+    ]
+
+
+def _warnings(machine: dict[str, Any]) -> list[str]:
+    """What makes it slow, not wrong."""
+    if machine["backend"] == "CPU" and machine["blas"] is None:
+        return ["warning: without a fast BLAS library matrix products are some 200 times slower"]
+    return []
+
+
+def _line(check: Check) -> str:
+    verdict = "ok  " if check.healthy else "FAIL"
+    return (
+        f"{verdict} {check.error:7.1e} of {check.bound:.0e}  {check.name}{f' ({check.route})' if check.route else ''}"
+    )

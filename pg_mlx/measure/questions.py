@@ -1,0 +1,207 @@
+"""What nobody had measured when this program was written, for want of a Mac. On one, `bench` finds the answers.
+
+Each question is a small experiment of its own, in the shapes of the published models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..backend import on_gpu
+from ..paligemma import PaliGemma
+from .decode_work import decode_kernels
+from .machine import dtype_name, matmul_rate, median_seconds
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shapes of the experiments."""
+
+    prefixes: tuple[int, ...] = (276, 1044, 4116)
+    """Tokens of a prefix at 224, 448 and 896 px."""
+    matrix: tuple[int, int] = (32768, 2048)
+    """Gate and up of the 3B model: rows and columns."""
+    vector_rows: int = 18432
+    head: tuple[int, int] = (8, 256)
+    """Query heads that share one key head, and their width."""
+    square: int = 4096
+
+
+@dataclass(frozen=True)
+class Answer:
+    question: str
+    answer: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def on_a_mac() -> bool:
+    return sys.platform == "darwin" and on_gpu()
+
+
+def ask(
+    model: PaliGemma,
+    pixels: mx.array,
+    prompt_ids: Sequence[int],
+    folder: str,
+    note: Callable[[str], None],
+    sizes: Sizes | None = None,
+) -> list[Answer]:
+    """All of them. One that fails says so instead of an answer, since every one is worth having without the others."""
+    sizes = sizes or Sizes()
+    experiments: list[tuple[str, Callable[[], tuple[str, dict[str, Any]]]]] = [
+        ("From how many tokens on is it faster to unpack a 4-bit matrix first?", lambda: unpacking(model.dtype, sizes)),
+        ("Does float16 hold the activations?", lambda: maxima(model, pixels, prompt_ids)),
+        ("What do larger command buffers bring to decoding?", lambda: command_buffers(model, folder)),
+        ("Is attention over a whole prefix faster or slower as one kernel?", lambda: forced_attention(model, sizes)),
+        ("What does a width of 2304 cost 4-bit vectors?", lambda: odd_width(model.dtype, sizes)),
+        ("How fast does it multiply, and in which 16 bits?", lambda: rates(sizes)),
+    ]
+    answers = []
+    for question, experiment in experiments:
+        note(question)
+        try:
+            answers.append(Answer(question, *experiment()))
+        except Exception as error:  # whatever a backend raises is a finding
+            answers.append(Answer(question, " ".join(f"It failed here: {type(error).__name__}: {error}".split())))
+    return answers
+
+
+def unpacking(dtype: mx.Dtype, sizes: Sizes) -> tuple[str, dict[str, Any]]:
+    """A packed product against unpacking and a float product, at the lengths of real prefixes."""
+    rows, columns = sizes.matrix
+    packed = _packed(rows, columns, dtype)
+    figures: dict[str, Any] = {}
+    words = []
+    for tokens in sizes.prefixes:
+        x = mx.random.normal((tokens, columns)).astype(dtype)
+        mx.eval(x)
+        as_stored = median_seconds(lambda x=x: mx.quantized_matmul(x, *packed), REPEATS)  # type: ignore[misc]
+        unpacked = median_seconds(lambda x=x: x @ mx.dequantize(*packed).T, REPEATS)  # type: ignore[misc]
+        figures[str(tokens)] = {"packed_s": as_stored, "unpacked_s": unpacked}
+        words.append(f"at {tokens} tokens unpacking takes {unpacked / as_stored:.2f} of the packed product's time")
+    first = next((n for n in sizes.prefixes if figures[str(n)]["unpacked_s"] < figures[str(n)]["packed_s"]), None)
+    verdict = f"From {first} on." if first else f"Not up to {sizes.prefixes[-1]}."
+    return f"{verdict} {_sentence(words)}", figures
+
+
+def maxima(model: PaliGemma, pixels: mx.array, prompt_ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """The largest magnitude that goes into or comes out of a matrix or a layer, in a run over picture and prompt."""
+    found: dict[str, mx.array] = {}
+    with _recorded(model, found):
+        model.logits(model.encode_image(pixels), mx.array([list(prompt_ids)]))
+        mx.eval(found)
+    largest: dict[str, float] = {name: value.item() for name, value in found.items()}  # type: ignore[misc]
+    name = max(largest, key=lambda name: largest[name])
+    top = largest[name]
+    limit = float(mx.finfo(mx.float16).max)
+    verdict = "No" if top > limit else "Yes, for this picture"
+    return f"{verdict}: the largest is {top:.0f}, in {name}, of {limit:.0f} possible.", {"largest": largest}
+
+
+def command_buffers(model: PaliGemma, folder: str) -> tuple[str, dict[str, Any]]:
+    """Decode in processes with and without raised limits, which MLX reads when it is imported; in turn, twice."""
+    limits = {"MLX_MAX_OPS_PER_BUFFER": "200", "MLX_MAX_MB_PER_BUFFER": "400"}
+    command = [sys.executable, "-m", "pg_mlx", "bench", "--model", folder, "--json", "--no-questions"]
+    command += ["--dtype", dtype_name(model.dtype), "--rows", "1", "--repeats", "1", "--steps", "64"]
+    times: dict[str, list[float]] = {"default": [], "raised": []}
+    for _ in range(2):
+        for name, extra in (("default", {}), ("raised", limits)):
+            done = subprocess.run(command, env={**os.environ, **extra}, capture_output=True, check=True)
+            stages = json.loads(done.stdout)["stages"]
+            times[name].append(next(stage["seconds"] for stage in stages if stage["stage"] == "decode"))
+    default, raised = min(times["default"]), min(times["raised"])
+    kernels = decode_kernels(model).total()
+    said = f"A step starts {kernels} kernels and takes {default * 1e3:.2f} ms, {raised * 1e3:.2f} ms with raised ones."
+    return said, {"kernels": kernels, "limits": limits, **times}
+
+
+def forced_attention(model: PaliGemma, sizes: Sizes) -> tuple[str, dict[str, Any]]:
+    """Without a mask, all heads sharing one key head, as in the 3B model."""
+    heads, width = sizes.head
+    tokens = sizes.prefixes[min(1, len(sizes.prefixes) - 1)]
+    query = mx.random.normal((1, heads, tokens, width)).astype(model.dtype)
+    key = mx.random.normal((1, 1, tokens, width)).astype(model.dtype)
+    mx.eval(query, key)
+
+    def attend(force: bool) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(query, key, key, scale=width**-0.5, force_fused=force)
+
+    plain, forced = (median_seconds(lambda force=force: attend(force), REPEATS) for force in (False, True))  # type: ignore[misc]
+    said = f"At {tokens} tokens of {heads} heads of {width} one kernel takes {forced / plain:.2f} of the usual time."
+    return said, {"default_s": plain, "forced_s": forced}
+
+
+def odd_width(dtype: mx.Dtype, sizes: Sizes) -> tuple[str, dict[str, Any]]:
+    """A vector times a packed matrix as wide as Gemma 2's 2B decoder, beside widths that 512 divides."""
+    figures = {}
+    for columns in (2048, 2304, 2560):
+        packed = _packed(sizes.vector_rows, columns, dtype)
+        x = mx.random.normal((1, columns)).astype(dtype)
+        mx.eval(x)
+        taken = median_seconds(lambda x=x, packed=packed: mx.quantized_matmul(x, *packed), 4 * REPEATS)  # type: ignore[misc]
+        figures[str(columns)] = sum(array.nbytes for array in packed) / taken
+    said = ", ".join(f"{speed / 1e9:.0f} GB/s at {columns}" for columns, speed in figures.items())
+    return f"It reads {said}; padding to 2560 reads a ninth more.", {"bytes_per_second": figures}
+
+
+def rates(sizes: Sizes) -> tuple[str, dict[str, Any]]:
+    found = {dtype_name(dtype): matmul_rate(dtype, sizes.square) for dtype in (mx.float16, mx.bfloat16, mx.float32)}
+    said = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {name}" for name, rate in found.items())
+    return f"{said}: float16 is {found['float16'] / found['bfloat16']:.2f} times as fast as bfloat16.", found
+
+
+def _packed(rows: int, columns: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    weight, scales, biases = mx.quantize(mx.random.normal((rows, columns)).astype(dtype))  # 4 bits, groups of 64
+    mx.eval(weight, scales, biases)
+    return weight, scales, biases
+
+
+def _sentence(words: list[str]) -> str:
+    said = "; ".join(words)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+class _Recorder(nn.Module):
+    """A module that notes the largest magnitude of what it reads and writes."""
+
+    def __init__(self, module: nn.Module, name: str, found: dict[str, mx.array]):
+        super().__init__()
+        self.module = module
+        self._name, self._found = name, found
+
+    def __call__(self, x: mx.array, *others: Any) -> mx.array:
+        y: mx.array = self.module(x, *others)
+        for what, array in (("input", x), ("output", y)):
+            self._found[f"{self._name} {what}"] = mx.abs(array).max().astype(mx.float32)
+        return y
+
+
+@contextmanager
+def _recorded(model: PaliGemma, found: dict[str, mx.array]) -> Iterator[None]:
+    """Within, every layer and both matrices of every MLP report to `found`."""
+    places: list[tuple[Any, Any, nn.Module]] = []
+    towers = (("vision_tower", model.vision_tower, "fc2"), ("decoder", model.language_model, "down_proj"))
+    for name, tower, last in towers:
+        layers: list[Any] = tower.layers
+        for index, layer in enumerate(layers):
+            places.append((layer.mlp, last, layer.mlp[last]))
+            layer.mlp[last] = _Recorder(layer.mlp[last], f"{name}.{index}.mlp.{last}", found)
+            places.append((layers, index, layer))
+            layers[index] = _Recorder(layer, f"{name}.{index}", found)
+    try:
+        yield
+    finally:
+        for owner, key, original in places:
+            owner[key] = original

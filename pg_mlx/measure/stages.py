@@ -1,0 +1,109 @@
+"""How long each stage of an answer takes, next to what it cannot do without."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..cache import KVCache
+from ..paligemma import PaliGemma
+from .machine import median_seconds
+from .work import Work, decode_work, encode_work, prefill_work
+
+ROWS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine was measured to do at best, in a second."""
+
+    copied_bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the median of its runs, its work, and how many tokens it makes for how many rows."""
+
+    name: str
+    rows: int
+    seconds: float
+    work: Work
+    tokens: int = 0
+
+    def report(self, limits: Limits) -> dict[str, Any]:
+        """For JSON. The fractions are of the machine's own copy bandwidth and matrix product rate."""
+        return {
+            "stage": self.name,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            **asdict(self.work),
+            "tokens_per_second": self.tokens / self.seconds if self.tokens else None,
+            "of_copy_bandwidth": self.work.bytes / self.seconds / limits.copied_bytes,
+            "of_matmul_rate": self.work.flops / self.seconds / limits.flops,
+        }
+
+
+def measure(
+    model: PaliGemma,
+    pixels: mx.array,
+    prompt_ids: Sequence[int],
+    *,
+    rows: Sequence[int] = ROWS,
+    repeats: int = 5,
+    steps: int = 16,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[Stage]:
+    """Vision, prefill, and decode at each number of rows, of a picture [1, H, W, 3] and the ids of a prompt.
+
+    repeats: runs of the first two whose median counts; steps: decode steps whose median counts. Every row continues the
+    same prefix. note: told what comes next.
+    """
+    note("vision")
+    features = model.encode_image(pixels)
+    mx.eval(features)
+    yield Stage("vision", 1, median_seconds(lambda: model.encode_image(pixels), repeats), encode_work(model))
+
+    note("prefill")
+    ids = mx.array([list(prompt_ids)])
+    tokens = features.shape[1] + ids.shape[1]
+    capacity = tokens + steps + 3
+
+    def prefill() -> Any:
+        logits, cache = model.prefill(features, ids, capacity=capacity)
+        return mx.argmax(logits, axis=-1), cache.layers
+
+    yield Stage("prefill", 1, median_seconds(prefill, repeats), prefill_work(model, tokens), tokens)
+    token, layers = prefill()
+    mx.eval(token, layers)
+    cache = KVCache(tuple(layers), (tokens,))
+    for count in rows:
+        note(f"decode, {count} rows" if count > 1 else "decode")
+        mx.clear_cache()
+        times = _decode(model, mx.repeat(token, count), cache.select([0] * count), steps)
+        work = decode_work(model, [tokens + steps // 2] * count)
+        yield Stage("decode", count, statistics.median(times), work, count)
+
+
+def _decode(model: PaliGemma, token: mx.array, cache: KVCache, steps: int) -> list[float]:
+    """Seconds of each of `steps` steps, after two that are not counted. As in generation, a step is under way before
+    the token of the one before is looked at."""
+    mx.eval(token, cache.layers)
+    times = []
+    start = time.perf_counter()
+    for _ in range(steps + 2):
+        logits, cache = model.step(token, cache)
+        following = mx.argmax(logits, axis=-1)
+        mx.async_eval(following)
+        token.tolist()
+        token = following
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    token.tolist()
+    return times[2:]

@@ -1,0 +1,73 @@
+"""What a stage cannot do without, counted from the shapes of a loaded model: arithmetic, and bytes read.
+
+Arithmetic is that of the matrix products, two operations for each multiplication with its addition. Bytes are the
+weights as they are stored, each once, and the keys and values in use; activations are left out, a few per cent of
+that while a product has few rows. The module `decode_work` counts the graph of a step instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..linear import Embedding, Linear
+from ..paligemma import PaliGemma
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and bytes."""
+
+    flops: int
+    bytes: int
+
+
+def encode_work(model: PaliGemma, pictures: int = 1) -> Work:
+    """Vision tower and connector."""
+    vision = model.config.vision
+    patches = vision.num_patches
+    products = 2 * patches * (cells(model.vision_tower) + cells(model.connector))
+    attention = vision.num_hidden_layers * 4 * patches**2 * vision.hidden_size
+    return Work(pictures * (products + attention), weight_bytes(model.vision_tower) + weight_bytes(model.connector))
+
+
+def prefill_work(model: PaliGemma, tokens: int) -> Work:
+    """A prefix of `tokens` picture rows and prompt tokens. Of the last layer, queries, output projection and MLP are
+    those of one token only, and so is the head."""
+    text, language = model.config.text, model.language_model
+    heads = text.num_attention_heads * text.head_dim
+    layers = [cells(layer) for layer in language.layers]
+    keys_and_values = 2 * text.num_key_value_heads * text.head_dim * text.hidden_size
+    flops = sum(2 * tokens * layer + 4 * tokens**2 * heads for layer in layers[:-1])
+    flops += 2 * tokens * keys_and_values + 2 * (layers[-1] - keys_and_values) + 4 * tokens * heads
+    return Work(flops + 2 * cells(language.embed_tokens), weight_bytes(language) + cache_bytes(model, [tokens]))
+
+
+def decode_work(model: PaliGemma, lengths: Sequence[int]) -> Work:
+    """A step of rows that have read `lengths` tokens each."""
+    text, language = model.config.text, model.language_model
+    heads = text.num_attention_heads * text.head_dim
+    attention = text.num_hidden_layers * 4 * heads * sum(length + 1 for length in lengths)
+    flops = 2 * len(lengths) * cells(language) + attention
+    return Work(flops, weight_bytes(language) + cache_bytes(model, lengths))
+
+
+def cells(module: nn.Module) -> int:
+    """Weights of a module's matrices, the unpacked ones where they are packed."""
+    matrices = [part for _, part in module.named_modules() if isinstance(part, (Linear, Embedding))]
+    return sum(matrix.num_rows * matrix.num_columns for matrix in matrices)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Of all parameters as they are stored."""
+    return sum(array.nbytes for array in dict(tree_flatten(module.parameters())).values())
+
+
+def cache_bytes(model: PaliGemma, lengths: Sequence[int]) -> int:
+    """Of the keys and values of rows that have read `lengths` tokens each."""
+    text = model.config.text
+    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.size
+    return a_token * sum(lengths)
