@@ -128,7 +128,7 @@ def well_formed(case: Case, answer: Generation) -> bool:
     return not answer.malformed and answer.finish_reason == "stop" and found <= set(labels(case.question))
 
 
-def report(task: str, todo: Sequence[Case], ways: dict[str, Way], decoder: Any) -> Iterator[tuple[str, str, str, str]]:
+def report(task: str, todo: Sequence[Case], ways: dict[str, Way], decoder: Any) -> Iterator[tuple[str, ...]]:
     """Lines: what, free, constrained, and how they compare."""
     free, constrained = (ways[way] for way in WAYS)
     malformed = [sum(len(answer.malformed) for answer in way.answers) for way in (free, constrained)]
