@@ -34,6 +34,8 @@ class Request:
     guide: Guide | None = None
     logprobs: bool = False
     """Also report how probable each chosen token was: one more pass over the logits."""
+    ready_s: float = 0.0
+    """What reading the pictures and the prompt took, which belongs to the time to the first token."""
 
 
 class Row:
