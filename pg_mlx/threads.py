@@ -98,6 +98,11 @@ class Ahead(Iterator[Outcome[R]]):
     def exhausted(self) -> bool:
         return not self._pending
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next outcome is there already."""
+        return bool(self._pending) and self._pending[0].wait(0)
+
     def close(self) -> None:
         """What has not begun will not begin. Threads end with what they are at."""
         self._functions = iter(())

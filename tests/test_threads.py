@@ -44,7 +44,7 @@ def test_outcomes_come_in_order_with_their_own_errors(fails: list[bool], threads
 def test_no_more_than_the_limit_is_done_ahead() -> None:
     begun: list[int] = []
     ahead = Ahead((partial(begun.append, number) for number in range(10_000)), threads=2, limit=5)
-    assert settle(lambda: len(begun) == 5)
+    assert settle(lambda: len(begun) == 5) and ahead.ready
     for _ in range(3):
         next(ahead).result()
     assert settle(lambda: len(begun) == 8)
@@ -61,7 +61,7 @@ def test_what_has_not_begun_when_it_is_closed_never_begins() -> None:
 
     before = threading.active_count()
     ahead = Ahead((partial(work, number) for number in range(9)), threads=2, limit=4)
-    assert settle(lambda: len(begun) == 2)
+    assert settle(lambda: len(begun) == 2) and not ahead.ready
     ahead.close()
     gate.set()
     assert settle(lambda: threading.active_count() == before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Asking:
     """
 
     def __init__(self, args: argparse.Namespace, prompt: str, pictures: list[Picture], stop: list[int]):
-        """stop: not empty once the user wants an end."""
+        """stop: filled when the user wants an end. While the model is loaded that is an interrupt as usual."""
         self.sizes: dict[int, tuple[int, int]] = {}
         """Width and height of each picture that was read."""
         self.images: dict[int, Image.Image] = {}
@@ -49,6 +50,7 @@ class Asking:
         self._loaded.run()
         model, processor = self._loaded.result()
         processor.prompt_ids(self._prompt)  # or a bad one would be the fault of every picture
+        _note_interrupts(self._stop)
         most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
         rows = max(1, min(most, self._count))
         return iter(Flow(model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)))
@@ -114,3 +116,13 @@ class Asking:
                 file=sys.stderr,
             )
         return model, processor
+
+
+def _note_interrupts(pressed: list[int]) -> None:
+    """The first Ctrl-C fills the list, for the answer to end between two tokens; the second one interrupts."""
+
+    def note(number: int, frame: object) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -127,7 +126,6 @@ def run(argv: list[str], program: str) -> int:
 
         pictures = [replace(pictures[0], image=first.result())]
     stop: list[int] = []
-    _note_interrupts(stop)
 
     answered = failures = 0
     for outcome in answer_all(pictures, Asking(args, prompt, pictures, stop), out):
@@ -161,16 +159,6 @@ def _read_prompt(prompt: str, pictures: list[Picture]) -> str:
     if any(picture.source == "-" for picture in pictures):
         raise InputError("--image and --prompt cannot both be read from stdin")
     return sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
-
-
-def _note_interrupts(pressed: list[int]) -> None:
-    """The first Ctrl-C fills the list, for the answer to end between two tokens; the second one interrupts."""
-
-    def note(number: int, frame: object) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, note)
 
 
 def summary(stats: Stats) -> str:

@@ -56,10 +56,10 @@ class Flow:
     batch_size: int
     window: int | None = None
     cancelled: Callable[[], bool] = lambda: False
-    _running: dict[Row, _Asked] = field(default_factory=dict)
-    _ready: deque[_Asked] = field(default_factory=deque)
-    _once_more: deque[_Asked] = field(default_factory=deque)
-    _coming: int = 0
+    _running: dict[Row, _Asked] = field(default_factory=dict, init=False)
+    _ready: deque[_Asked] = field(default_factory=deque, init=False)
+    _once_more: deque[_Asked] = field(default_factory=deque, init=False)
+    _coming: int = field(default=0, init=False)
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
         engine = self._new_engine()
@@ -99,7 +99,7 @@ class Flow:
             yield from self._fetch(engine.free)
             while self._ready:
                 yield from self._enter(engine, self._ready.popleft())
-        elif on_gpu() and not self._ready:
+        elif on_gpu() and not self._ready and (self.batch_size > 1 or self.requests.ready):  # alone, nothing is shared
             yield from self._fetch(enough)
             engine.expect([asked.request for asked in self._ready])
 
