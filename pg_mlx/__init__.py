@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .config import PaliGemmaConfig
     from .conversion import convert
     from .errors import InputError, PgMlxError
-    from .generation import Generation, Stats, Step, batch_generate, generate, stream_batch, stream_generate
+    from .generation import Generation, Stats, Step, batch_generate, generate, stream_batch, stream_generate, warm_up
     from .paligemma import PaliGemma
     from .processor import Processor
     from .regions import Region, RegionParser, parse_regions
@@ -43,6 +43,7 @@ _HOMES = {
     "generate": ".generation",
     "stream_batch": ".generation",
     "stream_generate": ".generation",
+    "warm_up": ".generation",
     "PaliGemma": ".paligemma",
     "Processor": ".processor",
     "MaskDecoder": ".regions.masks",

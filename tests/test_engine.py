@@ -143,7 +143,7 @@ def test_each_row_says_what_it_says_alone(
             assert (row.token_ids, row.finish_reason) == (expected.token_ids, expected.finish_reason)
             assert row.decoded == len(row.token_ids) + (row.finish_reason == "stop")
         assert max(row.token_ids, default=0) < VOCAB and EOS not in row.token_ids
-        assert row.request.guide is None or not row.request.guide.broken
+        assert row.guide is None or not row.guide.broken
 
 
 def test_answers_differ_and_end_in_every_way() -> None:
@@ -156,7 +156,7 @@ def test_answers_differ_and_end_in_every_way() -> None:
         )
     assert len({tuple(row.token_ids) for row in rows}) > 30
     assert {row.finish_reason for row in rows} == {"stop", "length"}
-    assert any(row.request.guide and row.request.guide.forced for row in rows)
+    assert any(row.guide and row.guide.forced for row in rows)
 
 
 @kinds

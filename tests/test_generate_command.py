@@ -182,6 +182,7 @@ def test_a_bad_picture_is_one_line_and_exit_2(model: Path, tmp_path: Path, kind:
         (["--masks", str(CAT)], "cat.jpg"),
         (["--soft-masks"], "--masks"),
         (["--image", "-", "--image", "-"], "stdin"),
+        (["--batch-size", "0"], "--batch-size"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_2(model: Path, flags: list[str], words: str):
@@ -291,11 +292,16 @@ def test_import_and_help_are_quick():
     assert package <= 0.1 and help_text <= 0.3
 
 
-def test_the_greedy_path_imports_neither_transformers_nor_mlx_lm(model: Path):
+HEAVY = ("transformers", "mlx_lm", "torch", "tokenizers", "huggingface_hub", "tqdm", "requests", "concurrent.futures")
+"""And of our own what a plain answer has no use for."""
+UNUSED = ("pg_mlx.conversion", "pg_mlx.checkpoint.npz", "pg_mlx.regions.draw", "pg_mlx.regions.export")
+
+
+def test_the_greedy_path_imports_nothing_that_it_does_not_use(model: Path):
     code = (
         "import sys; from pg_mlx.cli import main; "
         f"main(['generate', '--model', {str(model)!r}, '--image', {str(CAT)!r}, '--max-tokens', '2']); "
-        "print([name for name in ('transformers', 'mlx_lm', 'torch', 'tokenizers') if name in sys.modules])"
+        f"print([name for name in {HEAVY + UNUSED!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

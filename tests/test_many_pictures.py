@@ -79,6 +79,26 @@ def test_each_answer_is_the_one_that_its_picture_gets_alone(model: Path, folder:
     assert text.stdout == "".join(f"{p}: {a['text']}\n" for p, a in zip(pictures, alone, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_batches_change_nothing_but_the_time(model: Path, folder: Path, capsys: pytest.CaptureFixture, kind: str):
+    """Two corrupt pictures and one that is missing among sound ones; answers of many lengths."""
+    images = [folder / f"p{number:03}.{'jpg' if number % 2 else 'png'}" for number in (0, 1, 2, 3, 4, 50, 5, 6, 7)]
+    flags = [flag for image in (*images, "missing.png") for flag in ("--image", str(image))]
+    flags += ["--model", str(model), "--max-tokens", "30", "--temp", "3", "--seed", "5", "--format", kind]
+    results = []
+    for batch in (["--batch-size", "1"], ["--batch-size", "3"], []):
+        code = main(["generate", *flags, *batch])
+        out, err = capsys.readouterr()
+        if kind == "jsonl":
+            out = [
+                {name: part for name, part in json.loads(line).items() if name != "stats"} for line in out.splitlines()
+            ]
+        results.append((code, out, [line for line in err.splitlines() if "no fast BLAS" not in line]))
+    assert results[0] == results[1] == results[2]
+    code, out, err = results[0]
+    assert code == 1 and len(err) == 4 and (len(out) == 7 if kind == "jsonl" else out.count("\n") >= 7)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_leaves_valid_lines(model: Path, folder: Path, tmp_path: Path, how: signal.Signals):
     command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
@@ -146,13 +166,19 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
     """Every picture gets ANSWER, its records with scores of about 0.9, 0.5 and 0.2. Returns the options asked with."""
     asked: list[dict[str, Any]] = []
 
-    def answer(loaded, processor, prompt, image, *, logprobs, cancelled, **options):
-        asked.append(dict(options, prompt=prompt, logprobs=logprobs))
+    def answers(loaded, processor, requests, *options, **more):
+        for index, outcome in enumerate(requests):
+            for step in answer(processor, outcome.result()):
+                yield index, step
+
+    def answer(processor, request):
+        logprobs = request.logprobs
+        asked.append(dict(logprobs=logprobs))
         pieces = ANSWER.partition(";")[0], *("".join(x) for x in zip(";;;", ANSWER.split(";")[1:], strict=False))
         logged = list(zip(pieces, np.log([0.9, 0.5, 0.2, 1.0]).tolist(), strict=True)) if logprobs else []
         for piece in pieces:
             yield Step(piece)
-        regions, malformed = read_answer(ANSWER, image.size, processor.mask_decoder, by_token(logged))
+        regions, malformed = read_answer(ANSWER, request.pictures[0].size, processor.mask_decoder, by_token(logged))
         yield Step("", generation=Generation(ANSWER, [1], "stop", STATS, regions, malformed))
 
     def by_token(logged):
@@ -163,7 +189,7 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
                 yield piece[: len(piece) - len(body)], -50.0
             yield body, logprob
 
-    monkeypatch.setattr("pg_mlx.generation.stream_generate", answer)
+    monkeypatch.setattr("pg_mlx.generation.Flow", answers)
     return asked
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..paligemma import PaliGemma
+from ..threads import start
 from . import hub, mask_weights
 from .adapters import AdaptedSource, Adapter, AdapterPath, open_adapters
 from .assemble import Source, fill
@@ -46,24 +46,26 @@ def load(
     adapter_path: see load_model. use_sliding_window: see PaliGemma. mask_decoder: file of the decoder of <seg> codes,
     if neither the checkpoint's own nor the published one is meant. Raises InputError for anything wrong with these.
     """
-    from ..processor import Processor
+    from ..processor import Processor, Tokenizer, read_resample
     from ..regions.masks import MaskDecoder
 
     # What is wrong with these is said before anything is downloaded.
     adapters = open_adapters(adapter_path)
     given = MaskDecoder.load(mask_decoder) if mask_decoder else None
     folder = hub.resolve(path_or_repo, revision)
+    tokenizer = start(lambda: Tokenizer.from_folder(folder))  # while the weights are read
     masks = given or mask_weights.mask_decoder(folder)
     model = _load_model(folder, dtype, adapters, progress)
     model.use_sliding_window = use_sliding_window
-    start = time.perf_counter()
-    processor = replace(Processor.from_folder(folder, model.config.vision.image_size), mask_decoder=masks)
+    begin = time.perf_counter()
+    resample = read_resample(folder / "preprocessor_config.json")
+    processor = Processor(tokenizer.result(), model.config.vision.image_size, resample, masks)
     rows = model.config.text.vocab_size
     if processor.tokenizer.vocab_size > rows:
         raise InputError(
             f"{folder}: the tokenizer has {processor.tokenizer.vocab_size} pieces, the embedding only {rows} rows"
         )
-    model.load_s += time.perf_counter() - start
+    model.load_s += time.perf_counter() - begin
     return model, processor
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import InputError, PgMlxError
 from . import hub
-from .npz import NpzArchive
 from .safetensors import read_header
 
 if TYPE_CHECKING:
@@ -100,6 +98,10 @@ def write(path: Path, weights: dict[str, mx.array]) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, mx.array]:
+    import numpy as np  # not where every model is loaded: it costs more than reading a small one
+
+    from .npz import NpzArchive
+
     archive = NpzArchive(path)
     if sum(member.info.file_size for member in archive.members.values()) > MAX_BYTES:
         raise _too_large(path)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PgMlxError
 from .pictures import Picture
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..generation import Generation
+    from ..generation import Generation, Step
+    from .asking import Asking
 
 FORMATS = ("text", "json", "jsonl", "coco")
 
@@ -23,7 +22,8 @@ FORMATS = ("text", "json", "jsonl", "coco")
 @dataclass(frozen=True)
 class Answer:
     picture: Picture
-    image: Image.Image
+    size: tuple[int, int]
+    """Width and height of the picture."""
     generation: Generation
 
 
@@ -33,20 +33,39 @@ class Failure:
     error: Exception
 
 
-def answer_all(
-    pictures: Iterable[Picture], ask: Callable[[Picture, Image.Image], Generation]
-) -> Iterator[Answer | Failure]:
-    """One outcome for each picture, in order; one that cannot be read or answered does not stop the others."""
-    for picture in pictures:
-        try:
-            image = picture.load()
-            answer = Answer(picture, image, ask(picture, image))
-        except OSError:  # load_image raises none: stdout is closed, or its disk full
-            raise
-        except Exception as error:
-            yield Failure(picture, error)
-        else:
-            yield answer
+def answer_all(pictures: list[Picture], asking: Asking, out: Output) -> Iterator[Answer | Failure]:
+    """One outcome for each picture, in order; one that cannot be read or answered does not stop the others. `out` is
+    told of an answer token by token as soon as all before it are complete."""
+    held: dict[int, list[Step | Exception]] = {}
+    first, begun = 0, False
+    for index, event in asking:
+        held.setdefault(index, []).append(event)
+        while first in held:
+            ended = False
+            for step in held.pop(first):
+                if not isinstance(step, Exception):
+                    if not begun:
+                        out.begin(pictures[first])
+                        begun = True
+                    out.token(step.text)
+                outcome = _outcome(pictures[first], first, step, asking)
+                if outcome is not None:
+                    yield outcome
+                    ended = True
+            if not ended:
+                break
+            first, begun = first + 1, False
+
+
+def _outcome(picture: Picture, index: int, step: Step | Exception, asking: Asking) -> Answer | Failure | None:
+    """What this makes of the picture, if it ends its answer."""
+    if isinstance(step, Exception):
+        asking.images.pop(index, None)
+        return Failure(picture, step)
+    if step.generation is None:
+        return None
+    picture = replace(picture, image=asking.images.pop(index, None))
+    return Answer(picture, asking.sizes.pop(index), step.generation)
 
 
 def describe(failure: Failure) -> str:
@@ -172,7 +191,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
     from ..regions.export import malformed_to_json, to_json
 
     generation = answer.generation
-    width, height = answer.image.size
+    width, height = answer.size
     return {
         "image": answer.picture.source,
         "width": width,

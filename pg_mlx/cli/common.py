@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import InputError
 
@@ -27,13 +28,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def load_progress() -> tuple[Callable[[int, int], None], Callable[[], None]]:
-    """A progress bar on stderr for loading, silent where stderr is no terminal, and its closer."""
-    from tqdm import tqdm
+    """A progress bar on stderr for loading, silent where stderr is no terminal, and its closer.
 
-    bar = tqdm(desc="loading", unit="module", leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
+    It comes after half a second: a small model is there before the bar is imported.
+    """
+    start, bars = time.perf_counter(), list[Any]()
 
     def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
+        if not bars and sys.stderr.isatty() and time.perf_counter() > start + 0.5:
+            from tqdm import tqdm
 
-    return show, bar.close
+            bars.append(tqdm(desc="loading", unit="module", leave=False, file=sys.stderr, total=total))
+        for bar in bars:
+            bar.update(done - bar.n)
+
+    def close() -> None:
+        for bar in bars:
+            bar.close()
+
+    return show, close

@@ -45,7 +45,7 @@ class Drawings:
             from ..regions.draw import annotate
 
             unknown: list[str] = []
-            drawn = annotate(answer.image, answer.generation.regions, unknown)
+            drawn = annotate(answer.picture.load(), answer.generation.regions, unknown)
             self._tell(unknown)
             _save(drawn, self._targets[name])
         if self._masks:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Lock
 from typing import Any
+
+import mlx.core as mx
 
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor
+from ..threads import Ahead, Once
+from .flow import Flow
 from .grammar import grammar_for
 from .pictures import Picture
 from .results import Generation
-from .rows import Request, Row
+from .rows import Request
 from .sampling import SamplingOptions
-from .stream import engine_for, generation_of, pictures_of
+from .stream import pictures_of
 
 MAX_BATCH_SIZE = 256
 
@@ -49,8 +55,8 @@ def stream_batch(
 
     prompts and images: lists of the same length, or one of them a single one that goes with all of the other. An item
     of images is whatever `stream_generate` takes, so a list for a prompt about several pictures. At most batch_size
-    answers are computed at a time, and pictures are read when their turn comes. Equal pictures are encoded once, as
-    long as a FeatureCache still holds them.
+    answers are computed at a time. Pictures are read by other threads, a bounded number of them ahead; equal ones are
+    encoded once, as long as a FeatureCache still holds them.
     Each answer is the one that `generate` gives with the same options, seed included; in 16 bits a batch may round
     otherwise. Closing the iterator ends everything.
     Raises InputError: at once for a bad option, lists that do not match, or constrained prompts that are not for boxes;
@@ -63,7 +69,7 @@ def stream_batch(
     for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
         grammar_for(processor.tokenizer, prompt, constrain, max_regions)
     requests = _requests(processor, pairs, options, logprobs, constrain, max_regions)
-    return _run(model, processor, requests, len(pairs), batch_size)
+    return _run(model, processor, requests, batch_size)
 
 
 def _pairs(prompts: str | Sequence[str], images: Any) -> list[tuple[str, Any]]:
@@ -80,22 +86,14 @@ def _pairs(prompts: str | Sequence[str], images: Any) -> list[tuple[str, Any]]:
 def _run(
     model: PaliGemma,
     processor: Processor,
-    requests: Iterator[tuple[int, float, Request]],
-    waiting: int,
+    requests: Iterator[Callable[[], Request]],
     batch_size: int,
 ) -> Iterator[tuple[int, Generation]]:
-    engine = engine_for(model, processor, batch_size)
-    begun: dict[Row, tuple[int, float]] = {}
-    enough = max(1, batch_size // 4)  # newcomers at a time: one pass over several prefixes takes less than several
-    while waiting or begun:
-        if engine.free >= enough:
-            for index, start, request in islice(requests, engine.free):
-                begun[engine.add(request)] = index, start
-                waiting -= 1
-        for progress in engine.step():
-            if progress.row.finish_reason is not None:
-                index, start = begun.pop(progress.row)
-                yield index, generation_of(progress.row, model, processor, start)
+    for index, step in Flow(model, processor, Ahead(requests), batch_size):
+        if isinstance(step, Exception):
+            raise step
+        if step.generation is not None:
+            yield index, step.generation
 
 
 def _requests(
@@ -105,13 +103,30 @@ def _requests(
     logprobs: bool,
     constrain: bool,
     max_regions: int | None,
-) -> Iterator[tuple[int, float, Request]]:
-    """Each pair's index, the time when it was begun, and its request. Pictures are read one after the other, as asked
-    for, and one that several prompts in a row are about is read once."""
-    last, pictures = None, list[Picture]()
-    for index, (prompt, image) in enumerate(pairs):
+) -> Iterator[Callable[[], Request]]:
+    """What makes each pair a request. A picture that several prompts in a row are about is read once, and one that is
+    an object of the caller's by one thread at a time."""
+    lock = Lock()
+
+    def read(image: Any) -> list[Picture]:
+        if all(isinstance(one, (str, Path, bytes)) for one in _listed(image)):
+            return pictures_of(processor, image)
+        with lock:
+            return pictures_of(processor, image)
+
+    def request(prompt: str, pictures: Once[list[Picture]]) -> Request:
         start = time.perf_counter()
-        if index == 0 or image is not last:
-            last, pictures = image, pictures_of(processor, image)
+        read, ids = pictures(), processor.prompt_ids(prompt)
         guide = grammar_for(processor.tokenizer, prompt, constrain, max_regions)
-        yield index, start, Request(pictures, processor.prompt_ids(prompt), options, guide, logprobs)
+        return Request(read, ids, options, guide, logprobs, ready_s=time.perf_counter() - start)
+
+    last, pictures = None, None
+    for prompt, image in pairs:
+        if pictures is None or image is not last:
+            mx.eval([one for one in _listed(image) if isinstance(one, mx.array)])  # other threads may not
+            last, pictures = image, Once(partial(read, image))
+        yield partial(request, prompt, pictures)
+
+
+def _listed(image: Any) -> list[Any]:
+    return list(image) if isinstance(image, (list, tuple)) else [image]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from itertools import groupby
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from ..backend import on_gpu
 from ..cache import KVCache
 from ..errors import InputError
 from ..paligemma import PaliGemma
+from ..timeline import timed
 from .choice import Choice, choose, needed
 from .pictures import FeatureCache
 from .rows import Progress, Request, Row
@@ -76,6 +78,10 @@ class Engine:
         self._waiting.append(row)
         return row
 
+    def expect(self, requests: Sequence[Request]) -> None:
+        """These are added soon. Their pictures are encoded behind what is under way, and nobody waits for them yet."""
+        self._features.begin([picture for request in requests for picture in request.pictures])
+
     def step(self) -> list[Progress]:
         """One token for every running row, those included that enter with this step. Reports each row that got a
         token or finished.
@@ -90,12 +96,12 @@ class Engine:
             return progress
         following = self._next
         assert following is not None
-        ahead = (
-            on_gpu() and all(row.request.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
-        )
+        ahead = on_gpu() and all(row.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
         if ahead:
             self._advance(following.tokens[:, None], [1] * len(self._rows))
-        taken = [row.take(chosen) for row, chosen in zip(self._rows, following.read(), strict=True)]
+        with timed("decode"):
+            read = following.read()
+        taken = [row.take(chosen) for row, chosen in zip(self._rows, read, strict=True)]
         now = time.perf_counter()
         for row, ids in zip(self._rows, taken, strict=True):
             row.finished_at = now
@@ -137,7 +143,8 @@ class Engine:
             return
         start = time.perf_counter()
         pictures = [picture for row in newcomers for picture in row.request.pictures]
-        features = iter(self._features.features(pictures))
+        with timed("vision"):
+            features = iter(self._features.features(pictures))
         vision_s = time.perf_counter() - start
         pairs = []
         for row in newcomers:
@@ -150,7 +157,8 @@ class Engine:
             together = list(group)
             at_once = max(1, PREFILL_TOKENS // together[-1][0].prompt_tokens)
             for first in range(0, len(together), at_once):
-                self._prefill(together[first : first + at_once])
+                with timed("prefill"):
+                    self._prefill(together[first : first + at_once])
 
     def _prefill(self, pairs: list[tuple[Row, mx.array]]) -> None:
         """Read the prefixes of rows with these features [N, D], and let them enter."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -30,11 +29,8 @@ class Picture:
     def __init__(self, pixels: np.ndarray, size: tuple[int, int] | None = None):
         self.pixels = pixels
         self.size = size or (pixels.shape[1], pixels.shape[0])
-
-    @cached_property
-    def digest(self) -> bytes:
+        self.digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
         """Equal for equal pixels. What the model reads decides, not the file it came from."""
-        return hashlib.blake2b(self.pixels.tobytes(), digest_size=16).digest()
 
 
 class FeatureCache:
@@ -49,6 +45,20 @@ class FeatureCache:
     def features(self, pictures: Sequence[Picture]) -> list[mx.array]:
         """Features [N, D] of each picture, evaluated. Those not yet known go through the model together."""
         known: dict[bytes, mx.array] = {}
+        for passed in self._passes(pictures, known):
+            mx.eval(passed)
+        features = [known[picture.digest] for picture in pictures]
+        mx.eval(features)  # those that were begun
+        return features
+
+    def begin(self, pictures: Sequence[Picture]) -> None:
+        """Encode those not yet known behind what is under way, without waiting, for `features` to find."""
+        for passed in self._passes(pictures, {}):
+            mx.async_eval(passed)
+
+    def _passes(self, pictures: Sequence[Picture], known: dict[bytes, mx.array]) -> Iterator[list[mx.array]]:
+        """Fills `known`. Yields what each pass through the model makes, not evaluated, and keeps it once the caller
+        has seen to that."""
         missing: dict[bytes, Picture] = {}
         for picture in pictures:
             if picture.digest in self._features:
@@ -62,11 +72,10 @@ class FeatureCache:
             chosen = digests[first : first + at_once]
             encoded = self._model.encode_image(mx.stack([mx.array(missing[digest].pixels) for digest in chosen]))
             rows = [encoded[index] for index in range(len(chosen))]  # copies, so that each can be dropped alone
-            mx.eval(rows)
+            yield rows
             for digest, row in zip(chosen, rows, strict=True):
                 known[digest] = row
                 self._keep(digest, row)
-        return [known[picture.digest] for picture in pictures]
 
     def _keep(self, digest: bytes, row: mx.array) -> None:
         if row.nbytes > self.limit_bytes:

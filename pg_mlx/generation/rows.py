@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,6 +38,8 @@ class Request:
     guide: Guide | None = None
     logprobs: bool = False
     """Also report how probable each chosen token was: one more pass over the logits."""
+    ready_s: float = 0.0
+    """What reading the pictures and the prompt took, which belongs to the time to the first token."""
 
 
 class Row:
@@ -54,6 +57,7 @@ class Row:
         self.prompt_tokens = 0
         self.first_token_at = self.finished_at = 0.0  # time.perf_counter()
         self.cancelled = False
+        self.guide = copy.deepcopy(request.guide)  # which has a state, while a request may be answered again
         self.sample = request.options.sampler(vocab_size)
         self._eos_id = eos_id
         self._unread: list[int] = []
@@ -79,7 +83,7 @@ class Row:
     @property
     def asks(self) -> list[tuple[int, Allowed]]:
         """What the model is then asked: after which of those tokens, and what may follow, as in Guide.allowed."""
-        if self.request.guide is None:  # which reads one token at a time, perhaps before Python knows it
+        if self.guide is None:  # which reads one token at a time, perhaps before Python knows it
             return [(0, None)]
         last = (len(self.reads) - 1, self.allowed())
         if not self._pending:
@@ -90,7 +94,7 @@ class Row:
         """What may follow everything that the model has read, as in Guide.allowed."""
         if self._closing:
             return [self._eos_id]
-        return self.request.guide.allowed() if self.request.guide else None
+        return self.guide.allowed() if self.guide else None
 
     @property
     def _closing(self) -> bool:
@@ -100,7 +104,7 @@ class Row:
     def take(self, chosen: Sequence[tuple[int, float]]) -> list[int]:
         """What the model chose where it was asked, token and log-probability -> what the answer grew by: that and the
         tokens that the guide forced. Sets finish_reason where the answer ends."""
-        guide = self.request.guide
+        guide = self.guide
         read, self._pending = self._pending, []
         *decision, (token, logprob) = chosen
         coming: list[tuple[int, float | None]] = []
@@ -135,7 +139,7 @@ class Row:
 
     def _look_ahead(self) -> list[int]:
         """If the answer can only end here or go on in one way: that way, up to where it branches again."""
-        guide = self.request.guide
+        guide = self.guide
         allowed = guide.allowed() if guide else None
         if not guide or allowed is None or len(allowed) != 2 or self._eos_id not in allowed:
             return []

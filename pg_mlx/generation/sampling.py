@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -55,7 +55,7 @@ class Sampler:
     def __init__(self, options: SamplingOptions, vocab_size: int):
         self.greedy = options.temperature == 0
         self._options, self._vocab_size = options, vocab_size
-        self._key = mx.random.key(secrets.randbits(64) if options.seed is None else options.seed)
+        self._key = mx.random.key(int.from_bytes(os.urandom(8), "little") if options.seed is None else options.seed)
 
     def __call__(self, logits: mx.array) -> mx.array:
         logits = logits[:, : self._vocab_size]

@@ -14,6 +14,7 @@ from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream, load_image
 from ..regions import Malformed, Region
 from ..regions.answer import AnswerReader, read_answer
+from ..timeline import timed
 from .engine import Engine
 from .grammar import grammar_for
 from .pictures import Picture
@@ -91,8 +92,9 @@ def pictures_of(processor: Processor, image: Any) -> list[Picture]:
     images = list(image) if isinstance(image, (list, tuple)) else [image]
     if not images:
         raise InputError("no picture was given; PaliGemma needs at least one")
-    pictures = [load_image(one) for one in images]
-    return [Picture(processor.pixels(picture), picture.size) for picture in pictures]
+    with timed("picture"):
+        pictures = [load_image(one) for one in images]
+        return [Picture(processor.pixels(picture), picture.size) for picture in pictures]
 
 
 def engine_for(model: PaliGemma, processor: Processor, batch_size: int = 1) -> Engine:

@@ -1,0 +1,132 @@
+"""The model that a command was given, asked about all of its pictures."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..threads import Ahead, Outcome
+from ..timeline import timed
+from .common import load_progress
+from .pictures import Picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..generation import Request, Step
+    from ..paligemma import PaliGemma
+    from ..processor import Processor
+
+BATCH_SIZE, BATCH_PATCHES = 8, 8192
+"""The rows of a batch where nobody says how many: so many at most, and with so many picture tokens together, whose keys
+and values take 0.2 GB (PaliGemma, 16 bits) to 0.9 GB (PaliGemma 2, 3B)."""
+
+
+class Asking:
+    """Iterate over it for what happens to which picture, as generation.Flow tells it.
+
+    Threads read pictures while the model is loaded, and go on while it answers about the ones before.
+    """
+
+    def __init__(self, args: argparse.Namespace, prompt: str, pictures: list[Picture], stop: list[int]):
+        """stop: filled when the user wants an end. While the model is loaded that is an interrupt as usual."""
+        self.sizes: dict[int, tuple[int, int]] = {}
+        """Width and height of each picture that was read."""
+        self.images: dict[int, Image.Image] = {}
+        """Those that will be drawn on and cannot be read again."""
+        self._args, self._prompt, self._stop = args, prompt, stop
+        self._loaded = Outcome(self._load)
+        self._requests = Ahead(partial(self._request, index, picture) for index, picture in enumerate(pictures))
+        self._count = len(pictures)
+
+    def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
+        from ..generation import Flow
+
+        self._loaded.run()
+        model, processor = self._loaded.result()
+        processor.prompt_ids(self._prompt)  # or a bad one would be the fault of every picture
+        _note_interrupts(self._stop)
+        most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
+        rows = max(1, min(most, self._count))
+        return iter(Flow(model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)))
+
+    def _request(self, index: int, picture: Picture) -> Request:
+        start = time.perf_counter()
+        with timed("picture"):
+            image = picture.load()
+        read_s = time.perf_counter() - start
+        self.sizes[index] = image.size
+        if self._args.annotate and (picture.image or not picture.path):
+            self.images[index] = image
+        _, processor = self._loaded.result()  # waits for it
+
+        from ..generation import Picture as Pixels
+        from ..generation import Request, SamplingOptions, grammar_for
+
+        start = time.perf_counter()
+        args = self._args
+        scores = args.min_score is not None or args.format == "coco"
+        # Where nothing but their order decides which regions are kept, the answer may end with the last of them.
+        first = args.max_regions if args.constrain and not scores and args.dedup_iou is None else None
+        with timed("picture"):
+            pixels = Pixels(processor.pixels(image), image.size)
+        return Request(
+            [pixels],
+            processor.prompt_ids(self._prompt),
+            SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed),
+            grammar_for(processor.tokenizer, self._prompt, args.constrain, first),
+            scores,
+            ready_s=read_s + time.perf_counter() - start,
+        )
+
+    def _load(self) -> tuple[PaliGemma, Processor]:
+        import mlx.core as mx
+
+        from ..backend import on_gpu
+        from ..checkpoint.load import load
+        from ..demo import CHECKPOINT
+        from ..generation import SamplingOptions
+
+        args = self._args
+        SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)
+        if not on_gpu():
+            mx.disable_compile()  # for the CPU it starts a C++ compiler, longer than most answers take
+
+        if args.model is None:
+            note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
+            print(note, file=sys.stderr)
+        progress, done = load_progress()
+        model, processor = load(
+            args.model or CHECKPOINT,
+            dtype=args.dtype,
+            adapter_path=args.adapter_path,
+            revision=args.revision,
+            use_sliding_window=args.sliding_window,
+            mask_decoder=args.mask_decoder,
+            progress=progress,
+        )
+        done()
+        if args.verbose:
+            text, vision = model.config.text, model.config.vision
+            print(
+                f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}; {vision.image_size} px, "
+                f"{vision.num_patches} image tokens; computing in {str(model.dtype).removeprefix('mlx.core.')} "
+                f"on the {'GPU' if on_gpu() else 'CPU'}",
+                file=sys.stderr,
+            )
+        return model, processor
+
+
+def _note_interrupts(pressed: list[int]) -> None:
+    """The first Ctrl-C fills the list, for the answer to end between two tokens; the second one interrupts."""
+
+    def note(number: int, frame: object) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)

@@ -1,0 +1,106 @@
+"""Work done ahead on other threads: in order, bounded, and with its errors in the right places."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pg_mlx import timeline
+from pg_mlx.threads import Ahead, Once, Outcome, start
+
+
+def settle(condition) -> bool:
+    """Whether it becomes true within a few seconds; other threads decide when."""
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(fails=st.lists(st.booleans(), max_size=30), threads=st.integers(1, 4), limit=st.integers(1, 6))
+def test_outcomes_come_in_order_with_their_own_errors(fails: list[bool], threads: int, limit: int) -> None:
+    def work(number: int) -> int:
+        if fails[number]:
+            raise ValueError(number)
+        return number
+
+    ahead = Ahead((partial(work, number) for number in range(len(fails))), threads=threads, limit=limit)
+    for number, outcome in enumerate(ahead):
+        if fails[number]:
+            with pytest.raises(ValueError, match=str(number)):
+                outcome.result()
+        else:
+            assert outcome.result() == number
+    assert ahead.exhausted
+    ahead.close()
+
+
+def test_no_more_than_the_limit_is_done_ahead() -> None:
+    begun: list[int] = []
+    ahead = Ahead((partial(begun.append, number) for number in range(10_000)), threads=2, limit=5)
+    assert settle(lambda: len(begun) == 5) and ahead.ready
+    for _ in range(3):
+        next(ahead).result()
+    assert settle(lambda: len(begun) == 8)
+    ahead.close()
+    assert ahead.exhausted and len(begun) == 8
+
+
+def test_what_has_not_begun_when_it_is_closed_never_begins() -> None:
+    gate, begun = threading.Event(), list[int]()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        gate.wait()
+
+    before = threading.active_count()
+    ahead = Ahead((partial(work, number) for number in range(9)), threads=2, limit=4)
+    assert settle(lambda: len(begun) == 2) and not ahead.ready
+    ahead.close()
+    gate.set()
+    assert settle(lambda: threading.active_count() == before)
+    assert begun == [0, 1] and next(ahead, None) is None
+
+
+def test_several_threads_share_one_call() -> None:
+    calls: list[int] = []
+
+    def slow() -> int:
+        calls.append(1)
+        time.sleep(0.01)
+        return 7
+
+    once = Once(slow)
+    assert [one.result() for one in [start(once) for _ in range(4)]] == [7] * 4 and calls == [1]
+
+
+def test_an_interrupt_is_not_swallowed_and_leaves_nobody_waiting() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    outcome = Outcome(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        outcome.run()
+    assert outcome.wait(0)
+
+
+def test_spans_are_noted_only_when_somebody_asks() -> None:
+    spans: list[timeline.Span] = []
+    with timeline.timed("before"):
+        pass
+    timeline.record(spans)
+    try:
+        with timeline.timed("while"):
+            pass
+    finally:
+        timeline.record(None)
+    with timeline.timed("after"):
+        pass
+    (span,) = spans
+    assert span.name == "while" and span.stop >= span.start and span.thread == threading.get_ident()
