@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import InputError
+from ..errors import InputError, TooLarge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,8 @@ def load_image(source: Any) -> Image.Image:
     source: a path ("-" is stdin), an http(s) URL, bytes, an open binary file, a PIL image, or an array: uint8 or
     0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied and transparency
     laid over white; any mode and bit depth becomes 8-bit RGB. Of an animation, the first frame.
-    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size.
+    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size; it is
+    a TooLarge if only the size is wrong.
     """
     from PIL import Image
 
@@ -151,8 +152,8 @@ def _read(file: BinaryIO | Any, name: str) -> bytes:
     return b"".join(chunks)
 
 
-def _too_large(name: str) -> InputError:
-    return InputError(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
+def _too_large(name: str) -> TooLarge:
+    return TooLarge(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
 
 
 # --- decoding -----------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{name} has more than {MAX_PIXELS} pixels; make it smaller first") from None
+        raise TooLarge(f"{name} has more than {MAX_PIXELS} pixels; make it smaller first") from None
     except Exception as error:  # Pillow's readers raise whatever their parsers stumble over
         raise InputError(f"{name} is damaged: {_reason(error)}") from None
     if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
@@ -196,7 +197,7 @@ def _finish(image: Image.Image, name: str) -> Image.Image:
     if width < 1 or height < 1:
         raise InputError(f"{name} has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}, so make it smaller first")
+        raise TooLarge(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}, so make it smaller first")
     try:
         image.load()
     except Exception as error:

@@ -29,10 +29,11 @@ def read_answer(
     parser = RegionParser(image_size)
     regions = [*parser.push(text), *parser.flush()]
     regions = _scored(regions, logged)
-    return (_with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
+    return (with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
 
 
-def _with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
+def with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
+    """The regions, those with codes with their masks, if the decoder makes any."""
     codes = [region.codes for region in regions if region.codes]
     decoded = mask_decoder(codes) if codes else None
     if decoded is None:
