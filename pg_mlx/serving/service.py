@@ -202,7 +202,7 @@ class Service:
     def _patience(self) -> float | None:
         """Seconds until the next deadline of a waiting request."""
         ends = [job.deadline_at for job in self._waiting if job.deadline_at is not None]
-        return max(0.0, min(ends) - time.perf_counter()) if ends else None
+        return min(max(0.0, min(ends) - time.perf_counter()), threading.TIMEOUT_MAX) if ends else None
 
     def _advance(self, runner: Runner) -> None:
         with self._lock:
