@@ -28,37 +28,38 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
-def load_image(source: Any) -> Image.Image:
+def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture in RGB, the right way up.
 
     source: a path ("-" is stdin), an http(s) URL, bytes, an open binary file, a PIL image, or an array: uint8 or
     0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied and transparency
     laid over white; any mode and bit depth becomes 8-bit RGB. Of an animation, the first frame.
+    max_pixels: a limit of the caller's own, below MAX_PIXELS.
     Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size; it is
     a TooLarge if only the size is wrong.
     """
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _finish(source, "the picture")
+        return _finish(source, "the picture", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if memoryview(source).nbytes > MAX_BYTES:
             raise _too_large("the picture's bytes")
-        return _decode(bytes(source), "the picture's bytes")
+        return _decode(bytes(source), "the picture's bytes", max_pixels)
     if isinstance(source, (str, Path)):
         name = str(source)
-        return _decode(_fetch(name), "stdin" if name == "-" else name)
+        return _decode(_fetch(name), "stdin" if name == "-" else name, max_pixels)
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "the open file"))
         try:
-            return _decode(_read(source, name), name)
+            return _decode(_read(source, name), name, max_pixels)
         except InputError:
             raise
         except UnicodeDecodeError:
             raise InputError(f"{name} is open as text; a picture must be opened as binary") from None
         except (OSError, ValueError) as error:  # closed, or open for writing only
             raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
-    return _from_array(source)
+    return _from_array(source, max_pixels)
 
 
 def to_pixels(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
@@ -159,7 +160,7 @@ def _too_large(name: str) -> TooLarge:
 # --- decoding -----------------------------------------------------------------------------------------
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -178,7 +179,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name} is damaged: {_reason(error)}") from None
     if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
         raise InputError(f"{name} is PostScript, which is not read; save it as PNG or JPEG")
-    return _finish(image, name)
+    return _finish(image, name, max_pixels)
 
 
 def _enable_heic(name: str) -> None:
@@ -189,15 +190,15 @@ def _enable_heic(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _finish(image: Image.Image, name: str) -> Image.Image:
+def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Bound, decode, turn upright, lay over white, bring to RGB."""
     from PIL import ImageOps
 
     width, height = image.size
     if width < 1 or height < 1:
         raise InputError(f"{name} has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise TooLarge(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}, so make it smaller first")
+    if width * height > max_pixels:
+        raise TooLarge(f"{name} has {width} x {height} pixels; the limit is {max_pixels}, so make it smaller first")
     try:
         image.load()
     except Exception as error:
@@ -225,7 +226,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         import numpy as np
 
-        return _from_array(np.asarray(image))
+        return _from_array(np.asarray(image), MAX_PIXELS)
     if image.mode == "LAB":
         from PIL import ImageCms
 
@@ -241,7 +242,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(source: Any) -> Image.Image:
+def _from_array(source: Any, max_pixels: int) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -262,7 +263,7 @@ def _from_array(source: Any) -> Image.Image:
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"{shown} is not a picture; it must be uint8, or floats in 0..1")
-    return _finish(Image.fromarray(np.ascontiguousarray(array)), shown)
+    return _finish(Image.fromarray(np.ascontiguousarray(array)), shown, max_pixels)
 
 
 def _reason(error: Exception) -> str:

@@ -24,6 +24,8 @@ class Limits:
     """In one request."""
     picture_bytes: int = 64 << 20
     """Of one picture as it comes, a compressed file."""
+    pixels: int = 178_956_970
+    """Of one picture as it comes; it takes three bytes each when it is decoded."""
     prompt_characters: int = 32_768
     prefix_tokens: int = 8192
     """Picture rows and prompt of one request; Gemma was trained on 8192 positions."""

@@ -94,7 +94,7 @@ def prepare(question: Question, processor: Processor, limits: Limits) -> Request
     for image in question.images:
         data = image if isinstance(image, bytes) else read_file(image, limits.picture_bytes)
         try:
-            loaded = load_image(data)
+            loaded = load_image(data, limits.pixels)
             pictures.append(Picture(processor.pixels(loaded), loaded.size))
         except InputError as error:
             place = f"{image}: " if isinstance(image, Path) else ""
