@@ -11,6 +11,7 @@ from ..errors import PgMlxError
 COMMANDS = {
     "generate": "ask about pictures",
     "convert": "convert and quantize a checkpoint",
+    "serve": "answer over HTTP, as OpenAI's API and on a page",
     "worker": "answer a program's requests: JSON lines on stdin and stdout",
 }
 
