@@ -66,7 +66,7 @@ class _Server:
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/regions", self.regions, methods=["POST"]),
             ],
-            exception_handlers={Refused: _refused, Gone: _gone, HTTPException: _http},
+            exception_handlers={Refused: _refused, Gone: _gone, HTTPException: _http, Exception: _failed},
         )
         app = Access(app, settings)
         if settings.origins:
@@ -193,3 +193,7 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     return Refused(error.status_code, code, error.detail, headers=error.headers).response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return Refused(500, "failed", f"unexpected failure ({type(error).__name__})").response()

@@ -21,8 +21,12 @@ async def ask(service: Service, question: Question, receive: Receive) -> AsyncGe
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event | Gone] = asyncio.Queue()
+
+    def hear(event: Event) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
     try:
-        ticket = service.submit(question, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        ticket = service.submit(question, hear)
     except ServingError as error:
         raise Refused.of(error) from None
     watcher = asyncio.create_task(_watch(receive, events))

@@ -79,7 +79,7 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
     except Exception as error:  # parsers raise whatever they stumble over
         raise bad(f"the form cannot be read ({type(error).__name__})") from None
     pictures, fields = list[bytes](), dict[str, str]()
-    async with form:
+    try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in ("image", "images"):
@@ -89,6 +89,8 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
                 raise bad(f"{name[:100]!r} is given twice, or is no file", name[:100])
             else:
                 fields[name] = value
+    finally:
+        await form.close()
     if not pictures:
         raise bad("there is no picture: send one as a file called image", "image")
     return read(fields, text=True), pictures

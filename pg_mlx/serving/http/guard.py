@@ -32,7 +32,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        exchange = _Exchange(receive, send, self._settings.write_s)
+        exchange = _Exchange(scope, receive, send, self._settings.write_s)
         began = time.perf_counter()
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -52,10 +52,10 @@ class Guard:
 
 
 class _Exchange:
-    def __init__(self, receive: Receive, send: Send, seconds: float):
+    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float):
         self.status, self.complete = 0, False
         self._receive, self._send, self._seconds = receive, send, seconds
-        self._read = False
+        self._read = not any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -67,9 +67,11 @@ class _Exchange:
             self.status = message["status"]
             given = {name for name, _ in message["headers"]}
             message["headers"] += [header for header in HEADERS if header[0] not in given]
+            if not self._read:  # or what is left of the body could drip in for ever
+                message["headers"].append((b"connection", b"close"))
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         with anyio.fail_after(self._seconds):
-            if last and self.status in (408, 413, 429) and not self._read:
+            if last and self.status != 408 and not self._read:
                 await self._send({**message, "more_body": True})
                 await self._linger()
                 message = {"type": "http.response.body", "body": b""}

@@ -28,7 +28,7 @@ class Metrics:
         )
         self._queued = Histogram("pg_mlx_queue_seconds", "From submission until begun", buckets=_SECONDS, **make)
         self._tokens = Counter("pg_mlx_tokens", "Tokens read and written", ["kind"], **make)
-        self._registry.register(_OfService(service))  # type: ignore[arg-type]
+        self._registry.register(_OfService(service))
 
     def request(self, path: str, status: int, seconds: float) -> str:
         """Count one. Returns the path as it was counted."""
