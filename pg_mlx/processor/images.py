@@ -28,18 +28,19 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
-def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
     """A picture in RGB, the right way up.
 
     source: a path ("-" is stdin), an http(s) URL, bytes, an open binary file, a PIL image, or an array: uint8 or
     0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied and transparency
     laid over white; any mode and bit depth becomes 8-bit RGB. Of an animation, the first frame.
-    max_pixels: a limit of the caller's own, below MAX_PIXELS.
+    max_pixels: MAX_PIXELS if not given.
     Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size; it is
     a TooLarge if only the size is wrong.
     """
     from PIL import Image
 
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
         return _finish(source, "the picture", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
