@@ -1,4 +1,4 @@
-"""The two ways a request can fail, as the commands report them."""
+"""The ways a request can fail, as the commands report them."""
 
 
 class PgMlxError(Exception):
@@ -14,3 +14,7 @@ class InputError(PgMlxError, ValueError):
     """What was given is wrong: a file, a value, a checkpoint. Exit code 2 at a command."""
 
     exit_code = 2
+
+
+class TooLarge(InputError):
+    """What was given may be sound, but is over a limit."""

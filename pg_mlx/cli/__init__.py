@@ -11,6 +11,8 @@ from ..errors import PgMlxError
 COMMANDS = {
     "generate": "ask about pictures",
     "convert": "convert and quantize a checkpoint",
+    "serve": "answer over HTTP, as OpenAI's API and on a page",
+    "worker": "answer a program's requests: JSON lines on stdin and stdout",
     "bench": "time each stage on this machine",
     "doctor": "check that this machine computes right",
 }

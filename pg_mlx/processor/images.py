@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import InputError
+from ..errors import InputError, TooLarge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,36 +28,39 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
-def load_image(source: Any) -> Image.Image:
+def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
     """A picture in RGB, the right way up.
 
     source: a path ("-" is stdin), an http(s) URL, bytes, an open binary file, a PIL image, or an array: uint8 or
     0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied and transparency
     laid over white; any mode and bit depth becomes 8-bit RGB. Of an animation, the first frame.
-    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size.
+    max_pixels: MAX_PIXELS if not given.
+    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size; it is
+    a TooLarge if only the size is wrong.
     """
     from PIL import Image
 
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
-        return _finish(source, "the picture")
+        return _finish(source, "the picture", max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if memoryview(source).nbytes > MAX_BYTES:
             raise _too_large("the picture's bytes")
-        return _decode(bytes(source), "the picture's bytes")
+        return _decode(bytes(source), "the picture's bytes", max_pixels)
     if isinstance(source, (str, Path)):
         name = str(source)
-        return _decode(_fetch(name), "stdin" if name == "-" else name)
+        return _decode(_fetch(name), "stdin" if name == "-" else name, max_pixels)
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "the open file"))
         try:
-            return _decode(_read(source, name), name)
+            return _decode(_read(source, name), name, max_pixels)
         except InputError:
             raise
         except UnicodeDecodeError:
             raise InputError(f"{name} is open as text; a picture must be opened as binary") from None
         except (OSError, ValueError) as error:  # closed, or open for writing only
             raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
-    return _from_array(source)
+    return _from_array(source, max_pixels)
 
 
 def to_pixels(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
@@ -151,14 +154,14 @@ def _read(file: BinaryIO | Any, name: str) -> bytes:
     return b"".join(chunks)
 
 
-def _too_large(name: str) -> InputError:
-    return InputError(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
+def _too_large(name: str) -> TooLarge:
+    return TooLarge(f"{name} is larger than {MAX_BYTES >> 20} MiB, which is too much for a picture")
 
 
 # --- decoding -----------------------------------------------------------------------------------------
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -172,12 +175,12 @@ def _decode(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
-        raise InputError(f"{name} has more than {MAX_PIXELS} pixels; make it smaller first") from None
+        raise TooLarge(f"{name} has more than {MAX_PIXELS} pixels; make it smaller first") from None
     except Exception as error:  # Pillow's readers raise whatever their parsers stumble over
         raise InputError(f"{name} is damaged: {_reason(error)}") from None
     if image.format == "EPS":  # a program, which Pillow would have Ghostscript run
         raise InputError(f"{name} is PostScript, which is not read; save it as PNG or JPEG")
-    return _finish(image, name)
+    return _finish(image, name, max_pixels)
 
 
 def _enable_heic(name: str) -> None:
@@ -188,15 +191,15 @@ def _enable_heic(name: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _finish(image: Image.Image, name: str) -> Image.Image:
+def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """Bound, decode, turn upright, lay over white, bring to RGB."""
     from PIL import ImageOps
 
     width, height = image.size
     if width < 1 or height < 1:
         raise InputError(f"{name} has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{name} has {width} x {height} pixels; the limit is {MAX_PIXELS}, so make it smaller first")
+    if width * height > max_pixels:
+        raise TooLarge(f"{name} has {width} x {height} pixels; the limit is {max_pixels}, so make it smaller first")
     try:
         image.load()
     except Exception as error:
@@ -224,7 +227,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         import numpy as np
 
-        return _from_array(np.asarray(image))
+        return _from_array(np.asarray(image), MAX_PIXELS)
     if image.mode == "LAB":
         from PIL import ImageCms
 
@@ -240,7 +243,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(source: Any) -> Image.Image:
+def _from_array(source: Any, max_pixels: int) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -261,7 +264,7 @@ def _from_array(source: Any) -> Image.Image:
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"{shown} is not a picture; it must be uint8, or floats in 0..1")
-    return _finish(Image.fromarray(np.ascontiguousarray(array)), shown)
+    return _finish(Image.fromarray(np.ascontiguousarray(array)), shown, max_pixels)
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,72 @@
+"""pg-mlx worker: a model for other programs, as JSON lines on stdin and stdout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from ..errors import InputError
+from .common import Parser
+
+DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as docs/protocol.md tells."
+
+EPILOG = """\
+It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered; and at once with
+its parent. What libraries print goes to stderr.
+
+exit code: 0, or 1 if the model failed so that only a new worker can help, 2 for a wrong input.
+"""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    p = Parser(program, DESCRIPTION, EPILOG)
+    p.add_argument("--batch-size", type=int, default=8, metavar="N", help="answers computed at a time (default: 8)")
+    p.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
+    p.add_argument("--memory-limit", metavar="BYTES", help="what the model and its answers may take, as 6G or 900M")
+    p.add_argument(
+        "--files",
+        action="append",
+        metavar="DIR",
+        help="folder that pictures may be read from by path (repeatable; default: all)",
+    )
+    p.add_argument("--debug", action="store_true", help="show tracebacks")
+    return p
+
+
+def run(argv: list[str], program: str) -> int:
+    parent = os.getppid()  # before anything that takes time, in which it may die
+    args = parser(program).parse_args(argv)
+    for name, least, most in (("batch_size", 1, 256), ("queue", 1, 100_000)):
+        if not least <= getattr(args, name) <= most:
+            raise InputError(f"--{name.replace('_', '-')} must be from {least} to {most}")
+    memory = _bytes(args.memory_limit)
+    folders = [Path(folder) for folder in args.files] if args.files else None
+    for folder in folders or ():
+        if not folder.is_dir():
+            raise InputError(f"--files {folder} is no folder")
+
+    from ..serving.worker import Worker, guarded_pipes
+
+    pipes = guarded_pipes()
+
+    import mlx.core as mx
+
+    from ..backend import on_gpu
+    from ..serving.limits import Limits
+
+    if not on_gpu():
+        mx.disable_compile()  # for the CPU it starts a C++ compiler
+    return Worker(
+        *pipes, parent, Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=memory), folders
+    ).run()
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15})([KMGT]?)", text, re.ASCII)
+    if not match:
+        raise InputError(f"--memory-limit {text} is no number of bytes, as 6G or 900M")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")

@@ -1,0 +1,199 @@
+"""The application: which address does what."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from ... import __version__
+from ..questions import Done, Found, Question, Text
+from ..service import Service
+from . import chat, found
+from .access import Access
+from .asking import ask
+from .body import Bodies
+from .errors import Gone, Json, Refused
+from .fields import parse
+from .guard import Guard
+from .metrics import Metrics
+from .settings import Settings
+from .sources import pictures
+from .threads import in_thread
+
+_FOLDER = Path(__file__).parent
+
+
+def application(service: Service, settings: Settings) -> ASGIApp:
+    """The ASGI application around a service, which the caller owns."""
+    return _Server(service, settings).application()
+
+
+class _Server:
+    def __init__(self, service: Service, settings: Settings):
+        self._service, self._settings = service, settings
+        self._bodies, self._metrics = Bodies(settings), Metrics(service)
+        self._page = (_FOLDER / "page.html").read_bytes()
+        self._policy = content_security_policy(self._page.decode())
+        self._openapi = json.loads((_FOLDER / "openapi.json").read_bytes())
+        self._openapi["info"]["version"] = __version__
+        self._created = int(time.time())
+
+    def application(self) -> ASGIApp:
+        settings = self._settings
+        app: ASGIApp = Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/health", self.health),
+                Route("/metrics", self.metrics),
+                Route("/openapi.json", self.openapi),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{name:path}", self.model),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/regions", self.regions, methods=["POST"]),
+            ],
+            exception_handlers={Refused: _refused, Gone: _gone, HTTPException: _http, Exception: _failed},
+        )
+        app = Access(app, settings)
+        if settings.origins:
+            app = CORSMiddleware(
+                app, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+            )
+        return Guard(app, settings, self._metrics)
+
+    # --- about the server -----------------------------------------------------------------------------
+
+    async def page(self, request: Request) -> Response:
+        return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
+
+    async def health(self, request: Request) -> Response:
+        state = self._service.stats()["state"]
+        return Json({"status": state}, 200 if state == "ready" else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        return Json(self._openapi)
+
+    async def models(self, request: Request) -> Response:
+        return Json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        self._known(request.path_params["name"])
+        return Json(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        info = self._service.model
+        about = {}
+        if info:
+            about = {
+                name: getattr(info, name) for name in ("model_type", "image_size", "image_tokens", "dtype", "device")
+            }
+        name = self._settings.model_name
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "pg_mlx", **about}
+
+    def _known(self, name: str | None) -> None:
+        if name not in (None, self._settings.model_name):
+            there = self._settings.model_name
+            raise Refused(404, "model_not_found", f"there is no such model here; there is {there}", "model")
+
+    # --- answers --------------------------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        async with self._bodies.read(request) as body:
+            _expect(request, "application/json")
+            asked = await in_thread(lambda: chat.read(parse(body)))
+            self._known(asked.model)
+            images = await pictures(asked.pictures, self._settings, self._service.limits)
+        events = self._ask(Question(asked.prompt, images, asked.options, deadline_s=self._settings.request_s), request)
+        completion = chat.Completion(asked, self._settings.model_name)
+        if asked.stream:
+            first = await anext(events)
+            return chat.EventStream(chat.stream(completion, first, events))
+        done = await _last(events)
+        return Json(await in_thread(completion.whole, done.generation))
+
+    async def regions(self, request: Request) -> Response:
+        limits = self._service.limits
+        async with self._bodies.read(request) as body:
+            if _expect(request, "application/json", "multipart/form-data") == "multipart/form-data":
+                asked, images = await found.read_form(request.headers, body, limits)
+                self._known(asked.model)
+            else:
+                asked = await in_thread(lambda: found.read(parse(body)))
+                self._known(asked.model)
+                images = await pictures(asked.named, self._settings, limits)
+        question = Question(asked.prompt, images, asked.options, asked.scores, self._settings.request_s)
+        done = await _last(self._ask(question, request))
+        return Json(await in_thread(found.answer, asked, done, self._settings.model_name))
+
+    async def _ask(self, question: Question, request: Request) -> AsyncGenerator[Text | Found | Done, None]:
+        async with aclosing(ask(self._service, question, request.receive)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    self._metrics.answer(event)
+                yield event
+
+
+async def _last(events: AsyncGenerator[Text | Found | Done, None]) -> Done:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                return event
+    raise AssertionError("an answer ended without an end")
+
+
+def _expect(request: Request, *kinds: str) -> str:
+    """Also keeps web pages out that ask without asking first: what they may send unasked is no JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        raise Refused(415, "bad_request", f"the Content-Type must be {' or '.join(kinds)}")
+    return kind
+
+
+def content_security_policy(page: str) -> str:
+    """Allows the page its own script and style, by their hashes, and questions to its own server; nothing else."""
+
+    def hashes(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
+        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return error.response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    return Refused(error.status_code, code, error.detail, headers=error.headers).response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return Refused(500, "failed", f"unexpected failure ({type(error).__name__})").response()

@@ -1,0 +1,136 @@
+"""Fetching a picture for a stranger: from public addresses only, and nothing that goes on for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from urllib.parse import quote, urlsplit
+
+import anyio
+import h11
+
+from .errors import Refused
+
+_TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
+"""IPv6 that a gateway turns into whatever IPv4 address it holds."""
+
+
+async def fetch(url: str, place: str, limit: int, seconds: float) -> bytes:
+    """What the address answers, up to a number of bytes and seconds. Raises Refused, which names the place in the
+    request and never what was found at an address that is not public.
+
+    The name is resolved once, and the connection goes to the address that was looked at. Redirects are not followed.
+    """
+    try:
+        with anyio.fail_after(seconds):
+            return await _fetch(url, limit)
+    except TimeoutError:
+        reason, status = f"not fetched within {seconds:g} s", 504
+    except _TooLarge:
+        reason, status = f"larger than {limit} bytes", 413
+    except _No as no:
+        reason, status = str(no), 400
+    except (OSError, ValueError, h11.ProtocolError, asyncio.IncompleteReadError) as error:
+        reason, status = f"cannot be fetched ({type(error).__name__})", 400
+    code = {413: "too_large", 504: "deadline"}.get(status, "bad_image")
+    raise Refused(status, code, f"{place}: {reason}", place)
+
+
+class _No(Exception):
+    pass
+
+
+class _TooLarge(Exception):
+    pass
+
+
+async def _fetch(url: str, limit: int) -> bytes:
+    address = urlsplit(url)
+    if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
+        raise _No("an address is http(s)://host/path, without a user")
+    secure = address.scheme == "https"
+    host = address.hostname.encode("idna").decode("ascii") if ":" not in address.hostname else address.hostname
+    port = address.port or (443 if secure else 80)
+    target = quote(address.path or "/", safe="%/:=&?~+!$,;'@()*[]")
+    if address.query:
+        target += "?" + quote(address.query, safe="%/:=&?~+!$,;'@()*[]")
+    name = f"[{host}]" if ":" in host else host
+    request = h11.Request(
+        method="GET",
+        target=target,
+        headers=[
+            ("Host", name if address.port is None else f"{name}:{port}"),
+            ("User-Agent", "pg_mlx"),
+            ("Accept", "image/*"),
+            ("Accept-Encoding", "identity"),
+            ("Connection", "close"),
+        ],
+    )
+    reader, writer = await asyncio.open_connection(
+        await resolve(host, port), port, ssl=ssl.create_default_context() if secure else None,
+        server_hostname=host if secure else None,
+    )  # fmt: skip
+    try:
+        return await _exchange(request, reader, writer, limit)
+    finally:
+        writer.transport.abort()
+
+
+async def resolve(host: str, port: int) -> str:
+    """The address of a host all of whose addresses are public."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in found]
+    if not addresses or not all(map(is_public, addresses)):
+        raise _No("the address is not a public one")
+    return addresses[0]
+
+
+def is_public(text: str) -> bool:
+    """Whether it is an address of the internet at large: not of this machine, of a local network, or set apart."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            address = address.ipv4_mapped
+        elif address.is_site_local or any(address in network for network in _TRANSLATED):
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+async def _exchange(
+    request: h11.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int
+) -> bytes:
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=16 << 10)
+    writer.write((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
+    await writer.drain()
+    body = bytearray()
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(1 << 16))
+        elif isinstance(event, h11.Response):
+            _check(event, limit)
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > limit:
+                raise _TooLarge
+        elif isinstance(event, h11.EndOfMessage):
+            return bytes(body)
+        elif isinstance(event, h11.ConnectionClosed):
+            raise _No("the connection was closed")
+
+
+def _check(response: h11.Response, limit: int) -> None:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
+    if 300 <= response.status_code < 400:
+        raise _No("the address redirects to another, which is not followed")
+    if response.status_code != 200:
+        raise _No(f"the server answered {response.status_code}")
+    if headers.get("content-encoding", "identity") != "identity":
+        raise _No("the answer is compressed")
+    kind = headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    if not kind.startswith("image/") and kind != "application/octet-stream":
+        raise _No("what is there is no picture")
+    if int(headers.get("content-length", 0)) > limit:
+        raise _TooLarge

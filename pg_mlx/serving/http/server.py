@@ -1,0 +1,160 @@
+"""The process: a socket, uvicorn on it, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...errors import InputError
+from ..codes import ServingError
+from ..limits import Limits
+from ..runner import Source, Stage
+from ..service import Service
+from .app import application
+from .settings import Settings
+
+HEAD_BYTES = 16 << 10
+KEEP_ALIVE_S = 15
+
+
+def serve(
+    listener: socket.socket,
+    source: Source,
+    limits: Limits,
+    settings: Settings,
+    drain_s: float,
+    stage: Stage = lambda name, done, of: None,
+) -> int:
+    """Answer until SIGTERM (returns 0), Ctrl-C (130) or a failure of the model's that only a new process mends (1).
+    The model is loaded meanwhile. Raises InputError or ServingError if it cannot be."""
+    service = Service(limits, on_broken=lambda: server.stop(1))
+    server = Server(application(service, settings), settings, drain_s)
+    loading = service.load(source, stage)
+    loading.add_done_callback(lambda done: server.stop(1) if done.exception() else None)
+    try:
+        asyncio.run(server.serve([listener]))
+    finally:
+        service.close(timeout=0 if server.code else 1)
+    if loading.done() and isinstance(failure := loading.exception(), ServingError):
+        raise InputError(str(failure)) if failure.code == "bad_model" else failure
+    return server.code
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises InputError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host}, port {port}: {reason}") from None
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A Unix socket that only this user may use; one that a killed server left is replaced. Raises InputError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+            path.unlink()
+        listener.bind(str(path))
+    except (OSError, ValueError) as error:
+        listener.close()
+        raise InputError(f"cannot listen at {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
+        return client.connect_ex(str(path)) == 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which ends with an exit code, and does not wait for those who connect and say nothing."""
+
+    def __init__(self, app: Any, settings: Settings, drain_s: float):
+        self.code = 0
+
+        class Protocol(_Protocol):
+            seconds = settings.header_s
+
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",  # its errors would hold tracebacks; the application has a log of its own
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=settings.connections,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]
+                h11_max_incomplete_event_size=HEAD_BYTES,
+            )
+        )
+
+    def stop(self, code: int) -> None:
+        """Take nothing more, and end when what was accepted is answered. From any thread; the second time at once."""
+        self.code = self.code or code
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        codes = {signal.SIGTERM: 0, signal.SIGINT: 130}
+        try:
+            for number, code in codes.items():
+                loop.add_signal_handler(number, self.stop, code)
+        except (RuntimeError, ValueError):  # not in the main thread
+            codes = {}
+        try:
+            yield
+        finally:
+            for number in codes:
+                loop.remove_signal_handler(number)
+
+
+class _Protocol(H11Protocol):
+    """One connection. uvicorn bounds how long it stays idle between requests, but not how long a head takes."""
+
+    seconds: float
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head = self.loop.call_later(self.seconds, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._head_is_there()
+        elif self._head is None and (self.cycle is None or self.cycle.response_complete):
+            self._head = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def _head_is_there(self) -> None:
+        if self._head:
+            self._head.cancel()
+            self._head = None

@@ -1,0 +1,76 @@
+"""Pictures as a request names them: data URIs, and where it is allowed addresses and files."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ..codes import ServingError
+from ..limits import Limits
+from ..questions import read_file
+from .errors import Refused, bad
+from .fetch import fetch
+from .settings import Settings
+from .threads import in_thread
+
+_DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+
+
+async def pictures(named: Sequence[tuple[str, str]], settings: Settings, limits: Limits) -> list[bytes]:
+    """The bytes of each picture. named: the place of each in the request, and its name there. Raises Refused."""
+    if len(named) > limits.pictures:
+        raise Refused(413, "too_large", f"a request has 1 to {limits.pictures} pictures, not {len(named)}")
+    return [await _picture(name, place, settings, limits) for place, name in named]
+
+
+async def _picture(name: str, place: str, settings: Settings, limits: Limits) -> bytes:
+    scheme = match[1].lower() if (match := _SCHEME.match(name)) else "file"
+    if scheme == "data":
+        return await in_thread(_from_data, name, place, limits.picture_bytes)
+    if scheme in ("http", "https"):
+        if not settings.urls:
+            raise Refused(400, "not_allowed", f"{place}: this server fetches no pictures; send a data URI", place)
+        return await fetch(name, place, limits.picture_bytes, settings.fetch_s)
+    if scheme == "file":
+        if not settings.folders:
+            raise Refused(400, "not_allowed", f"{place}: this server reads no files; send a data URI", place)
+        return await in_thread(_from_file, name, place, settings.folders, limits.picture_bytes)
+    raise bad(f"{place}: a picture is a data URI, or where it is allowed an http(s) address or a file", place)
+
+
+def _from_data(name: str, place: str, limit: int) -> bytes:
+    head = _DATA.match(name)
+    if not head:
+        raise bad(f"{place} is no data URI in base64", place)
+    payload = name[head.end() :]
+    if len(payload) > (limit + 2) // 3 * 4:
+        raise Refused(413, "too_large", f"{place} is larger than {limit} bytes", place)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except ValueError:
+        raise Refused(400, "bad_image", f"{place} is not in base64", place) from None
+
+
+def _from_file(name: str, place: str, folders: Sequence[Path], limit: int) -> bytes:
+    """A file in one of the folders, symbolic links followed first. All others are told apart by nothing."""
+    refused = Refused(400, "bad_image", f"{place}: there is no such picture that may be read", place)
+    if name[:5].lower() == "file:":
+        address = urlsplit(name)
+        if address.netloc not in ("", "localhost"):
+            raise refused
+        name = unquote(address.path)
+    for folder in folders:
+        try:
+            path = (folder / name).resolve(strict=True)
+            if path.is_relative_to(folder.resolve()) and path.is_file():
+                return read_file(path, limit)
+        except ServingError as error:
+            if error.code == "too_large":
+                raise Refused(413, "too_large", f"{place} is larger than {limit} bytes", place) from None
+        except (OSError, ValueError, RuntimeError):  # none there, a zero byte, a circle of links
+            continue
+    raise refused

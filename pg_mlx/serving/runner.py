@@ -1,0 +1,235 @@
+"""What the thread that owns MLX does: loads the model, lets requests enter, and moves all of them on by a token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..backend import on_gpu
+from ..checkpoint.load import load
+from ..errors import InputError, PgMlxError
+from ..generation import Engine, FeatureCache, Picture, Progress, Request, Row
+from ..generation.engine import PREFILL_TOKENS, ROOM
+from ..generation.pictures import PATCHES
+from ..generation.stream import generation_of
+from ..paligemma import PaliGemma
+from ..processor import Processor, TextStream
+from ..regions import Region, RegionParser
+from ..regions.answer import with_masks
+from .codes import ServingError
+from .jobs import Job
+from .limits import CacheRoom, Limits, scratch_bytes, token_bytes
+from .questions import Done, Found, Text
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, as `pg_mlx.load` takes it."""
+
+    path_or_repo: str | Path
+    dtype: str | None = None
+    adapter_path: str | Sequence[str] | None = None
+    revision: str | None = None
+    use_sliding_window: bool = False
+    mask_decoder: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is loaded."""
+
+    model: str
+    model_type: str
+    """"gemma" or "gemma2"."""
+    image_size: int
+    """Side in pixels to which pictures are brought."""
+    image_tokens: int
+    """Of one picture."""
+    dtype: str
+    device: str
+    """"gpu" or "cpu"."""
+    load_s: float
+    weight_bytes: int
+
+
+Stage = Callable[[str, int, int], None]
+"""Told the name of a stage of loading ("fetch", "weights", "warm-up"), how much of it is done, and how much it is."""
+
+
+class Runner:
+    """A model and the answers that it is giving. All methods belong to one thread; what they hand out (numbers, text,
+    numpy arrays) may go to any."""
+
+    def __init__(self, source: Source, limits: Limits, stage: Stage):
+        """Load, and answer once. Raises ServingError."""
+        started, before = time.perf_counter(), mx.get_active_memory()
+        mx.set_cache_limit(limits.spare_bytes)
+        stage("fetch", 0, 1)
+        try:
+            self.model, self.processor = _load(source, lambda done, of: stage("weights", done, of))
+        except InputError as error:
+            raise ServingError("bad_model", str(error)) from None
+        except PgMlxError as error:
+            raise ServingError("failed", str(error)) from None
+        weights = mx.get_active_memory() - before
+        self._room = _room(self.model, limits, weights)
+        self._limits = limits
+        self._jobs: dict[Row, Job] = {}
+        self._features = FeatureCache(self.model, limits.feature_bytes)
+        self._engine = self._new_engine(self._features)
+        stage("warm-up", 0, 1)
+        self._warm_up()
+        stage("warm-up", 1, 1)
+        text, vision = self.model.config.text, self.model.config.vision
+        self.info = ModelInfo(
+            model=str(source.path_or_repo),
+            model_type=text.model_type,
+            image_size=vision.image_size,
+            image_tokens=vision.num_patches,
+            dtype=str(self.model.dtype).removeprefix("mlx.core."),
+            device="gpu" if on_gpu() else "cpu",
+            load_s=time.perf_counter() - started,
+            weight_bytes=weights,
+        )
+
+    def _new_engine(self, features: FeatureCache) -> Engine:
+        tokenizer, size = self.processor.tokenizer, self._limits.batch_size
+        return Engine(
+            self.model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=size, features=features
+        )
+
+    def _warm_up(self) -> None:
+        """Kernels are made when they are first used; better now than in the first request."""
+        side = self.model.config.vision.image_size
+        engine = self._new_engine(FeatureCache(self.model, 0))
+        request = Request([Picture(np.zeros((side, side, 3), np.float32))], self.processor.prompt_ids(""))
+        engine.add(request)
+        for _ in range(3):
+            engine.step()
+
+    @property
+    def running(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    @property
+    def feature_bytes(self) -> int:
+        """Encoded pictures that are kept."""
+        return self._features.held_bytes
+
+    def check(self, request: Request) -> None:
+        """Raises ServingError if this request can never be answered here."""
+        prefix = self._prefix(request)
+        if prefix > self._limits.prefix_tokens:
+            limit = self._limits.prefix_tokens
+            raise ServingError("too_large", f"pictures and prompt are {prefix} tokens; the limit is {limit}")
+        if not self._room.fits(0, self._slots(request)):
+            needed = self._room.needed([self._slots(request)])
+            raise ServingError("out_of_memory", f"the answer may need {needed} bytes of cache; ask for fewer tokens")
+
+    def quit(self) -> None:
+        """End the jobs that were cancelled or are too late."""
+        now = time.perf_counter()
+        for row, job in self._jobs.items():
+            if reason := job.overdue(now):
+                job.finish(reason)
+                row.cancel()
+
+    def admits(self, job: Job) -> bool:
+        """Whether there is a place for it now, and memory. One that is to be tried alone waits for an empty batch, and
+        keeps others out."""
+        assert job.request is not None
+        running = self.running
+        if running and (job.alone or running[0].alone):
+            return False
+        return len(running) < self._limits.batch_size and self._room.fits(len(running), self._slots(job.request))
+
+    def start(self, job: Job) -> None:
+        """Let it enter with the next step. Raises InputError if the model does not read its pictures."""
+        assert job.request is not None
+        row = self._engine.add(job.request)
+        self._room.enter(len(self._jobs), self._slots(job.request))
+        job.begin(row, TextStream(self.processor.tokenizer), RegionParser(job.request.pictures[0].size))
+        self._jobs[row] = job
+
+    def step(self) -> list[Job]:
+        """A token for every running job, whose listeners are told. Returns those that left. Raises whatever the model
+        does."""
+        left = []
+        for progress in self._engine.step():
+            job = self._jobs[progress.row]
+            try:
+                self._tell(job, progress)
+            except Exception as error:  # of this answer, and no fault of its neighbours
+                job.break_off(error)
+            if progress.row.finish_reason is not None:
+                left.append(self._jobs.pop(progress.row))
+            elif job.outcome:
+                progress.row.cancel()
+        return left
+
+    def abandon(self) -> list[Job]:
+        """Give up the whole batch, after `step` has failed. Returns its jobs."""
+        jobs = self.running
+        self._jobs.clear()
+        self._engine = self._new_engine(self._features)
+        return jobs
+
+    def _tell(self, job: Job, progress: Progress) -> None:
+        assert job.text is not None
+        text = "".join(job.text.push(token) for token in job.unseen(progress.token_ids))
+        finished = progress.row.finish_reason is not None
+        if finished:
+            text += job.text.flush()
+        self._tell_text(job, text, finished)
+        if finished and not job.outcome:
+            generation = generation_of(progress.row, self.model, self.processor, job.submitted_at)
+            job.finish(Done(generation, progress.row.request.pictures[0].size, job.begun_at - job.submitted_at))
+
+    def _tell_text(self, job: Job, text: str, finished: bool) -> None:
+        assert job.parser is not None
+        if text:
+            job.tell(Text(text))
+        regions = job.parser.push(text)
+        if finished:
+            regions += job.parser.flush()
+        for region in regions:
+            job.tell(Found(self._with_mask(region)))
+
+    def _with_mask(self, region: Region) -> Region:
+        return with_masks([region], self.processor.mask_decoder)[0] if self.processor.mask_decoder else region
+
+    def _prefix(self, request: Request) -> int:
+        return len(request.pictures) * self.model.config.vision.num_patches + len(request.prompt_ids)
+
+    def _slots(self, request: Request) -> int:
+        """The most that its cache may have: it grows by ROOM, or by what a neighbour still needs if that is less."""
+        return self._prefix(request) + request.options.max_tokens + ROOM
+
+
+def _load(source: Source, progress: Callable[[int, int], None]) -> tuple[PaliGemma, Processor]:
+    options: dict[str, Any] = dict(vars(source))
+    return load(options.pop("path_or_repo"), progress=progress, **options)
+
+
+def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
+    """What is left for caches. Raises ServingError if the model leaves nothing."""
+    itemsize = model.dtype.size
+    per_token = token_bytes(model.config, itemsize)
+    if limits.memory_bytes is None:
+        return CacheRoom(per_token, None)
+    patches = max(PATCHES, model.config.vision.num_patches)
+    scratch = scratch_bytes(model.config, itemsize, patches, max(PREFILL_TOKENS, limits.prefix_tokens))
+    left = limits.memory_bytes - weights - limits.feature_bytes - scratch
+    if left <= 0:
+        raise ServingError(
+            "out_of_memory",
+            f"of {limits.memory_bytes} bytes the weights take {weights}, encoded pictures up to {limits.feature_bytes} "
+            f"and a pass {scratch}, which leaves none for answers",
+        )
+    return CacheRoom(per_token, left)
