@@ -30,7 +30,21 @@ def drawing() -> Image.Image:
 def test_everything_fits_in_eight_megabytes():
     files = [path for path in CHECKPOINT.parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) <= 8e6
-    assert SCENE in PICTURES
+    assert len(PICTURES) == 4 and SCENE in PICTURES
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "caption"),
+    [  # the truths of test seeds 3000014, 3000057 and 3000046
+        ("dog", "dog", "a yellow star, a blue triangle, a purple star and a green circle"),
+        ("clutter", "704", "a blue triangle, a yellow star, a yellow triangle and an orange triangle"),
+        ("portrait", "304", "an orange triangle, an orange star, a red circle and a yellow cross"),
+    ],
+)
+def test_the_other_pictures_are_read_and_named(loaded, name: str, text: str, caption: str):
+    picture = CHECKPOINT.parent / f"{name}.png"
+    assert pg_mlx.generate(*loaded, "ocr", picture).text == text
+    assert pg_mlx.generate(*loaded, "caption en", picture).text == caption
 
 
 @pytest.mark.parametrize("prompt", ["detect red circle", "segment red circle"])
