@@ -13,14 +13,14 @@ from command_fixtures import CAT
 
 import pg_mlx
 from pg_mlx import Generation
-from pg_mlx.demo import CHECKPOINT, PICTURES
+from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.limits import Limits
 from pg_mlx.serving.questions import Done, Event, Failed, Question, Text
 from pg_mlx.serving.runner import Source
 from pg_mlx.serving.service import Service, Ticket
 
-SCENE = PICTURES[0]
+SCENE = CHECKPOINT.parent / "scene.png"
 WILD = SamplingOptions(max_tokens=8000, temperature=9.0, seed=1)
 """An answer that goes on until it is stopped: at this temperature <eos> is as likely as any other token."""
 

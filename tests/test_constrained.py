@@ -235,8 +235,8 @@ def test_max_regions_saves_the_steps_of_the_others(demo: Loaded, calls: list[int
     whole = pg_mlx.generate(*demo, "detect circle ; star", SCENE, constrain=True)
     before = len(calls)
     first = pg_mlx.generate(*demo, "detect circle ; star", SCENE, constrain=True, max_regions=1)
-    assert len(whole.regions) == 2 and first.regions == whole.regions[:1] and first.finish_reason == "stop"
-    assert before == 11 and len(calls) - before == 5
+    assert len(whole.regions) > 1 and first.regions == whole.regions[:1] and first.finish_reason == "stop"
+    assert before == 1 + 5 * len(whole.regions) and len(calls) - before == 5
 
 
 def test_scores_are_of_what_was_chosen(demo: Loaded) -> None:
