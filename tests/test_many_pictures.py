@@ -173,7 +173,7 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
 
     def answer(processor, request):
         logprobs = request.logprobs
-        asked.append(dict(logprobs=logprobs))
+        asked.append(dict(logprobs=logprobs, guide=request.guide))
         pieces = ANSWER.partition(";")[0], *("".join(x) for x in zip(";;;", ANSWER.split(";")[1:], strict=False))
         logged = list(zip(pieces, np.log([0.9, 0.5, 0.2, 1.0]).tolist(), strict=True)) if logprobs else []
         for piece in pieces:
@@ -246,7 +246,9 @@ def test_an_answer_ends_early_only_where_the_first_regions_are_the_ones_kept(
     planted, model: Path, capsys, flags: list[str], ends_with: int | None
 ):
     assert ask(model, "--image", CAT, "--prompt", "detect cat ; dog", *flags) == 0
-    assert planted[0]["max_regions"] == ends_with and planted[0]["constrain"] == ("--constrain" in flags)
+    guide = planted[0]["guide"]
+    assert (guide is not None) == ("--constrain" in flags)
+    assert guide is None or guide.left == ends_with
 
 
 def test_coco_results_have_ids_for_pictures_and_categories(planted, model: Path, capsys, tmp_path: Path):

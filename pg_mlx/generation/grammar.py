@@ -34,7 +34,8 @@ class RegionGrammar:
         self._locations, self._codes = tokenizer.location_ids, tokenizer.segmentation_ids
         self._eos_id = tokenizer.eos_id
         self._masks = prompt.task == "segment"
-        self._left = max_regions
+        self.left = max_regions
+        """So many boxes may still come; None: any number."""
         last = [[*tokenizer.encode(f" {label}"), self._eos_id] for label in prompt.labels]
         inner = [tokenizer.encode(f" {label}{SEPARATOR}") for label in prompt.labels]
         self._last, self._any = _tree(last), _tree(last + inner)
@@ -48,7 +49,7 @@ class RegionGrammar:
         """As Guide."""
         if self._node is not None:
             return sorted(self._node)
-        if self._left == 0:
+        if self.left == 0:
             return [self._eos_id]
         if len(self._record) >= LOCATIONS:
             return self._codes
@@ -64,9 +65,9 @@ class RegionGrammar:
         if len(self._record) < LOCATIONS + (CODES if self._masks else 0):
             return []
         y0, x0, y1, x1 = self._record[:LOCATIONS]
-        if self._left is not None and y0 < y1 and x0 < x1:
-            self._left -= 1
-        self._node = self._last if self._left == 0 else self._any
+        if self.left is not None and y0 < y1 and x0 < x1:
+            self.left -= 1
+        self._node = self._last if self.left == 0 else self._any
         return self._forced()
 
     def _forced(self) -> list[int]:
