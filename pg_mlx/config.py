@@ -73,6 +73,10 @@ class TextConfig:
     def is_gemma2(self) -> bool:
         return self.model_type == "gemma2"
 
+    def cache_bytes(self, itemsize: int) -> int:
+        """Of the keys and values of one token in all layers, itemsize bytes a number."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
+
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:

@@ -255,3 +255,12 @@ def test_arrays_that_are_no_pictures_are_refused_by_shape_and_dtype(array):
 @pytest.mark.parametrize("thing", [None, object(), {"a": 1}, [[1, 2], [3]], len, ["a.png"]])
 def test_things_of_other_types_are_refused_by_type(thing):
     refusal(thing, type(thing).__name__)
+
+
+def test_an_object_that_fails_to_become_an_array_is_named_with_its_failure():
+    class Torn:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("torn")
+
+    with pytest.raises(InputError, match=r"object of type Torn \(RuntimeError\)"):
+        load_image(Torn())

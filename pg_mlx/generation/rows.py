@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from .pictures import Picture
@@ -40,6 +41,11 @@ class Request:
     """Also report how probable each chosen token was: one more pass over the logits."""
     ready_s: float = 0.0
     """What reading the pictures and the prompt took, which belongs to the time to the first token."""
+
+    def __post_init__(self) -> None:
+        """Draw the seed that nobody gave, so that a request that is answered again says the same."""
+        if self.options.seed is None:
+            object.__setattr__(self, "options", replace(self.options, seed=secrets.randbits(64)))
 
 
 class Row:

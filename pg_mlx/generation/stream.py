@@ -17,7 +17,7 @@ from ..regions.answer import AnswerReader, read_answer
 from ..timeline import timed
 from .engine import Engine
 from .grammar import grammar_for
-from .pictures import Picture
+from .pictures import FeatureCache, Picture
 from .results import Generation, Stats, Step
 from .rows import Request, Row
 from .sampling import SamplingOptions
@@ -97,9 +97,13 @@ def pictures_of(processor: Processor, image: Any) -> list[Picture]:
         return [Picture(processor.pixels(picture), picture.size) for picture in pictures]
 
 
-def engine_for(model: PaliGemma, processor: Processor, batch_size: int = 1) -> Engine:
+def engine_for(
+    model: PaliGemma, processor: Processor, batch_size: int = 1, features: FeatureCache | None = None
+) -> Engine:
     tokenizer = processor.tokenizer
-    return Engine(model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size)
+    return Engine(
+        model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size, features=features
+    )
 
 
 def generation_of(

@@ -68,6 +68,4 @@ def weight_bytes(module: nn.Module) -> int:
 
 def cache_bytes(model: PaliGemma, lengths: Sequence[int]) -> int:
     """Of the keys and values of rows that have read `lengths` tokens each."""
-    text = model.config.text
-    a_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.size
-    return a_token * sum(lengths)
+    return model.config.text.cache_bytes(model.dtype.size) * sum(lengths)

@@ -249,11 +249,11 @@ def _from_array(source: Any, max_pixels: int) -> Image.Image:
 
     try:
         array = np.asarray(source)
-    except Exception:
-        array = np.empty(0, dtype=object)
+    except Exception as error:  # whatever the object's own conversion raises
+        raise InputError(f"{_no_picture(source)} ({type(error).__name__})") from error
     shown = f"an array of shape {list(array.shape)} and dtype {array.dtype}"
     if array.dtype == object or array.dtype.kind in "US":
-        raise InputError(f"a picture cannot be read from an object of type {type(source).__name__}")
+        raise InputError(_no_picture(source))
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
@@ -265,6 +265,10 @@ def _from_array(source: Any, max_pixels: int) -> Image.Image:
     if array.dtype != np.uint8:
         raise InputError(f"{shown} is not a picture; it must be uint8, or floats in 0..1")
     return _finish(Image.fromarray(np.ascontiguousarray(array)), shown, max_pixels)
+
+
+def _no_picture(source: Any) -> str:
+    return f"a picture cannot be read from an object of type {type(source).__name__}"
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,7 @@ def read_answer(
     parser = RegionParser(image_size)
     regions = [*parser.push(text), *parser.flush()]
     regions = _scored(regions, logged)
-    return (with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
+    return (_with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
 
 
 class AnswerReader:
@@ -54,11 +54,13 @@ class AnswerReader:
         return self._finished(self._parser.flush())
 
     def _finished(self, regions: list[Region]) -> list[Region]:
+        if not regions:
+            return []
         regions = _scored(regions, self._logged)
-        return with_masks(regions, self._mask_decoder) if self._mask_decoder else regions
+        return _with_masks(regions, self._mask_decoder) if self._mask_decoder else regions
 
 
-def with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
+def _with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> list[Region]:
     """The regions, those with codes with their masks, if the decoder makes any."""
     codes = [region.codes for region in regions if region.codes]
     decoded = mask_decoder(codes) if codes else None

@@ -9,7 +9,8 @@ from threading import Lock
 
 from ..generation import Request, Row
 from ..processor import TextStream
-from ..regions import RegionParser
+from ..regions import Region
+from ..regions.answer import AnswerReader
 from .questions import Done, Event, Failed, Question
 
 Listener = Callable[[Event], None]
@@ -32,7 +33,8 @@ class Job:
         self.request: Request | None = None
         self.row: Row | None = None
         self.text: TextStream | None = None
-        self.parser: RegionParser | None = None
+        self.reader: AnswerReader | None = None
+        self.found: list[Region] = []
         self._listener = listener
         self._lock = Lock()
         self._told: list[int] = []
@@ -43,10 +45,10 @@ class Job:
         self.held_bytes = sum(picture.pixels.nbytes for picture in request.pictures)
         self.request, self.question = request, None
 
-    def begin(self, row: Row, text: TextStream, parser: RegionParser) -> None:
+    def begin(self, row: Row, text: TextStream, reader: AnswerReader) -> None:
         self.row, self._replayed = row, 0
         if not self._told:  # or it goes on where the first attempt broke off
-            self.text, self.parser, self.begun_at = text, parser, time.perf_counter()
+            self.text, self.reader, self.begun_at = text, reader, time.perf_counter()
 
     def unseen(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Those of the tokens that were not told yet. Raises RuntimeError if a second attempt says something else."""

@@ -39,12 +39,6 @@ class Limits:
     """Threads that decode pictures."""
 
 
-def token_bytes(config: PaliGemmaConfig, itemsize: int) -> int:
-    """Keys and values of one token in all layers."""
-    text = config.text
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * itemsize
-
-
 def scratch_bytes(config: PaliGemmaConfig, itemsize: int, patches: int, tokens: int) -> int:
     """What a pass over so many patches, and then one over so many tokens, holds at its widest, in the MLP: input and
     output of its activation, and gate beside up in the decoder."""

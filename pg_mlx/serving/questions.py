@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, TooLarge
@@ -43,7 +42,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Found:
-    """A region that has just become complete; its text was told before. Scores are known only at the end."""
+    """A region that has just become complete; its text was told before."""
 
     region: Region
 
@@ -101,10 +100,7 @@ def prepare(question: Question, processor: Processor, limits: Limits) -> Request
             code = "too_large" if isinstance(error, TooLarge) else "bad_image"
             raise ServingError(code, f"{place}{error}") from None
         pictures[-1].digest  # noqa: B018  computed here, not on the thread that owns MLX
-    options = question.options
-    if options.seed is None:  # so that a second attempt says the same
-        options = replace(options, seed=secrets.randbits(64))
-    return Request(pictures, prompt_ids, options, logprobs=question.logprobs)
+    return Request(pictures, prompt_ids, question.options, logprobs=question.logprobs)
 
 
 def read_file(path: Path, limit: int) -> bytes:

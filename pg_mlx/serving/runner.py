@@ -5,26 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..backend import on_gpu
 from ..checkpoint.load import load
 from ..errors import InputError, PgMlxError
-from ..generation import Engine, FeatureCache, Picture, Progress, Request, Row
+from ..generation import Engine, FeatureCache, Progress, Request, Row, warm_up
 from ..generation.engine import PREFILL_TOKENS, ROOM
 from ..generation.pictures import PATCHES
-from ..generation.stream import generation_of
+from ..generation.stream import engine_for, generation_of
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream
-from ..regions import Region, RegionParser
-from ..regions.answer import with_masks
+from ..regions import Region
+from ..regions.answer import AnswerReader
 from .codes import ServingError
 from .jobs import Job
-from .limits import CacheRoom, Limits, scratch_bytes, token_bytes
+from .limits import CacheRoom, Limits, scratch_bytes
 from .questions import Done, Found, Text
 
 
@@ -82,9 +82,9 @@ class Runner:
         self._limits = limits
         self._jobs: dict[Row, Job] = {}
         self._features = FeatureCache(self.model, limits.feature_bytes)
-        self._engine = self._new_engine(self._features)
+        self._engine = self._new_engine()
         stage("warm-up", 0, 1)
-        self._warm_up()
+        warm_up(self.model)
         stage("warm-up", 1, 1)
         text, vision = self.model.config.text, self.model.config.vision
         self.info = ModelInfo(
@@ -98,20 +98,8 @@ class Runner:
             weight_bytes=weights,
         )
 
-    def _new_engine(self, features: FeatureCache) -> Engine:
-        tokenizer, size = self.processor.tokenizer, self._limits.batch_size
-        return Engine(
-            self.model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=size, features=features
-        )
-
-    def _warm_up(self) -> None:
-        """Kernels are made when they are first used; better now than in the first request."""
-        side = self.model.config.vision.image_size
-        engine = self._new_engine(FeatureCache(self.model, 0))
-        request = Request([Picture(np.zeros((side, side, 3), np.float32))], self.processor.prompt_ids(""))
-        engine.add(request)
-        for _ in range(3):
-            engine.step()
+    def _new_engine(self) -> Engine:
+        return engine_for(self.model, self.processor, self._limits.batch_size, self._features)
 
     @property
     def running(self) -> list[Job]:
@@ -154,7 +142,8 @@ class Runner:
         assert job.request is not None
         row = self._engine.add(job.request)
         self._room.enter(len(self._jobs), self._slots(job.request))
-        job.begin(row, TextStream(self.processor.tokenizer), RegionParser(job.request.pictures[0].size))
+        reader = AnswerReader(job.request.pictures[0].size, self.processor.mask_decoder)
+        job.begin(row, TextStream(self.processor.tokenizer), reader)
         self._jobs[row] = job
 
     def step(self) -> list[Job]:
@@ -177,32 +166,29 @@ class Runner:
         """Give up the whole batch, after `step` has failed. Returns its jobs."""
         jobs = self.running
         self._jobs.clear()
-        self._engine = self._new_engine(self._features)
+        self._engine = self._new_engine()
         return jobs
 
     def _tell(self, job: Job, progress: Progress) -> None:
-        assert job.text is not None
-        text = "".join(job.text.push(token) for token in job.unseen(progress.token_ids))
-        finished = progress.row.finish_reason is not None
-        if finished:
-            text += job.text.flush()
-        self._tell_text(job, text, finished)
-        if finished and not job.outcome:
-            generation = generation_of(progress.row, self.model, self.processor, job.submitted_at)
-            job.finish(Done(generation, progress.row.request.pictures[0].size, job.begun_at - job.submitted_at))
-
-    def _tell_text(self, job: Job, text: str, finished: bool) -> None:
-        assert job.parser is not None
-        if text:
+        assert job.text is not None and job.reader is not None
+        row, pieces, regions = progress.row, list[str](), list[Region]()
+        new = job.unseen(progress.token_ids)
+        logprobs = row.logprobs[len(row.logprobs) - len(new) :] or repeat(None)
+        for token, logprob in zip(new, logprobs, strict=False):
+            pieces.append(job.text.push(token))
+            regions += job.reader.push(pieces[-1], logprob)
+        if row.finish_reason is not None:
+            pieces.append(job.text.flush())
+            regions += job.reader.push(pieces[-1]) + job.reader.flush()
+        if text := "".join(pieces):
             job.tell(Text(text))
-        regions = job.parser.push(text)
-        if finished:
-            regions += job.parser.flush()
         for region in regions:
-            job.tell(Found(self._with_mask(region)))
-
-    def _with_mask(self, region: Region) -> Region:
-        return with_masks([region], self.processor.mask_decoder)[0] if self.processor.mask_decoder else region
+            job.tell(Found(region))
+        job.found += regions
+        if row.finish_reason is not None and not job.outcome:
+            found = job.found, job.reader.malformed
+            generation = generation_of(row, self.model, self.processor, job.submitted_at, found)
+            job.finish(Done(generation, row.request.pictures[0].size, job.begun_at - job.submitted_at))
 
     def _prefix(self, request: Request) -> int:
         return len(request.pictures) * self.model.config.vision.num_patches + len(request.prompt_ids)
@@ -220,7 +206,7 @@ def _load(source: Source, progress: Callable[[int, int], None]) -> tuple[PaliGem
 def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
     """What is left for caches. Raises ServingError if the model leaves nothing."""
     itemsize = model.dtype.size
-    per_token = token_bytes(model.config, itemsize)
+    per_token = model.config.text.cache_bytes(itemsize)
     if limits.memory_bytes is None:
         return CacheRoom(per_token, None)
     patches = max(PATCHES, model.config.vision.num_patches)
