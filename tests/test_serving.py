@@ -129,8 +129,9 @@ def test_draining_finishes_what_was_accepted_and_refuses_the_rest():
 
 def test_closing_without_patience_fails_what_is_left():
     with service(batch_size=1) as closing:
-        left = [Asked(closing, Question("ocr", [SCENE], WILD)) for _ in range(2)]
-        left[0].began()
+        left = [Asked(closing, Question("ocr", [SCENE], WILD))]
+        left[0].began()  # or the second one, if its picture were decoded sooner, would overtake it
+        left.append(Asked(closing, Question("ocr", [SCENE], WILD)))
         assert not closing.drain(timeout=0)
     assert [asked.code() for asked in left] == ["shutting_down"] * 2
 
