@@ -26,15 +26,20 @@ COLOURS = {
 
 def write(page: Path, results: list[Result], machine: dict[str, Any], versions: str, args: argparse.Namespace) -> None:
     """Replace what stands between the marks, and draw the plot. Raises InputError where the page has no marks."""
-    text = page.read_text()
-    if BEGIN not in text or END not in text:
-        raise InputError(f"{page} lacks the marks {BEGIN!r} and {END!r}")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    between_marks(page, (BEGIN, END), body(results, machine, versions, args))
     pictures = page.parent / "pictures"
     pictures.mkdir(exist_ok=True)
     plot(results).save(pictures / "side_by_side.png", optimize=True)
-    page.write_text(f"{before}{BEGIN}\n{body(results, machine, versions, args)}\n{END}{after}")
+
+
+def between_marks(page: Path, marks: tuple[str, str], body: str) -> None:
+    """Replace what stands between two marks of a page. Raises InputError where it lacks them."""
+    begin, end = marks
+    text = page.read_text()
+    if begin not in text or end not in text:
+        raise InputError(f"{page} lacks the marks {begin!r} and {end!r}")
+    before, rest = text.split(begin, 1)
+    page.write_text(f"{before}{begin}\n{body}\n{end}{rest.split(end, 1)[1]}")
 
 
 def body(results: list[Result], machine: dict[str, Any], versions: str, args: argparse.Namespace) -> str:
