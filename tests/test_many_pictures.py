@@ -266,10 +266,12 @@ def test_coco_results_have_ids_for_pictures_and_categories(planted, model: Path,
 
 def test_ids_are_positions_where_names_are_no_numbers():
     pictures = expand(["7.jpg", "cat.jpg", "a/7.png"])
-    assert image_ids(pictures) == {"7": 1, "cat": 2, "7-2": 3}
-    assert image_ids(expand(["7.jpg", "0012.jpg"])) == {"7": 7, "0012": 12}
-    assert image_ids(expand(["7.jpg", "007.jpg"])) == {"7": 1, "007": 2}
-    assert categories("detect cat ; dog;cat") == {"cat": 1, "dog": 2} and categories("caption en") == {}
+    assert image_ids(pictures) == {"7.jpg": 1, "cat.jpg": 2, "a/7.png": 3}
+    assert image_ids(expand(["7.jpg", "0012.jpg"])) == {"7.jpg": 7, "0012.jpg": 12}
+    assert image_ids(expand(["7.jpg", "007.jpg"])) == {"7.jpg": 1, "007.jpg": 2}
+    assert image_ids(expand(["7.jpg", "0012.jpg"], ["detect cat", "detect dog"])) == {"7.jpg": 7, "0012.jpg": 12}
+    assert categories(["detect cat ; dog;cat"]) == {"cat": 1, "dog": 2} and categories(["caption en"]) == {}
+    assert categories(["detect dog", "ocr", "segment cat", "detect dog ; car"]) == {"dog": 1, "cat": 2, "car": 3}
 
 
 def test_drawings_and_masks_are_written_for_one_picture(planted, model: Path, tmp_path: Path, capsys):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PgMlxError
-from .pictures import Picture
+from .pictures import Picture, stem
 
 if TYPE_CHECKING:
     from ..generation import Generation, Step
@@ -34,8 +34,8 @@ class Failure:
 
 
 def answer_all(pictures: list[Picture], asking: Asking, out: Output) -> Iterator[Answer | Failure]:
-    """One outcome for each picture, in order; one that cannot be read or answered does not stop the others. `out` is
-    told of an answer token by token as soon as all before it are complete."""
+    """One outcome for each picture and prompt, in order; one that cannot be read or answered does not stop the others.
+    `out` is told of an answer token by token as soon as all before it are complete."""
     held: dict[int, list[Step | Exception]] = {}
     first, begun = 0, False
     for index, event in asking:
@@ -92,29 +92,29 @@ class Output:
         """There are no more."""
 
 
-def output(kind: str, pictures: list[Picture], prompt: str, many: bool) -> Output:
+def output(kind: str, pictures: list[Picture], prompts: list[str], many: bool) -> Output:
     """kind: one of FORMATS. many: whether more than one picture was asked for, be there so many or not."""
     if kind == "text":
-        return TextOutput(many)
+        return TextOutput(many, len(prompts) > 1)
     if kind == "jsonl":
         return JsonLines()
-    return CocoOutput(pictures, prompt) if kind == "coco" else JsonOutput(many)
+    return CocoOutput(pictures, prompts) if kind == "coco" else JsonOutput(many or len(prompts) > 1)
 
 
 class TextOutput(Output):
-    """The answers as they come; of several pictures each on a line that its picture begins."""
+    """The answers as they come; of several each on a line that begins with what it is about."""
 
-    def __init__(self, many: bool):
-        self._many = many
+    def __init__(self, name_pictures: bool, name_prompts: bool):
+        self._name_pictures, self._name_prompts = name_pictures, name_prompts
         self._unfinished = False
         # File names need not be text; answers always are.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
     def begin(self, picture: Picture) -> None:
         self.close()
-        if self._many:
-            print(f"{picture.source}: ", end="")
-        self._unfinished = self._many
+        about = [picture.source] * self._name_pictures + [" ".join(picture.prompt.split())] * self._name_prompts
+        print("".join(f"{name}: " for name in about), end="")
+        self._unfinished = bool(about)
 
     def token(self, text: str) -> None:
         print(text, end="", flush=True)
@@ -138,7 +138,7 @@ class JsonLines(Output):
 
 
 class JsonOutput(Output):
-    """One object for one picture, a list of them for several."""
+    """One object for one answer, a list of them where several were asked for."""
 
     def __init__(self, many: bool):
         self._many = many
@@ -154,9 +154,9 @@ class JsonOutput(Output):
 class CocoOutput(Output):
     """A COCO results file: one list with an entry for each region of all pictures."""
 
-    def __init__(self, pictures: list[Picture], prompt: str):
+    def __init__(self, pictures: list[Picture], prompts: list[str]):
         self._ids = image_ids(pictures)
-        self._categories = categories(prompt)
+        self._categories = categories(prompts)
         self._entries: list[dict[str, Any]] = []
 
     def add(self, answer: Answer) -> None:
@@ -165,26 +165,28 @@ class CocoOutput(Output):
         for region in answer.generation.regions:
             category = self._categories.setdefault(region.label, len(self._categories) + 1)
             source = answer.picture.source
-            self._entries.append(to_coco(region, self._ids[answer.picture.name], category, source))
+            self._entries.append(to_coco(region, self._ids[source], category, source))
 
     def close(self) -> None:
         print(json.dumps(self._entries), flush=True)
 
 
 def image_ids(pictures: list[Picture]) -> dict[str, int]:
-    """By name: the number that COCO's own file names are (000000000139.jpg), if all are and differ; else 1, 2, 3..."""
-    numbers = [int(p.name) for p in pictures if re.fullmatch(r"[0-9]{1,18}", p.name)]
-    if len(set(numbers)) != len(pictures):
-        numbers = list(range(1, len(pictures) + 1))
-    return {picture.name: number for picture, number in zip(pictures, numbers, strict=True)}
+    """By source: the number that COCO's file names are (000000000139.jpg), if all are and differ; else 1, 2, 3..."""
+    sources = list(dict.fromkeys(picture.source for picture in pictures))
+    numbers = [int(name) for name in map(stem, sources) if re.fullmatch(r"[0-9]{1,18}", name)]
+    if len(set(numbers)) != len(sources):
+        numbers = list(range(1, len(sources) + 1))
+    return dict(zip(sources, numbers, strict=True))
 
 
-def categories(prompt: str) -> dict[str, int]:
-    """By label: 1, 2, 3... in the order in which a detect or segment prompt names them."""
+def categories(prompts: list[str]) -> dict[str, int]:
+    """By label: 1, 2, 3... in the order in which detect and segment prompts name them."""
     from ..regions.prompt import RegionPrompt
 
-    asked = RegionPrompt.of(prompt)
-    return {label: number for number, label in enumerate(asked.labels if asked else (), 1)}
+    asked = [RegionPrompt.of(prompt) for prompt in prompts]
+    labels = dict.fromkeys(label for one in asked if one for label in one.labels)
+    return {label: number for number, label in enumerate(labels, 1)}
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
@@ -194,6 +196,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
     width, height = answer.size
     return {
         "image": answer.picture.source,
+        "prompt": answer.picture.prompt,
         "width": width,
         "height": height,
         "text": generation.text,

@@ -1,4 +1,4 @@
-"""The model that a command was given, asked about all of its pictures."""
+"""The model that a command was given, asked all of its prompts about all of its pictures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..threads import Ahead, Outcome
+from ..threads import Ahead, Once, Outcome
 from ..timeline import timed
 from .common import load_progress
 from .pictures import Picture
@@ -18,6 +19,7 @@ from .pictures import Picture
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..generation import Picture as Pixels
     from ..generation import Request, Step
     from ..paligemma import PaliGemma
     from ..processor import Processor
@@ -33,15 +35,16 @@ class Asking:
     Threads read pictures while the model is loaded, and go on while it answers about the ones before.
     """
 
-    def __init__(self, args: argparse.Namespace, prompt: str, pictures: list[Picture], stop: list[int]):
+    def __init__(self, args: argparse.Namespace, pictures: list[Picture], stop: list[int]):
         """stop: filled when the user wants an end. While the model is loaded that is an interrupt as usual."""
         self.sizes: dict[int, tuple[int, int]] = {}
         """Width and height of each picture that was read."""
         self.images: dict[int, Image.Image] = {}
         """Those that will be drawn on and cannot be read again."""
-        self._args, self._prompt, self._stop = args, prompt, stop
+        self._args, self._stop = args, stop
         self._loaded = Outcome(self._load)
-        self._requests = Ahead(partial(self._request, index, picture) for index, picture in enumerate(pictures))
+        self._requests = Ahead(self._functions(pictures))
+        self._prompts = dict.fromkeys(picture.prompt for picture in pictures)
         self._count = len(pictures)
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
@@ -49,39 +52,54 @@ class Asking:
 
         self._loaded.run()
         model, processor = self._loaded.result()
-        processor.prompt_ids(self._prompt)  # or a bad one would be the fault of every picture
+        for prompt in self._prompts:
+            processor.prompt_ids(prompt)  # or a bad one would be the fault of every picture
         _note_interrupts(self._stop)
         most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
         rows = max(1, min(most, self._count))
         return iter(Flow(model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)))
 
-    def _request(self, index: int, picture: Picture) -> Request:
+    def _functions(self, pictures: list[Picture]) -> Iterator[Callable[[], Request]]:
+        """What makes each one's request. Those that differ in their prompt only share the picture."""
+        for _, same in groupby(enumerate(pictures), key=lambda one: one[1].source):
+            row = list(same)
+            read = Once(partial(self._read, row[0][1]))
+            yield from (partial(self._request, index, picture, read) for index, picture in row)
+
+    def _read(self, picture: Picture) -> tuple[Image.Image, Pixels, float]:
+        """The picture, what the model sees of it, and the seconds both took."""
         start = time.perf_counter()
         with timed("picture"):
             image = picture.load()
         read_s = time.perf_counter() - start
-        self.sizes[index] = image.size
-        if self._args.annotate and (picture.image or not picture.path):
-            self.images[index] = image
         _, processor = self._loaded.result()  # waits for it
 
         from ..generation import Picture as Pixels
-        from ..generation import Request, SamplingOptions, grammar_for
 
         start = time.perf_counter()
-        args = self._args
+        with timed("picture"):
+            pixels = Pixels(processor.pixels(image), image.size)
+        return image, pixels, read_s + time.perf_counter() - start
+
+    def _request(self, index: int, picture: Picture, read: Callable[[], tuple[Image.Image, Pixels, float]]) -> Request:
+        image, pixels, read_s = read()
+        self.sizes[index] = image.size
+        if self._args.annotate and (picture.image or not picture.path):
+            self.images[index] = image
+
+        from ..generation import Request, SamplingOptions, grammar_for
+
+        args, (_, processor) = self._args, self._loaded.result()
         scores = args.min_score is not None or args.format == "coco"
         # Where nothing but their order decides which regions are kept, the answer may end with the last of them.
         first = args.max_regions if args.constrain and not scores and args.dedup_iou is None else None
-        with timed("picture"):
-            pixels = Pixels(processor.pixels(image), image.size)
         return Request(
             [pixels],
-            processor.prompt_ids(self._prompt),
+            processor.prompt_ids(picture.prompt),
             SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed),
-            grammar_for(processor.tokenizer, self._prompt, args.constrain, first),
+            grammar_for(processor.tokenizer, picture.prompt, args.constrain, first),
             scores,
-            ready_s=read_s + time.perf_counter() - start,
+            ready_s=read_s,
         )
 
     def _load(self) -> tuple[PaliGemma, Processor]:

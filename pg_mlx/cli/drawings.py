@@ -80,7 +80,7 @@ def _targets(out: Path, pictures: list[Picture], many: bool) -> dict[str, Path]:
 
     as_file = not out.is_dir() and out.suffix.lower() in Image.registered_extensions()
     if as_file and many:
-        raise InputError(f"--annotate {out} names one file, but there are several pictures; name a folder")
+        raise InputError(f"--annotate {out} names one file, but there are several answers; name a folder")
     if as_file:
         if Image.registered_extensions()[out.suffix.lower()] not in Image.SAVE:
             raise InputError(f"--annotate {out}: pictures of this kind can be read but not written; use .png or .jpg")

@@ -14,7 +14,7 @@ from .asking import Asking
 from .common import Parser
 from .drawings import Drawings
 from .hints import chat_hint
-from .pictures import Picture, expand, is_folder
+from .pictures import expand, is_folder
 
 if TYPE_CHECKING:
     from ..generation import Stats
@@ -38,6 +38,7 @@ examples:
   cat photo.png | %(prog)s --model ./pg2-4bit --image - --prompt ocr --format json
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "segment cat" --annotate out.png --masks masks
   %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --format jsonl > found.jsonl
+  %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "caption en" --prompt "detect cat"
 
 exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong input, 130 after Ctrl-C.
 """
@@ -56,7 +57,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="folder of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
     )
     p.add_argument("--image", action="append", metavar="I", help="file, folder, URL, or - for stdin; repeatable")
-    p.add_argument("--prompt", default="", metavar="P", help="the task text, or - for stdin (default: empty)")
+    p.add_argument(
+        "--prompt",
+        action="append",
+        metavar="P",
+        help="the task text, or - for stdin (default: empty); repeatable, all are asked about every picture",
+    )
     p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     p.add_argument("--temp", "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P of the mass")
@@ -111,10 +117,11 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 def run(argv: list[str], program: str) -> int:
     args = parser(program).parse_args(argv)
-    pictures = expand(args.image)
+    prompts = _read_prompts(args.prompt or [""], args.image or [])
+    pictures = expand(args.image, prompts)
     many = len(args.image) > 1 or is_folder(args.image[0])
-    prompt = _read_prompt(args.prompt, pictures)
-    if hint := chat_hint(prompt):
+    several = many or len(prompts) > 1
+    for hint in dict.fromkeys(filter(None, map(chat_hint, prompts))):
         print(hint, file=sys.stderr)
 
     # What is cheap to get wrong is checked before anything large is loaded.
@@ -124,13 +131,13 @@ def run(argv: list[str], program: str) -> int:
 
     narrow = dict(max_regions=args.max_regions, dedup_iou=args.dedup_iou, min_score=args.min_score)
     select([], **narrow)
-    if args.constrain:
+    for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))
     if args.batch_size is not None and not 1 <= args.batch_size <= MAX_BATCH_SIZE:
         raise InputError(f"--batch-size is {args.batch_size}, but must be from 1 to {MAX_BATCH_SIZE}")
-    first = None if many else start(pictures[0].load)
-    drawings = Drawings(args.annotate, args.masks, args.soft_masks, pictures, many)
-    out = output(args.format, pictures, prompt, many)
+    first = None if several else start(pictures[0].load)
+    drawings = Drawings(args.annotate, args.masks, args.soft_masks, pictures, several)
+    out = output(args.format, pictures, prompts, many)
     if first:
         import mlx.core  # noqa: F401  # takes as long as reading a picture does
 
@@ -138,9 +145,9 @@ def run(argv: list[str], program: str) -> int:
     stop: list[int] = []
 
     answered = failures = 0
-    for outcome in answer_all(pictures, Asking(args, prompt, pictures, stop), out):
+    for outcome in answer_all(pictures, Asking(args, pictures, stop), out):
         if isinstance(outcome, Failure):
-            if args.debug or not many:
+            if args.debug or not several:
                 raise outcome.error
             print(f"{program}: {describe(outcome)}", file=sys.stderr)
             failures += 1
@@ -150,25 +157,28 @@ def run(argv: list[str], program: str) -> int:
         answer = replace(outcome, generation=generation)
         drawings.add(answer)
         out.add(answer)
-        if args.format == "text" and (args.verbose or not many):
+        if args.format == "text" and (args.verbose or not several):
             print(summary(generation.stats), file=sys.stderr)
         if generation.finish_reason == "cancelled":
             break
-    if stop and not many and not answered:
+    if stop and not several and not answered:
         raise KeyboardInterrupt
     out.close()
     drawings.close()
     if failures:
-        print(f"{failures} of {len(pictures)} pictures failed", file=sys.stderr)
+        print(f"{failures} of {len(pictures)} {'pictures' if len(prompts) == 1 else 'answers'} failed", file=sys.stderr)
     return 130 if stop else int(failures > 0)
 
 
-def _read_prompt(prompt: str, pictures: list[Picture]) -> str:
-    if prompt != "-":
-        return prompt
-    if any(picture.source == "-" for picture in pictures):
+def _read_prompts(prompts: list[str], images: list[str]) -> list[str]:
+    if "-" not in prompts:
+        return prompts
+    if "-" in images:
         raise InputError("--image and --prompt cannot both be read from stdin")
-    return sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
+    if prompts.count("-") > 1:
+        raise InputError("stdin holds one prompt, but --prompt - was given more than once")
+    read = sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
+    return [read if prompt == "-" else prompt for prompt in prompts]
 
 
 def summary(stats: Stats) -> str:

@@ -1,9 +1,10 @@
-"""The pictures that a command was given: files, addresses, stdin and folders of them, in one row."""
+"""The pictures that a command was given: files, addresses, stdin and folders of them, in one row; one that is asked
+several things stands there once for each."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ class Picture:
     """Path, URL or "-", as load_image takes it."""
     name: str
     """What files about it are called: its own name without suffix; unlike that of every other in the row."""
+    prompt: str = ""
     image: Image.Image | None = None
 
     @property
@@ -44,15 +46,16 @@ class Picture:
         return self.image or load_image(self.source)
 
 
-def expand(images: Iterable[str] | None) -> list[Picture]:
-    """The pictures in order, those of a folder sorted by name. Raises InputError if there are none."""
+def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",)) -> list[Picture]:
+    """The pictures in order, those of a folder sorted by name, each with every prompt. Raises InputError if there are
+    none."""
     if not images:
         raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
     sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
     names: dict[str, int] = {}
-    return [Picture(source, _unique(_stem(source), names)) for source in sources]
+    return [Picture(source, _unique(stem(source), names), prompt) for source in sources for prompt in prompts]
 
 
 def is_folder(image: str) -> bool:
@@ -77,7 +80,8 @@ def _in_folder(folder: str) -> list[str]:
     return found
 
 
-def _stem(source: str) -> str:
+def stem(source: str) -> str:
+    """The name without suffix of a path or URL, with nothing in it that a file name cannot hold."""
     if source == "-":
         return "stdin"
     last = source.partition("?")[0].partition("#")[0].rpartition("/")[2] if "://" in source else Path(source).name
