@@ -26,7 +26,7 @@ from model_fixtures import (
 import pg_mlx
 from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
 from pg_mlx.checkpoint.validate import validate
-from pg_mlx.conversion import pipeline
+from pg_mlx.conversion import pipeline, weights
 from pg_mlx.quantization import Quantization
 
 TEXT, VISION = "language_model.model", "vision_tower.vision_model"
@@ -118,7 +118,7 @@ def test_slices_change_nothing(tiny: Path, eight: Path, tmp_path: Path, monkeypa
     ways = {"pack": (tiny, dict(q_bits=4)), "unpack": (eight, dict(dequantize=True)), "both": (eight, dict(q_bits=4))}
     for name, (source, options) in ways.items():
         convert(source, tmp_path / f"{name} whole", **options)
-    monkeypatch.setattr(pipeline, "CHUNK_VALUES", 7 * 128)
+    monkeypatch.setattr(weights, "CHUNK_VALUES", 7 * 128)
     for name, (source, options) in ways.items():
         convert(source, tmp_path / f"{name} sliced", **options)
         assert_same(stored(tmp_path / f"{name} sliced"), stored(tmp_path / f"{name} whole"))
@@ -274,7 +274,7 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(
     packing: dict | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Six layers of width 512: 52 MB, of which the largest tensor is 2 MB."""
-    monkeypatch.setattr(pipeline, "CHUNK_VALUES", 1 << 15)
+    monkeypatch.setattr(weights, "CHUNK_VALUES", 1 << 15)
     text = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=4, head_dim=128)
     raw = config_json("gemma2", text)
     source = write_folder(tmp_path / "source", raw, {k: v.astype(mx.bfloat16) for k, v in random_tensors(raw).items()})

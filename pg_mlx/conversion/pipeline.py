@@ -10,7 +10,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,32 +18,23 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ..checkpoint import mask_weights
-from ..checkpoint.assemble import Source
 from ..checkpoint.layouts import tell
 from ..checkpoint.load import DTYPES
 from ..checkpoint.writer import ShardWriter, whole_folder
 from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
 from ..processor import Tokenizer
-from ..quantization import RECIPES, Quantization, Recipe, pad_columns, pad_rows, uniform
+from ..quantization import RECIPES, Recipe, uniform
 from ..regions.masks import read_masks
 from . import config_json
 from .card import model_card
-from .plan import Module, Plan, make_plan
+from .plan import Plan, make_plan
 from .source import Opened, open_source
 from .tokenizer_json import write_tokenizer_json
+from .weights import Progress, working_bytes, write_weights
 
 if TYPE_CHECKING:
     from .quality import Quality
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes written so far, and the bytes there will be."""
-
-CHUNK_VALUES = 2 << 20
-"""Values of a matrix that are packed or unpacked at once; both work row by row, so slices of rows change nothing."""
-
-BYTES_A_VALUE = 96
-"""Memory for that: on the CPU MLX takes up to 77 bytes a value to pack (nvfp4), 14 to unpack."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Job:
         """The largest tensor as it is read, its packed form, and the work on a slice."""
         before, after = self.opened.dtype.size, self.dtype.size
         both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
-        return max(both) + BYTES_A_VALUE * CHUNK_VALUES
+        return max(both) + working_bytes()
 
     def header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
@@ -222,7 +213,8 @@ def run(
     try:
         with whole_folder(target, force) as folder:
             _require_space(job, folder)
-            _write_weights(job, folder, report)
+            writer = ShardWriter(folder, header_bytes=job.header_bytes())
+            write_weights(job.plan, job.opened.open(), writer, job.dtype, report, job.expected_bytes())
             _write_side_files(job, folder)
             quality = _compare(job, folder, calibration, report) if check else None
             written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -265,80 +257,6 @@ def _compare(job: Job, folder: Path, calibration: str | Path | None, report: Pro
         report(f"comparing with the source, {done} of {total}", size, size)
 
     return compare(job.opened.open(), job.opened.config, folder, samples=samples, progress=progress)
-
-
-# --- weights ------------------------------------------------------------------------------------------
-
-
-def _write_weights(job: Job, folder: Path, report: Progress) -> None:
-    source, writer = job.opened.open(), ShardWriter(folder, header_bytes=job.header_bytes())
-    total = job.expected_bytes()
-    for module in job.plan.modules:
-        report(module.name, writer.total_bytes, total)
-        _write_module(module, source, writer, job)
-    report("", total, total)
-    writer.close()
-
-
-def _write_module(module: Module, source: Source, writer: ShardWriter, job: Job) -> None:
-    name = module.name
-    if module.stored and module.stored == module.target and module.padded[1] == module.columns:
-        for part in module.stored.parts:
-            array = pad_rows(_read(source, f"{name}.{part}"), module.padded[0])  # zeros packed are zeros
-            writer.add(f"{name}.{part}", array.astype(job.dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
-    elif module.target:
-        _write_packed(module, module.target, source, writer, job.dtype)
-    else:
-        is_matrix = module.columns and module.kind != "patches"
-        shape = module.padded if is_matrix else source.shapes[f"{name}.weight"]
-        writer.add_chunks(f"{name}.weight", job.dtype, shape, _slices(module, source))
-    if module.bias:
-        bias = pad_rows(_read(source, f"{name}.bias"), module.padded[0])
-        writer.add(f"{name}.bias", bias.astype(job.dtype))
-
-
-def _read(source: Source, name: str) -> mx.array:
-    """The tensor, evaluated, so that what fails here is its file."""
-    array = source.read(name)
-    try:
-        mx.eval(array)
-    except RuntimeError as error:
-        raise PgMlxError(f"{name} cannot be read; has its file been changed meanwhile? {error}") from None
-    return array
-
-
-def _write_packed(
-    module: Module, quantization: Quantization, source: Source, writer: ShardWriter, dtype: mx.Dtype
-) -> None:
-    """Pack and write slice by slice: scales take the dtype of what is packed, so it is brought to `dtype` before."""
-    pieces: dict[str, list[mx.array]] = {}
-    for rows in _slices(module, source):
-        for part, array in quantization.pack(rows.astype(dtype)).items():
-            mx.eval(array)
-            pieces.setdefault(part, []).append(array)
-    for part, arrays in pieces.items():
-        shape = (module.padded[0], arrays[0].shape[1])
-        writer.add_chunks(f"{module.name}.{part}", arrays[0].dtype, shape, arrays)
-
-
-def _slices(module: Module, source: Source) -> Iterator[mx.array]:
-    """The weight as floats, unpacked and padded where need be, some rows at a time."""
-    parts = module.stored.parts if module.stored else ("weight",)
-    arrays = {part: _read(source, f"{module.name}.{part}") for part in parts}
-    if module.stored is None and not mx.issubdtype(arrays["weight"].dtype, mx.floating):
-        raise InputError(f"{module.name}.weight holds {arrays['weight'].dtype}, not floating-point numbers")
-    step = max(1, CHUNK_VALUES // max(1, module.columns))
-    for start in range(0, module.rows, step):
-        rows = {part: array[start : start + step] for part, array in arrays.items()}
-        weight = module.stored.unpack(rows) if module.stored else rows["weight"]
-        if start + step >= module.rows:
-            weight = pad_rows(weight, module.padded[0] - start)
-        if module.padded[1] != module.columns:
-            weight = pad_columns(weight, module.padded[1])
-        yield weight
-
-
-# --- the rest -----------------------------------------------------------------------------------------
 
 
 def _write_side_files(job: Job, folder: Path) -> None:

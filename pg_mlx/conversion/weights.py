@@ -1,0 +1,94 @@
+"""The weights of a conversion: each tensor read, packed or unpacked slice by slice, and written before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+
+from ..checkpoint.assemble import Source
+from ..checkpoint.writer import ShardWriter
+from ..errors import InputError, PgMlxError
+from ..quantization import Quantization, pad_columns, pad_rows
+from .plan import Module, Plan
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes written so far, and the bytes there will be."""
+
+CHUNK_VALUES = 2 << 20
+"""Values of a matrix that are packed or unpacked at once; both work row by row, so slices of rows change nothing."""
+
+
+def working_bytes() -> int:
+    """Memory for a slice: on the CPU MLX takes up to 77 bytes a value to pack (nvfp4), 14 to unpack."""
+    return 96 * CHUNK_VALUES
+
+
+def write_weights(
+    plan: Plan, source: Source, writer: ShardWriter, dtype: mx.Dtype, report: Progress, total: int
+) -> None:
+    """Everything that is planned, and the writer is closed. dtype: of float tensors and affine scales. total: the bytes
+    there will be."""
+    for module in plan.modules:
+        report(module.name, writer.total_bytes, total)
+        _write_module(module, source, writer, dtype)
+    report("", total, total)
+    writer.close()
+
+
+def _write_module(module: Module, source: Source, writer: ShardWriter, dtype: mx.Dtype) -> None:
+    name = module.name
+    if module.stored and module.stored == module.target and module.padded[1] == module.columns:
+        for part in module.stored.parts:
+            array = pad_rows(_read(source, f"{name}.{part}"), module.padded[0])  # zeros packed are zeros
+            writer.add(f"{name}.{part}", array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
+    elif module.target:
+        _write_packed(module, module.target, source, writer, dtype)
+    else:
+        is_matrix = module.columns and module.kind != "patches"
+        shape = module.padded if is_matrix else source.shapes[f"{name}.weight"]
+        writer.add_chunks(f"{name}.weight", dtype, shape, _slices(module, source))
+    if module.bias:
+        bias = pad_rows(_read(source, f"{name}.bias"), module.padded[0])
+        writer.add(f"{name}.bias", bias.astype(dtype))
+
+
+def _read(source: Source, name: str) -> mx.array:
+    """The tensor, evaluated, so that what fails here is its file."""
+    array = source.read(name)
+    try:
+        mx.eval(array)
+    except RuntimeError as error:
+        raise PgMlxError(f"{name} cannot be read; has its file been changed meanwhile? {error}") from None
+    return array
+
+
+def _write_packed(
+    module: Module, quantization: Quantization, source: Source, writer: ShardWriter, dtype: mx.Dtype
+) -> None:
+    """Pack and write slice by slice: scales take the dtype of what is packed, so it is brought to `dtype` before."""
+    pieces: dict[str, list[mx.array]] = {}
+    for rows in _slices(module, source):
+        for part, array in quantization.pack(rows.astype(dtype)).items():
+            mx.eval(array)
+            pieces.setdefault(part, []).append(array)
+    for part, arrays in pieces.items():
+        shape = (module.padded[0], arrays[0].shape[1])
+        writer.add_chunks(f"{module.name}.{part}", arrays[0].dtype, shape, arrays)
+
+
+def _slices(module: Module, source: Source) -> Iterator[mx.array]:
+    """The weight as floats, unpacked and padded where need be, some rows at a time."""
+    parts = module.stored.parts if module.stored else ("weight",)
+    arrays = {part: _read(source, f"{module.name}.{part}") for part in parts}
+    if module.stored is None and not mx.issubdtype(arrays["weight"].dtype, mx.floating):
+        raise InputError(f"{module.name}.weight holds {arrays['weight'].dtype}, not floating-point numbers")
+    step = max(1, CHUNK_VALUES // max(1, module.columns))
+    for start in range(0, module.rows, step):
+        rows = {part: array[start : start + step] for part, array in arrays.items()}
+        weight = module.stored.unpack(rows) if module.stored else rows["weight"]
+        if start + step >= module.rows:
+            weight = pad_rows(weight, module.padded[0] - start)
+        if module.padded[1] != module.columns:
+            weight = pad_columns(weight, module.padded[1])
+        yield weight
