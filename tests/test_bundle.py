@@ -190,3 +190,12 @@ def test_signing_goes_inside_out_and_python_comes_last_with_the_entitlements(bun
 def test_wrong_input_is_one_line(tmp_path, arguments, words):
     assert_one_line(make(tmp_path / "out", *arguments), 2, words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_did_not_make_is_not_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    arguments = [tmp_path / "out", "--python", ROOT / "docs"]
+    assert_one_line(make(*arguments), 2, "--force replaces it")
+    assert_one_line(make(*arguments, "--force"), 2, "not made by this program")
+    assert (tmp_path / "out" / "precious").exists()

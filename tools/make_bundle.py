@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out.absolute()
     if out.exists() and not args.force:
         raise InputError(f"{out} exists; --force replaces it")
+    if out.exists() and not (out / "Helper" / "bin" / "pg-mlx").is_file():
+        raise InputError(f"{out} was not made by this program, so --force does not replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         made = Path(temporary, "made")  # a temporary directory is closed to others
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             count = signing.write(bundle, made, sandbox=args.sandbox)
             print(f"\nto sign, in the order of sign.sh: {count} files")
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(Path(temporary, "before"))
         made.rename(out)
     return 1 if any(check.wrong for check in results) else 0
 
