@@ -154,7 +154,7 @@ json_values = st.recursive(
 )
 IMAGES = [PATH, {"path": str(CAT)}, {"path": "x"}, {"base64": "QUFB"}, {}, {"path": 1}]
 FIELDS = {
-    "prompt": st.sampled_from(["ocr", ""]) | st.text(max_size=9),
+    "prompt": st.sampled_from(["ocr", "", "detect cat ; dog"]) | st.text(max_size=9),
     "images": st.lists(st.sampled_from(IMAGES), max_size=2),
     "max_tokens": st.integers(-1, 4),
     "temperature": st.floats(-1, 5),
@@ -163,6 +163,8 @@ FIELDS = {
     "min_p": st.floats(-1, 2),
     "seed": st.integers(-1, 2**64),
     "logprobs": st.booleans(),
+    "constrain": st.booleans(),
+    "max_regions": st.integers(-1, 3),
     "deadline_s": st.sampled_from([-1, 0, 1e-9, 0.01, 5, 1e300]),
     "stream": st.booleans(),
     "protocols": st.lists(st.integers(0, 3), max_size=3),
