@@ -45,6 +45,8 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
     named = list[tuple[str, str]]()
     if (image := fields.take("image")) is not None:
         named = [(place, item) for place, item in Fields({"image": [image]}).items("image")]
+        if fields.take("images") is not None:
+            raise bad("there are both image and images", "images")
     elif not text:
         named = list(fields.items("images"))
     for place, item in named:
