@@ -100,8 +100,8 @@ class Client:
         return self._worker.process.pid if self._worker else None
 
     def generate(self, prompt: str, image: Image | Sequence[Image], **options: Any) -> Answer:
-        """The whole answer. options: other fields of the `generate` message (max_tokens, temperature, deadline_s, ...).
-        Raises ServingError, whose `code` tells failures apart."""
+        """The whole answer. options: other fields of the `generate` message (max_tokens, temperature, constrain,
+        deadline_s, ...). Raises ServingError, whose `code` tells failures apart."""
         *_, last = self.stream(prompt, image, stream=False, **options)
         assert isinstance(last, Answer)
         return last

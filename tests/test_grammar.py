@@ -16,7 +16,7 @@ from region_fixtures import loc, seg
 
 from pg_mlx import RegionParser
 from pg_mlx.demo import CHECKPOINT
-from pg_mlx.generation import RegionGrammar, grammar_for
+from pg_mlx.generation import RegionGrammar, Request, Row, SamplingOptions, grammar_for
 from pg_mlx.processor import Tokenizer
 from pg_mlx.regions.prompt import RegionPrompt
 
@@ -136,6 +136,20 @@ def test_labels_that_begin_alike_branch_where_they_differ() -> None:
     assert forced == [[], [], [], [red]] and grammar.allowed() == sorted([circle, star])
     assert grammar.advance(circle) == [] and grammar.allowed() == sorted([tokenizer.eos_id, semicolon, star])
     assert grammar.advance(semicolon) == [space] and grammar.allowed() == tokenizer.location_ids
+
+
+def test_a_label_may_be_long_and_is_not_read_beyond_max_tokens() -> None:
+    """Its tree is deeper than Python's stack, and what may follow the answer's last token takes no cache."""
+    tokenizer = tokenizer_of(CHECKPOINT)
+    long = RegionPrompt("detect", ("red", "red" + " circle" * 2000))
+    row = Row(Request([], [], SamplingOptions(8), RegionGrammar(tokenizer, long, 1)), 0, tokenizer.eos_id)
+    for place in (1, 2, 3, 4):
+        row.take([(tokenizer.location_ids[place], 0.0)])
+    red, circle = tokenizer.encode(" red circle")
+    assert row.token_ids[4:] == [red] and row.left == 3
+    assert row.reads == [tokenizer.location_ids[4], red, circle, circle, circle]
+    row.take([(circle, 0.0), (0, 0.0)])
+    assert row.token_ids[4:] == [red, circle, circle, circle] and row.finish_reason == "length"
 
 
 @pytest.mark.parametrize(

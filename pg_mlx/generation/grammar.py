@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 from ..errors import InputError
@@ -44,6 +45,12 @@ class RegionGrammar:
         """The region tokens of the record that is being written."""
         self._node: _Node | None = None
         """Where in the trees, behind those."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RegionGrammar:
+        """With the trees, which never change, and may be too deep to be copied."""
+        twin = copy.copy(self)
+        twin._record = list(self._record)
+        return twin
 
     def allowed(self) -> Allowed:
         """As Guide."""

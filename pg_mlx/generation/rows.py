@@ -150,7 +150,7 @@ class Row:
         if not guide or allowed is None or len(allowed) != 2 or self._eos_id not in allowed:
             return []
         onward = sum(allowed) - self._eos_id
-        ahead = [onward, *guide.advance(onward)]
+        ahead = [onward, *guide.advance(onward)][: self.left]  # the answer ends before the others
         return ahead[: ahead.index(self._eos_id) + 1] if self._eos_id in ahead else ahead
 
 

@@ -34,9 +34,13 @@ class RegionPrompt:
         """Raises InputError for any other prompt, and for a label that no record could have."""
         asked = cls.of(prompt)
         if asked is None:
-            shown = prompt if len(prompt) <= 60 else f"{prompt[:57]}..."
-            raise InputError(f"only 'detect cat ; dog' and 'segment cat' can be constrained, not the prompt {shown!r}")
+            shown = _shown(prompt)
+            raise InputError(f"only 'detect cat ; dog' and 'segment cat' can be constrained, not the prompt {shown}")
         for label in asked.labels:
             if _NO_LABEL.search(label):
-                raise InputError(f"no region can have the label {label!r}: it holds a region token or a line break")
+                raise InputError(f"no region can have the label {_shown(label)}: it has a region token or line break")
         return asked
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, TooLarge
-from ..generation import Generation, Picture, Request, SamplingOptions
+from ..generation import Generation, Picture, Request, SamplingOptions, grammar_for
 from ..processor import Processor, load_image
 from ..regions import Region
 from .codes import ServingError
@@ -27,6 +27,10 @@ class Question:
     """Compute scores of regions (one more pass over the logits for each token)."""
     deadline_s: float | None = None
     """Seconds from now until the answer is of no use any more."""
+    constrain: bool = False
+    """Let the answer to a detect or segment prompt be records with labels out of the prompt, and nothing else."""
+    max_regions: int | None = None
+    """With `constrain`: the answer ends with so many regions."""
 
     @property
     def held_bytes(self) -> int:
@@ -84,9 +88,11 @@ def check(question: Question, limits: Limits) -> None:
 
 
 def prepare(question: Question, processor: Processor, limits: Limits) -> Request:
-    """Decode the pictures and tokenize the prompt. Raises ServingError for a bad or too large one."""
+    """Decode the pictures and tokenize the prompt. Raises ServingError for a bad or too large one, and for a
+    prompt that cannot be constrained."""
     try:
         prompt_ids = processor.prompt_ids(question.prompt)
+        guide = grammar_for(processor.tokenizer, question.prompt, question.constrain, question.max_regions)
     except InputError as error:
         raise ServingError("bad_request", str(error)) from None
     pictures = []
@@ -100,7 +106,7 @@ def prepare(question: Question, processor: Processor, limits: Limits) -> Request
             code = "too_large" if isinstance(error, TooLarge) else "bad_image"
             raise ServingError(code, f"{place}{error}") from None
         pictures[-1].digest  # noqa: B018  computed here, not on the thread that owns MLX
-    return Request(pictures, prompt_ids, question.options, logprobs=question.logprobs)
+    return Request(pictures, prompt_ids, question.options, guide, question.logprobs)
 
 
 def read_file(path: Path, limit: int) -> bytes:

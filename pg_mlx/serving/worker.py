@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,7 +29,9 @@ from .schema import complaint
 from .service import Service, Ticket
 
 PARENT_POLL_S = 0.5
-_INTEGERS = ("max_tokens", "top_k", "seed")
+_OPTIONS = tuple(field.name for field in fields(SamplingOptions))
+_PLAIN = ("logprobs", "deadline_s", "constrain", "max_regions")
+_INTEGERS = ("max_tokens", "top_k", "seed", "max_regions")
 _TOLD_LIMITS = ("batch_size", "queue", "pictures", "picture_bytes", "prompt_characters", "prefix_tokens")
 
 Id = str | int
@@ -203,13 +206,10 @@ class Worker:
         future.add_done_callback(tell)
 
     def _generate(self, message: Message, request_id: Id, frames: list[bytes]) -> None:
-        given = {field.name: message[field.name] for field in fields(SamplingOptions) if field.name in message}
-        options = SamplingOptions(**{name: int(v) if name in _INTEGERS else v for name, v in given.items()})
         following = iter(frames)
         images = [next(following) if "bytes" in image else self._picture(image) for image in message["images"]]
-        question = Question(
-            message["prompt"], images, options, message.get("logprobs", False), message.get("deadline_s")
-        )
+        options = SamplingOptions(**_given(message, _OPTIONS))
+        question = Question(message["prompt"], images, options, **_given(message, _PLAIN))
         stream = message.get("stream", True)
 
         def listen(event: Event) -> None:
@@ -279,6 +279,12 @@ def confined(path: str, folders: list[Path] | None) -> Path:
     if folders is not None and not any(resolved.is_relative_to(folder) for folder in folders):
         raise ServingError("bad_image", "pictures are not read from there")
     return resolved
+
+
+def _given(message: Message, names: Sequence[str]) -> dict[str, Any]:
+    """Those fields that there are. JSON knows one kind of number."""
+    present = ((name, message[name]) for name in names if name in message)
+    return {name: int(value) if name in _INTEGERS else value for name, value in present}
 
 
 def _frame_lengths(message: Message) -> list[int]:

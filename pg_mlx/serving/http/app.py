@@ -120,7 +120,9 @@ class _Server:
             asked = await in_thread(lambda: chat.read(parse(body)))
             self._known(asked.model)
             images = await pictures(asked.pictures, self._settings, self._service.limits)
-        events = self._ask(Question(asked.prompt, images, asked.options, deadline_s=self._settings.request_s), request)
+        seconds = self._settings.request_s
+        question = Question(asked.prompt, images, asked.options, deadline_s=seconds, constrain=asked.constrain)
+        events = self._ask(question, request)
         completion = chat.Completion(asked, self._settings.model_name)
         if asked.stream:
             first = await anext(events)
@@ -138,7 +140,8 @@ class _Server:
                 asked = await in_thread(lambda: found.read(parse(body)))
                 self._known(asked.model)
                 images = await pictures(asked.named, self._settings, limits)
-        question = Question(asked.prompt, images, asked.options, asked.scores, self._settings.request_s)
+        seconds, constrained = self._settings.request_s, (asked.constrain, asked.enough)
+        question = Question(asked.prompt, images, asked.options, asked.scores, seconds, *constrained)
         done = await _last(self._ask(question, request))
         return Json(await in_thread(found.answer, asked, done, self._settings.model_name))
 

@@ -61,6 +61,8 @@ class ChatRequest:
     """At the end of the stream."""
     regions: bool
     """Tell boxes and masks beside the text; not in OpenAI's protocol."""
+    constrain: bool
+    """As in Question; not in OpenAI's protocol."""
 
 
 def read(value: Any) -> ChatRequest:
@@ -80,6 +82,7 @@ def read(value: Any) -> ChatRequest:
         stream=stream,
         usage=streaming.boolean("include_usage"),
         regions=fields.boolean("regions"),
+        constrain=fields.boolean("constrain"),
     )
     streaming.without({}, frozenset({"include_obfuscation"}))
     fields.without(NEUTRAL, IGNORED)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...generation import SamplingOptions
+from ...generation.sampling import MAX_TOKENS
 from .errors import Refused, bad
 
 
@@ -86,7 +87,7 @@ class Fields:
     def without(self, neutral: Mapping[str, tuple[Any, ...]], ignored: frozenset[str]) -> None:
         """Refuse what the model cannot do, unless it asks for nothing, and what nobody knows."""
         for field, value in self._left.items():
-            if field in ignored or (field in neutral and value in neutral[field]):
+            if field in ignored or (field in neutral and any(_same(value, other) for other in neutral[field])):
                 continue
             reason = "is not supported by this model" if field in neutral else "is unknown"
             raise Refused(400, "unsupported_parameter", f"{self.name(field)[:100]} {reason}", self.name(field)[:100])
@@ -101,16 +102,21 @@ class Fields:
         return value
 
 
+def _same(value: Any, other: Any) -> bool:
+    """In JSON true is not 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 def sampling(fields: Fields) -> SamplingOptions:
     """Greedy unless told otherwise. Negative seeds, which OpenAI has, count from the top."""
-    most = fields.integer("max_tokens")
-    newer = fields.integer("max_completion_tokens")
+    most = fields.integer("max_tokens", 1, MAX_TOKENS)
+    newer = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
     seed = fields.integer("seed")
     given = {
         "max_tokens": newer if newer is not None else most,
         "temperature": fields.number("temperature"),
         "top_p": fields.number("top_p"),
-        "top_k": fields.integer("top_k"),
+        "top_k": fields.integer("top_k", 0),
         "min_p": fields.number("min_p"),
         "seed": None if seed is None else seed % 2**64,
     }

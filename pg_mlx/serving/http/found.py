@@ -28,8 +28,15 @@ class RegionsRequest:
     """Place in the request, and data URI, address or file."""
     options: SamplingOptions
     scores: bool
+    constrain: bool
     narrow: dict[str, Any]
     """Arguments of `select`."""
+
+    @property
+    def enough(self) -> int | None:
+        """With so many regions a constrained answer may end: where nothing but their order decides which are kept."""
+        first_count = self.constrain and not self.scores and self.narrow["dedup_iou"] is None
+        return self.narrow["max_regions"] if first_count else None
 
 
 def read(value: Any, text: bool = False) -> RegionsRequest:
@@ -38,6 +45,8 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
     named = list[tuple[str, str]]()
     if (image := fields.take("image")) is not None:
         named = [(place, item) for place, item in Fields({"image": [image]}).items("image")]
+        if fields.take("images") is not None:
+            raise bad("there are both image and images", "images")
     elif not text:
         named = list(fields.items("images"))
     for place, item in named:
@@ -58,6 +67,7 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
         named=named,
         options=sampling(fields),
         scores=fields.boolean("scores") or narrow["min_score"] is not None,
+        constrain=fields.boolean("constrain"),
         narrow=narrow,
     )
     fields.without({}, frozenset())

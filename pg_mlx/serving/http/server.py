@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,6 +22,7 @@ from ..limits import Limits
 from ..runner import Source, Stage
 from ..service import Service
 from .app import application
+from .errors import Refused
 from .settings import Settings
 
 HEAD_BYTES = 16 << 10
@@ -149,6 +151,18 @@ class _Protocol(H11Protocol):
             self._head_is_there()
         elif self._head is None and (self.cycle is None or self.cycle.response_complete):
             self._head = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def send_400_response(self, msg: str) -> None:
+        """As every other refusal, not as uvicorn words it."""
+        response = Refused(400, "bad_request", "this is no HTTP, or broken").response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        events = h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(response.body)), h11.EndOfMessage()
+        try:
+            for event in events:
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:  # an answer is on its way already
+            pass
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
