@@ -91,6 +91,26 @@ def test_a_row_that_breaks_its_batch_fails_alone(loaded, alone, monkeypatch, met
     check(alone, ends, texts, [3, 6])
 
 
+def test_a_second_attempt_that_differs_fails_alone(loaded, alone, monkeypatch) -> None:
+    """The batch breaks once, and then one request says something else than before."""
+    real_step, broken = Engine.step, list[bool]()
+
+    def step(engine: Engine) -> list:
+        if not broken and len(engine._rows) > 1 and all(row.decoded >= 2 for row in engine._rows):
+            broken.append(True)
+            raise RuntimeError("out of memory")
+        told = real_step(engine)
+        for one in told if broken else ():
+            if one.row.request.options.seed == 1 and one.token_ids:
+                one.token_ids[0] += 1
+        return told
+
+    monkeypatch.setattr(Engine, "step", step)
+    ends, texts, _ = run(loaded, 4)
+    assert broken and "did not repeat" in str(ends[1])
+    check(alone, ends, texts, [1])
+
+
 def test_a_row_whose_answer_cannot_be_read_fails_alone(loaded, alone, monkeypatch) -> None:
     def generation_of(row, *arguments):
         if row.request.options.seed == 3:

@@ -17,6 +17,7 @@ from .engine import Engine
 from .results import Step
 from .rows import Request, Row
 from .stream import engine_for, generation_of
+from .told import Told
 
 _PATIENCE_S = 0.05
 """How often somebody who waits for a picture is asked whether to give up."""
@@ -30,10 +31,7 @@ class _Asked:
     start: float = 0.0
     """time.perf_counter() when it entered, less what making it ready took: waiting for its turn does not count."""
     alone: bool = False
-    told: int = 0
-    """Tokens, of all attempts."""
-    seen: int = 0
-    """Tokens of this attempt."""
+    told: Told = field(default_factory=Told)
 
 
 @dataclass
@@ -129,11 +127,16 @@ class Flow:
             yield asked.index, error
 
     def _tell(self, row: Row, token_ids: Sequence[int]) -> Iterator[tuple[int, Step | Exception]]:
-        asked = self._running[row]
-        known = min(asked.told - asked.seen, len(token_ids))
-        asked.seen += len(token_ids)
-        asked.told = max(asked.told, asked.seen)
-        new = token_ids[known:]
+        asked = self._running.get(row)
+        if asked is None:  # given up, and not yet gone
+            return
+        try:
+            new = asked.told.new(token_ids)
+        except RuntimeError as error:
+            del self._running[row]
+            row.cancel()
+            yield asked.index, error
+            return
         logprobs = row.logprobs[len(row.logprobs) - len(new) :] or repeat(None)
         for token_id, logprob in zip(new, logprobs, strict=False):
             yield asked.index, Step(asked.text.push(token_id), token_id, logprob=logprob)
@@ -155,5 +158,6 @@ class Flow:
             yield lost[0].index, error
             return
         for asked in lost:
-            asked.alone, asked.seen = True, 0
+            asked.alone = True
+            asked.told.begin_again()
         self._once_more.extend(lost)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Lock
 
 from ..generation import Request, Row
+from ..generation.told import Told
 from ..processor import TextStream
 from ..regions import Region
 from ..regions.answer import AnswerReader
@@ -35,10 +36,9 @@ class Job:
         self.text: TextStream | None = None
         self.reader: AnswerReader | None = None
         self.found: list[Region] = []
+        self.told = Told()
         self._listener = listener
         self._lock = Lock()
-        self._told: list[int] = []
-        self._replayed = 0
 
     def prepared(self, request: Request) -> None:
         """The pictures as they came are not needed any more."""
@@ -46,18 +46,10 @@ class Job:
         self.request, self.question = request, None
 
     def begin(self, row: Row, text: TextStream, reader: AnswerReader) -> None:
-        self.row, self._replayed = row, 0
-        if not self._told:  # or it goes on where the first attempt broke off
+        self.row = row
+        self.told.begin_again()
+        if not self.told:  # or it goes on where the first attempt broke off
             self.text, self.reader, self.begun_at = text, reader, time.perf_counter()
-
-    def unseen(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Those of the tokens that were not told yet. Raises RuntimeError if a second attempt says something else."""
-        known = self._told[self._replayed : self._replayed + len(token_ids)]
-        if list(token_ids[: len(known)]) != known:
-            raise RuntimeError("a second attempt did not repeat the first")
-        self._replayed += len(token_ids)
-        self._told += token_ids[len(known) :]
-        return token_ids[len(known) :]
 
     def overdue(self, now: float) -> Failed | None:
         """Why it should end now, if it should."""

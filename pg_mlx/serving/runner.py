@@ -172,7 +172,7 @@ class Runner:
     def _tell(self, job: Job, progress: Progress) -> None:
         assert job.text is not None and job.reader is not None
         row, pieces, regions = progress.row, list[str](), list[Region]()
-        new = job.unseen(progress.token_ids)
+        new = job.told.new(progress.token_ids)
         logprobs = row.logprobs[len(row.logprobs) - len(new) :] or repeat(None)
         for token, logprob in zip(new, logprobs, strict=False):
             pieces.append(job.text.push(token))
