@@ -17,7 +17,7 @@ from .activations import geglu
 from .backend import fused
 from .cache import Appending, KVCache
 from .config import TextConfig
-from .linear import Embedding, Ids, Linear
+from .linear import Embedding, Ids, Linear, unpacks_any
 
 
 class RMSNorm(nn.Module):
@@ -214,6 +214,7 @@ class Gemma(nn.Module):
         super().__init__()
         self.config = config
         self.use_sliding_window = False
+        self.layers_at_once: int | None = None  # evaluated together in a prefill; see PaliGemma.layers_at_once
         self.dtype = mx.float32  # of activations and cache; loading sets it
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
@@ -256,6 +257,7 @@ class Gemma(nn.Module):
             used = mx.array(list(lengths), dtype=mx.int32)
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
         layers, state = [], Residual.of(x)
+        at_once = 1 if unpacks_any(self.layers[0], batch * length) else self.layers_at_once
         for index, layer in enumerate(self.layers):
             x, normed = state.rows, layer.pre_attention_norm(state.wide, state.dtype)
             if index < len(self.layers) - 1:
@@ -266,6 +268,8 @@ class Gemma(nn.Module):
             state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
+            if at_once and (index + 1) % at_once == 0:
+                mx.eval(state, layers[-at_once:])
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:

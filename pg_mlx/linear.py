@@ -13,20 +13,14 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import on_gpu
+from . import host
+from .backend import on_gpu, unpacks
 from .quantization import Quantization
 
 M = TypeVar("M", bound="_Matrix")
 
 Ids = range | list[int]
 """Some rows of the embedding: a range with a step of 1, or a list."""
-
-CPU_UNPACK_ROWS = 16
-"""From this many input rows on, the CPU backend unpacks a quantized weight and multiplies in float.
-
-Its packed product costs 23 ms a row for 33.5 M weights (no reuse between rows); unpacking costs 330 ms
-and the float32 product 60 ms for 256 rows (measured, 2 cores, OpenBLAS), so the two meet near 14 rows.
-"""
 
 
 class _Matrix(nn.Module):
@@ -45,21 +39,12 @@ class _Matrix(nn.Module):
     def multiply(self, x: mx.array) -> mx.array:
         """x [..., columns] -> x @ weight.T [..., rows], in the promoted dtype of x and the scales."""
         if self.quantization is None:
-            return x @ self.weight.T
-        if not on_gpu() and x.size // x.shape[-1] >= CPU_UNPACK_ROWS:
-            y = x @ self._stored(x.dtype).T
+            return x @ self.weight.T if on_gpu() else host.multiply(x, self.weight)
+        packed = self.quantization, self.weight, self.scales, self.get("biases")
+        if unpacks(self.quantization, x.size // x.shape[-1]):
+            y = x @ self._stored(x.dtype).T if on_gpu() else host.multiply_unpacked(x, *packed)
         else:
-            q = self.quantization
-            y = mx.quantized_matmul(
-                x,
-                self.weight,
-                scales=self.scales,
-                biases=self.get("biases"),
-                transpose=True,
-                group_size=q.group_size,
-                bits=q.bits,
-                mode=q.mode,
-            )
+            y = host.multiply_packed(x, *packed)
         if "row_scale" in self:
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
@@ -96,6 +81,14 @@ class _Matrix(nn.Module):
             mode=q.mode,
             dtype=dtype,
         )
+
+
+def unpacks_any(module: nn.Module, rows: int) -> bool:
+    """Whether a matrix of the module would be unpacked for that many rows of input."""
+    return any(
+        isinstance(part, _Matrix) and part.quantization is not None and unpacks(part.quantization, rows)
+        for part in module.modules()
+    )
 
 
 def _chosen(array: mx.array, ids: mx.array | None) -> mx.array:

@@ -56,6 +56,19 @@ class PaliGemma(nn.Module):
     def use_sliding_window(self, value: bool) -> None:
         self.language_model.use_sliding_window = value
 
+    @property
+    def layers_at_once(self) -> int | None:
+        """How many layers a picture or a prefix goes through before the GPU may do something else; None (default): all.
+        Fewer keep macOS from ending long work, as at 896 pixels on small chips, and hold less scratch memory. Layers
+        whose weights are unpacked for it always go one by one, so no more than one layer's are held."""
+        return self.language_model.layers_at_once
+
+    @layers_at_once.setter
+    def layers_at_once(self, value: int | None) -> None:
+        if value is not None and value < 1:
+            raise InputError(f"layers_at_once is {value}, but must be 1 or more")
+        self.language_model.layers_at_once = self.vision_tower.layers_at_once = value
+
     def encode_image(self, pixels: mx.array) -> mx.array:
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype, N = 256, 1024, 4096 for
         224, 448, 896 pixels. Several pictures of one prompt are concatenated along N afterwards."""

@@ -10,8 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import gelu
+from .backend import settle
 from .config import VisionConfig
-from .linear import Linear
+from .linear import Linear, unpacks_any
 
 
 class LayerNorm(nn.LayerNorm):
@@ -66,6 +67,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
+        self.layers_at_once: int | None = None  # see PaliGemma.layers_at_once
         self.patch_size = config.patch_size
         # A convolution whose stride is its kernel is a matrix product over flattened patches.
         self.patch_embedding = Linear(3 * config.patch_size**2, config.hidden_size, bias=True)
@@ -76,8 +78,11 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
         x = x + self.position_embedding
-        for layer in self.layers:
+        at_once = 1 if unpacks_any(self.layers[0], x.shape[0] * x.shape[1]) else self.layers_at_once
+        for index, layer in enumerate(self.layers):
             x = layer(x)
+            if at_once and (index + 1) % at_once == 0:
+                settle(x)
         return self.post_layernorm(x)
 
 
