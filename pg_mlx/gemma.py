@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import geglu
-from .backend import fused
+from .backend import fused, settle
+from .blocks import attend_in_blocks, rows_in_blocks
 from .cache import Appending, KVCache
 from .config import TextConfig
 from .linear import Embedding, Ids, Linear, unpacks_any
@@ -135,12 +136,12 @@ class Attention(nn.Module):
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
         -> [B, T, D]. Keys and values are never repeated for the query heads that share them."""
-        if self.softcap is None:
-            mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
-        else:
-            mixed = self._capped(query, key, value, mask)
+        mixed = attend_in_blocks(self._plain if self.softcap is None else self._capped, query, key, value, mask)
         batch, _, length, _ = query.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
+
+    def _plain(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
 
     def _capped(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         assert self.softcap is not None
@@ -166,10 +167,14 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.width = 2 * config.intermediate_size
+        self.gate_up_proj = Linear(config.hidden_size, self.width)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
+        return rows_in_blocks(self._some, x, self.width)
+
+    def _some(self, x: mx.array) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
         return self.down_proj(geglu(gate, up))
 
@@ -257,7 +262,6 @@ class Gemma(nn.Module):
             used = mx.array(list(lengths), dtype=mx.int32)
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
         layers, state = [], Residual.of(x)
-        at_once = 1 if unpacks_any(self.layers[0], batch * length) else self.layers_at_once
         for index, layer in enumerate(self.layers):
             x, normed = state.rows, layer.pre_attention_norm(state.wide, state.dtype)
             if index < len(self.layers) - 1:
@@ -268,8 +272,9 @@ class Gemma(nn.Module):
             state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
-            if at_once and (index + 1) % at_once == 0:
-                mx.eval(state, layers[-at_once:])
+            due = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
+            if due or unpacks_any(layer, batch * length):
+                settle(*state, *layers)
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:

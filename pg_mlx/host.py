@@ -61,22 +61,14 @@ def multiply_packed(
     parts = min(cores(), max(1, rows * x.shape[-1] // (LARGE // 2)))
     bounds = [rows * part // parts for part in range(parts + 1)]
 
-    def part(first: int, last: int, stream: Any) -> mx.array:
-        return mx.quantized_matmul(
-            x,
-            weight[first:last],
-            scales=scales[first:last],
-            biases=None if biases is None else biases[first:last],
-            transpose=True,
-            group_size=q.group_size,
-            bits=q.bits,
-            mode=q.mode,
-            stream=stream,
-        )
-
     if parts == 1:
-        return part(0, rows, None)
-    return mx.concatenate([part(*ends, _stream(i)) for i, ends in enumerate(pairwise(bounds))], -1)
+        return q.multiply(x, weight, scales, biases)
+    done = []
+    for index, (first, last) in enumerate(pairwise(bounds)):
+        some = slice(first, last)
+        chosen = weight[some], scales[some], None if biases is None else biases[some]
+        done.append(q.multiply(x, *chosen, stream=_stream(index)))
+    return mx.concatenate(done, -1)
 
 
 def multiply_unpacked(
@@ -106,6 +98,11 @@ def multiply_unpacked(
 def can_unpack(q: Quantization) -> bool:
     """Codes of 3, 5 and 6 bits reach over the bounds of 16-bit words; MLX unpacks them."""
     return 16 % q.bits == 0
+
+
+def table_bytes(q: Quantization) -> int:
+    """What the table holds that unpacks by looking up 16 bits, once for all matrices packed alike."""
+    return 4 * (1 << 16) * 16 // q.bits
 
 
 def unpack(q: Quantization, weight: mx.array, scales: mx.array, biases: mx.array | None, columns: int) -> mx.array:
@@ -172,7 +169,7 @@ def _eagerly(compute: Callable[..., mx.array], plain: Callable[..., mx.array], *
     """compute(*inputs), with plain's gradients; plain itself where nothing can be evaluated, as in mx.compile."""
     if not settle(*inputs):
         return plain(*inputs)
-    function = mx.custom_function(compute)
+    function: Any = mx.custom_function(compute)
     function.vjp(lambda primals, cotangent, _: _gradients(plain, primals, cotangent))
     return function(*inputs)
 

@@ -17,14 +17,15 @@ from . import host
 from .backend import on_gpu, unpacks
 from .quantization import Quantization
 
-M = TypeVar("M", bound="_Matrix")
+M = TypeVar("M", bound="Matrix")
 
 Ids = range | list[int]
 """Some rows of the embedding: a range with a step of 1, or a list."""
 
 
-class _Matrix(nn.Module):
-    """weight [rows, columns], float, or packed uint32 [rows, columns * bits / 32] with its scales.
+class Matrix(nn.Module):
+    """What layers and table have in common: weight [rows, columns], float, or packed uint32
+    [rows, columns * bits / 32] with its scales.
 
     A packed one may have an adapter beside it: `up` [rows, rank] and `down` [rank, columns], whose product adds to the
     weight, and `row_scale` [rows], which multiplies the packed weight's rows first.
@@ -38,13 +39,14 @@ class _Matrix(nn.Module):
 
     def multiply(self, x: mx.array) -> mx.array:
         """x [..., columns] -> x @ weight.T [..., rows], in the promoted dtype of x and the scales."""
-        if self.quantization is None:
-            return x @ self.weight.T if on_gpu() else host.multiply(x, self.weight)
-        packed = self.quantization, self.weight, self.scales, self.get("biases")
-        if unpacks(self.quantization, x.size // x.shape[-1]):
-            y = x @ self._stored(x.dtype).T if on_gpu() else host.multiply_unpacked(x, *packed)
+        q, gpu = self.quantization, on_gpu()
+        if q is None:
+            return x @ self.weight.T if gpu else host.multiply(x, self.weight)
+        packed = self.weight, self.scales, self.get("biases")
+        if unpacks(q, x.size // x.shape[-1]):
+            y = x @ self._stored(x.dtype).T if gpu else host.multiply_unpacked(x, q, *packed)
         else:
-            y = host.multiply_packed(x, *packed)
+            y = q.multiply(x, *packed) if gpu else host.multiply_packed(x, q, *packed)
         if "row_scale" in self:
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
@@ -60,7 +62,23 @@ class _Matrix(nn.Module):
 
     def unpacked(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
         """The float weight [rows, columns], adapted, or only the rows `ids` [...] -> [..., columns]."""
-        weight = self._stored(dtype, ids)
+        return self._adapted(self._stored(dtype, ids), ids)
+
+    def widen(self) -> None:
+        """Hold the float32 weight, adapted, in place of the packed one. Evaluates it."""
+        q = self.quantization
+        if q is None:
+            return
+        by_table = not on_gpu() and host.can_unpack(q)
+        packed = self.weight, self.scales, self.get("biases")
+        stored = host.unpack(q, *packed, self.num_columns) if by_table else self._stored(mx.float32)
+        self.weight, self.quantization = self._adapted(stored), None
+        for name in ("scales", "biases", "row_scale", "up", "down"):
+            self.pop(name, None)
+        mx.eval(self.weight)
+
+    def _adapted(self, weight: mx.array, ids: mx.array | None = None) -> mx.array:
+        dtype = weight.dtype
         if "row_scale" in self:
             weight = weight * _chosen(self.row_scale, ids)[..., None].astype(dtype)
         if "up" in self:
@@ -83,19 +101,21 @@ class _Matrix(nn.Module):
         )
 
 
+def matrices(module: nn.Module) -> list[Matrix]:
+    """All of the module's."""
+    return [part for part in module.modules() if isinstance(part, Matrix)]
+
+
 def unpacks_any(module: nn.Module, rows: int) -> bool:
     """Whether a matrix of the module would be unpacked for that many rows of input."""
-    return any(
-        isinstance(part, _Matrix) and part.quantization is not None and unpacks(part.quantization, rows)
-        for part in module.modules()
-    )
+    return any(part.quantization is not None and unpacks(part.quantization, rows) for part in matrices(module))
 
 
 def _chosen(array: mx.array, ids: mx.array | None) -> mx.array:
     return array if ids is None else array[ids]
 
 
-class Linear(_Matrix):
+class Linear(Matrix):
     """y = x @ weight.T + bias."""
 
     def __init__(self, columns: int, rows: int, bias: bool = False, quantization: Quantization | None = None):
@@ -139,7 +159,7 @@ class Parallel(nn.Module):
         return Parallel(chosen)
 
 
-class Embedding(_Matrix):
+class Embedding(Matrix):
     """A lookup table that is also the output head (PaliGemma ties the two)."""
 
     def __call__(self, ids: mx.array) -> mx.array:

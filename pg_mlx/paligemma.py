@@ -21,7 +21,7 @@ from .config import PaliGemmaConfig
 from .connector import Connector
 from .errors import InputError
 from .gemma import Gemma, take_row
-from .linear import Ids
+from .linear import Ids, matrices
 from .masks import prefix_lm_mask
 from .siglip import VisionTower
 
@@ -65,9 +65,14 @@ class PaliGemma(nn.Module):
 
     @layers_at_once.setter
     def layers_at_once(self, value: int | None) -> None:
-        if value is not None and value < 1:
-            raise InputError(f"layers_at_once is {value}, but must be 1 or more")
+        check_layers_at_once(value)
         self.language_model.layers_at_once = self.vision_tower.layers_at_once = value
+
+    @property
+    def float_layers(self) -> int:
+        """How many of the decoder's layers hold no packed weight."""
+        packed = (any(matrix.quantization for matrix in matrices(layer)) for layer in self.language_model.layers)
+        return sum(not one for one in packed)
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype, N = 256, 1024, 4096 for
@@ -175,6 +180,11 @@ class PaliGemma(nn.Module):
         if features.ndim != 3 or features.shape[0] != ids.shape[0]:
             raise InputError(f"features {features.shape} and ids {ids.shape} do not describe the same batch")
         return mx.concatenate([features.astype(self.dtype), self.language_model.embed(ids)], axis=1)
+
+
+def check_layers_at_once(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise InputError(f"layers_at_once is {count}, but must be 1 or more")
 
 
 def _lengths(lengths: Lengths | None, batch: int, slots: int, name: str, least: int = 0) -> list[int]:

@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import gelu
-from .backend import settle
+from .backend import on_gpu, settle
+from .blocks import attend_in_blocks
 from .config import VisionConfig
 from .linear import Linear, unpacks_any
 
@@ -34,9 +35,12 @@ class Attention(nn.Module):
         # [B, N, 3C] -> three of [B, heads, N, head_dim]
         projected = self.qkv_proj(x).reshape(batch, length, 3 * self.heads, -1).swapaxes(1, 2)
         query, key, value = mx.split(projected, 3, axis=1)
-        scale = (width // self.heads) ** -0.5
-        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+        mixed = attend_in_blocks(self._attend, query, key, value, None)
         return self.out_proj(mixed.swapaxes(1, 2).reshape(batch, length, width))
+
+    def _attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        scale = query.shape[-1] ** -0.5
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
 
 
 class MLP(nn.Module):
@@ -78,10 +82,12 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
         x = x + self.position_embedding
-        at_once = 1 if unpacks_any(self.layers[0], x.shape[0] * x.shape[1]) else self.layers_at_once
+        rows = x.shape[0] * x.shape[1]
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            if at_once and (index + 1) % at_once == 0:
+            # Not on a GPU, which encodes the pictures that come next behind what is under way: nobody waits for it.
+            unpacked = not on_gpu() and unpacks_any(layer, rows)
+            if unpacked or (self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0):
                 settle(x)
         return self.post_layernorm(x)
 
