@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import geglu
-from .backend import fused, settle
+from .backend import fused, on_gpu, settle
 from .blocks import attend_in_blocks, rows_in_blocks
 from .cache import Appending, KVCache
 from .config import TextConfig
@@ -272,8 +272,9 @@ class Gemma(nn.Module):
             state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
+            # A GPU would unpack the next layers' weights before this one is done with its own.
             due = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
-            if due or unpacks_any(layer, batch * length):
+            if due or (on_gpu() and unpacks_any(layer, batch * length)):
                 settle(*state, *layers)
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 

@@ -65,13 +65,11 @@ class Matrix(nn.Module):
         return self._adapted(self._stored(dtype, ids), ids)
 
     def widen(self) -> None:
-        """Hold the float32 weight, adapted, in place of the packed one. Evaluates it."""
+        """Hold the float32 weight, adapted, in place of the packed one, on the CPU backend."""
         q = self.quantization
         if q is None:
             return
-        by_table = not on_gpu() and host.can_unpack(q)
-        packed = self.weight, self.scales, self.get("biases")
-        stored = host.unpack(q, *packed, self.num_columns) if by_table else self._stored(mx.float32)
+        stored = host.unpack(q, self.weight, self.scales, self.get("biases"), self.num_columns)
         self.weight, self.quantization = self._adapted(stored), None
         for name in ("scales", "biases", "row_scale", "up", "down"):
             self.pop(name, None)

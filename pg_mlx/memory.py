@@ -32,10 +32,8 @@ def pass_bytes(config: PaliGemmaConfig, dtype: mx.Dtype) -> int:
     weights: keys and values, and what the widest part of a layer computes. Packed weights are taken to be packed as
     config.quantization says in general."""
     packed = _packing(config)
-    tables = 0
-    if packed and not on_gpu() and host.can_unpack(packed):
-        tables = host.table_bytes(packed)
-    return tables + max(_vision_bytes(config, dtype.size, packed), _prefix_bytes(config, dtype.size, packed))
+    scratch = host.scratch_bytes(packed) if packed and not on_gpu() else 0
+    return scratch + max(_vision_bytes(config, dtype.size, packed), _prefix_bytes(config, dtype.size, packed))
 
 
 def _packing(config: PaliGemmaConfig) -> Quantization | None:
@@ -47,32 +45,37 @@ def _packing(config: PaliGemmaConfig) -> Quantization | None:
 def _vision_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization | None) -> int:
     vision, patches = config.vision, config.vision.num_patches
     scores = 0 if on_gpu() else 2 * min(vision.num_attention_heads * patches**2, blocks.VALUES)
-    attention = 8 * patches * vision.hidden_size + scores
-    mlp = 4 * patches * vision.intermediate_size
-    residual = 2 * patches * vision.hidden_size
+    attention = (8 * patches * vision.hidden_size + scores) * itemsize
+    mlp = patches * vision.intermediate_size * (itemsize + _ACTIVATION_BYTES[on_gpu()])
+    residual = 2 * patches * vision.hidden_size * itemsize
     unpacked = _unpacked_bytes(packed, patches, vision.intermediate_size * vision.hidden_size, itemsize)
-    return (residual + max(attention, mlp)) * itemsize + unpacked
+    return residual + max(attention, mlp) + unpacked
 
 
 def _prefix_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization | None) -> int:
     text, tokens = config.text, config.vision.num_patches + PROMPT_TOKENS
-    together = tokens if on_gpu() else min(tokens, max(1, blocks.VALUES // (2 * text.intermediate_size)))
     scores = text.num_attention_heads * tokens**2
+    attention = 2 * (scores if on_gpu() else min(scores, blocks.VALUES)) * itemsize
+    together = tokens if on_gpu() else min(tokens, max(1, blocks.VALUES // (2 * text.intermediate_size)))
+    mlp = together * text.intermediate_size * (2 * itemsize + _ACTIVATION_BYTES[on_gpu()])
     heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
-    attention = 2 * (scores if on_gpu() else min(scores, blocks.VALUES))
-    mlp = (3 if on_gpu() else 6) * together * text.intermediate_size
-    residual = 10 * tokens * text.hidden_size + 3 * tokens * heads
+    residual = tokens * ((8 * text.hidden_size + 3 * heads) * itemsize + 2 * text.hidden_size * 4)
     unpacked = _unpacked_bytes(packed, tokens, 2 * text.intermediate_size * text.hidden_size, itemsize)
     cache = text.cache_bytes(itemsize) * (tokens + ANSWER_TOKENS)
-    return (residual + max(attention, mlp)) * itemsize + unpacked + cache + 2 * 4 * text.vocab_size
+    return residual + max(attention, mlp) + unpacked + cache + 2 * 4 * text.vocab_size
+
+
+_ACTIVATION_BYTES = {True: 4, False: 16}
+"""For each value that a GELU gives: on a GPU its result, on the CPU also what it computes on the way, in float32."""
 
 
 def _unpacked_bytes(packed: Quantization | None, rows: int, largest: int, itemsize: int) -> int:
     """What is unpacked at once of a layer whose largest matrix has so many weights."""
     if packed is None or not unpacks(packed, rows):
         return 0
-    tiled = not on_gpu() and host.can_unpack(packed)
-    return min(largest, host.TILE) * itemsize if tiled else 2 * largest * itemsize
+    if on_gpu():
+        return 2 * largest * itemsize
+    return min(largest, host.TILE) * (4 if itemsize == 4 else 4 + itemsize)
 
 
 def check_fits(needed: int, allowed: int) -> None:

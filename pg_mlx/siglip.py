@@ -10,10 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import gelu
-from .backend import on_gpu, settle
+from .backend import settle
 from .blocks import attend_in_blocks
 from .config import VisionConfig
-from .linear import Linear, unpacks_any
+from .linear import Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -82,12 +82,9 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
         x = x + self.position_embedding
-        rows = x.shape[0] * x.shape[1]
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            # Not on a GPU, which encodes the pictures that come next behind what is under way: nobody waits for it.
-            unpacked = not on_gpu() and unpacks_any(layer, rows)
-            if unpacked or (self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0):
+            if self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0:
                 settle(x)
         return self.post_layernorm(x)
 
