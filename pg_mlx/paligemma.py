@@ -59,8 +59,8 @@ class PaliGemma(nn.Module):
     @property
     def layers_at_once(self) -> int | None:
         """How many layers a picture or a prefix goes through before the GPU may do something else; None (default): all.
-        Fewer keep macOS from ending long work, as at 896 pixels on small chips, and hold less scratch memory. Layers
-        whose weights are unpacked for it always go one by one, so no more than one layer's are held."""
+        Fewer keep macOS from ending long work, as at 896 pixels on small chips, and hold less scratch memory. On a GPU,
+        decoder layers whose weights are unpacked for a prefix always go one by one, so that one layer's are held."""
         return self.language_model.layers_at_once
 
     @layers_at_once.setter

@@ -4,9 +4,20 @@ import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_fixtures import config_json, distance, greedy, model_of, pictures, random_ids, random_tensors, tiny
+from model_fixtures import (
+    config_json,
+    distance,
+    greedy,
+    model_of,
+    pictures,
+    quantized,
+    random_ids,
+    random_tensors,
+    tiny,
+    wide_config_json,
+)
 
-from pg_mlx import blocks, host
+from pg_mlx import blocks, gemma, host
 from pg_mlx.linear import Linear
 from pg_mlx.paligemma import PaliGemma
 from pg_mlx.quantization import Quantization
@@ -103,3 +114,28 @@ def test_a_gpu_computes_in_one_piece_and_by_itself(monkeypatch: pytest.MonkeyPat
         assert distance(packed(x), x @ plain.weight.T) <= 1e-4
         assert distance(plain(x), x @ plain.weight.T) == 0
         assert distance(blocks.rows_in_blocks(packed, x, 64), packed(x)) == 0
+
+
+def test_on_a_gpu_nobody_waits_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures that come next are encoded behind the decode step under way, and a step is begun before the last one
+    is read: only a prefix whose weights are unpacked is evaluated in between, a layer at a time."""
+    raw = wide_config_json("gemma2")
+    raw, tensors, _ = quantized(raw, random_tensors(raw), lambda _, tensor: tensor.shape[1] % 64 == 0)
+    model = model_of(raw, tensors)
+    features, ids, pixels = pictures(model), random_ids(1, 5), mx.zeros((1, 28, 28, 3))
+    _, cache = model.prefill(features, ids, capacity=12)
+    mx.eval(cache.layers)
+    evaluated: list[tuple[mx.array, ...]] = []
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(gemma, "settle", lambda *arrays: evaluated.append(arrays))
+    monkeypatch.setattr(mx, "eval", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "2")
+    model.encode_image(pixels)
+    model.step(mx.array([1]), cache)
+    assert not evaluated
+    model.prefill(features, ids, capacity=12)
+    assert len(evaluated) == model.config.text.num_hidden_layers
+    monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "0")
+    model.prefill(features, ids, capacity=12)
+    assert len(evaluated) == model.config.text.num_hidden_layers

@@ -1,5 +1,7 @@
 """Products of the CPU backend by NumPy and in several streams are MLX's own products, gradients included."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,24 @@ def test_three_ways_to_multiply_by_a_packed_weight(q: Quantization, monkeypatch:
     expected = loss(lambda x: x @ dequantized(q, *arrays).T)
     actual = loss(lambda x: host.multiply_unpacked(x, q, *arrays))
     assert distance(actual, expected) <= 1e-5 * mx.abs(expected).max().item()
+
+
+def test_streams_serve_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server asks its model on a thread of its own, and another model may have been asked on the main thread."""
+    monkeypatch.setattr(host, "LARGE", 20_000)
+    monkeypatch.setattr(host, "cores", lambda: 2)
+    q, x = Quantization(4, 64), mx.random.normal((1, 256))
+    arrays = packed(q, 300)
+    mx.eval(x, [a for a in arrays if a is not None])
+    expected = (x @ dequantized(q, *arrays).T).tolist()
+
+    def distance_there() -> float:
+        return distance(host.multiply_packed(x + 0, q, *arrays), mx.array(expected))
+
+    assert distance_there() <= 1e-4
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(distance_there).result() <= 1e-4
 
 
 def test_tiles_bound_what_is_unpacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
