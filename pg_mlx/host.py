@@ -2,8 +2,8 @@
 
 MLX multiplies one row by a float matrix with sgemm, which packs the whole matrix first, and unpacks quantized weights
 one value after the other, on one core. NumPy reaches the BLAS call made for one row, and unpacks by looking codes up.
-Both need their input now, so the graph up to it is evaluated; gradients flow as through MLX's own operations. Nothing is
-lost by that: on the CPU no step is begun ahead of the last one (generation/engine.py), since nothing runs beside Python.
+Both need their input now, so the graph up to it is evaluated; gradients flow as through MLX's own operations. Nothing
+is lost by that: on the CPU no step is begun ahead of the last one, since nothing runs beside Python.
 
 CPU time of one core, 33.5 M weights (benchmarks/cpu_products.py): one row by float32 32 ms in MLX, 8.5 here; unpacking
 4 bits 246 ms in MLX, 50 here; one row by 4 bits 33 ms, which cannot be helped but by more cores. 3, 5 and 6 bits are

@@ -27,19 +27,15 @@ SPARE_BYTES = {"gpu": 512 << 20, "cpu": 128 << 20}
 hold the scratch of a matrix product, and fresh memory costs as much as filling it."""
 
 
-def pass_bytes(config: PaliGemmaConfig, dtype: mx.Dtype) -> int:
+def pass_bytes(
+    config: PaliGemmaConfig, dtype: mx.Dtype, tower: Quantization | None, decoder: Quantization | None
+) -> int:
     """The most that encoding one picture, reading it with a prompt or a step of the answer should hold beside the
-    weights: keys and values, and what the widest part of a layer computes. Packed weights are taken to be packed as
-    config.quantization says in general."""
-    packed = _packing(config)
-    scratch = host.scratch_bytes(packed) if packed and not on_gpu() else 0
-    return scratch + max(_vision_bytes(config, dtype.size, packed), _prefix_bytes(config, dtype.size, packed))
-
-
-def _packing(config: PaliGemmaConfig) -> Quantization | None:
-    """Raises InputError if config.json names a packing that there is none of."""
-    general = {key: config.quantization[key] for key in ("bits", "group_size", "mode") if key in config.quantization}
-    return Quantization(**general) if {"bits", "group_size"} <= general.keys() else None
+    weights: keys and values, and what the widest part of a layer computes. tower, decoder: how their MLPs are packed.
+    """
+    packings = {q for q in (tower, decoder) if q and not on_gpu()}
+    scratch = sum(host.scratch_bytes(q) for q in packings)
+    return scratch + max(_vision_bytes(config, dtype.size, tower), _prefix_bytes(config, dtype.size, decoder))
 
 
 def _vision_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization | None) -> int:

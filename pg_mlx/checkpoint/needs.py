@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from ..config import PaliGemmaConfig
 from ..memory import pass_bytes
-from .check import check
+from ..quantization import Quantization
+from .check import check, packing
 from .layouts import Slot, slots, tell
 from .safetensors import SafetensorsHeaders
 
@@ -29,7 +30,14 @@ def needed_bytes(source: SafetensorsHeaders, raw_config: Mapping[str, Any], dtyp
         stacked = held if len(slot.sources) > 1 else 0
         loaded += held
         most = max(most, loaded + cast + stacked)
-    return max(most, loaded + pass_bytes(config, dtype))
+    tower, decoder = (_packing(plan, name, source, config) for name in ("mlp.fc1", "mlp.gate_up_proj"))
+    return max(most, loaded + pass_bytes(config, dtype, tower, decoder))
+
+
+def _packing(plan: list[Slot], name: str, source: SafetensorsHeaders, config: PaliGemmaConfig) -> Quantization | None:
+    """How the layers of that name are packed: the first one that is."""
+    layers = (slot for slot in plan if slot.target.endswith(name) and f"{slot.sources[0]}.scales" in source.shapes)
+    return next((packing(source.shapes, slot.sources[0], slot.columns, config) for slot in layers), None)
 
 
 def _tensors(slot: Slot, source: SafetensorsHeaders) -> Iterator[str]:
