@@ -27,9 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompt-tokens", type=int, default=16)
+    parser.add_argument("--memory", metavar="SIZE", help="as that of generate.py")
     args = parser.parse_args()
     mx.disable_compile()
-    model = load_model(args.folder)
+    model = load_model(args.folder, memory=args.memory)
     loading, weights = mx.get_peak_memory(), mx.get_active_memory()
     print(f"weights {weights / 1e9:.3f} GB; peak of loading {loading / 1e9:.3f} GB")
 
@@ -37,13 +38,12 @@ def main() -> None:
 
     def measured(name: str, work: Callable[[], Any]) -> Any:
         mx.reset_peak_memory()
-        before, start = mx.get_active_memory(), time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         result = work()
-        mx.eval(result[0] if isinstance(result, tuple) else result)
+        mx.eval((result[0], result[1].layers) if isinstance(result, tuple) else result)
         peaks.append(mx.get_peak_memory())
-        seconds, peak = time.perf_counter() - start, peaks[-1]
-        print(f"{name:<8} {seconds:6.2f} s; peak {peak / 1e9:.3f} GB, weights + {(peak - weights) / 1e9:.3f} GB, "
-              f"{(peak - before) / 1e9:.3f} GB more than before")  # fmt: skip
+        seconds, cpu, peak = time.perf_counter() - start, time.process_time() - cpu, peaks[-1]
+        print(f"{name:<8}{seconds:7.2f} s, {cpu:.2f} of CPU; weights + {(peak - weights) / 1e9:.3f} GB")
         return result
 
     side = model.config.vision.image_size
@@ -52,7 +52,6 @@ def main() -> None:
     ids = mx.zeros((1, args.prompt_tokens), dtype=mx.int32)
     capacity = features.shape[1] + args.prompt_tokens + 256
     logits, cache = measured("prefill", lambda: model.prefill(features, ids, capacity=capacity))
-    mx.eval(cache.layers)
     for step in range(3):
         logits, cache = measured(f"step {step}", partial(model.step, mx.argmax(logits, axis=-1), cache))
     estimate = needed_bytes(SafetensorsFolder(args.folder), read_json(args.folder / "config.json"), model.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -70,6 +71,16 @@ def settle(*arrays: mx.array) -> bool:
     except ValueError:
         return False
     return True
+
+
+def begin(*arrays: mx.array) -> None:
+    """Evaluate arrays soon, in the order of the calls: a GPU starts while Python goes on, the CPU backend finishes.
+    Within mx.compile and the like it does nothing."""
+    if not on_gpu():
+        settle(*arrays)
+        return
+    with contextlib.suppress(ValueError):
+        mx.async_eval(arrays)
 
 
 @functools.cache

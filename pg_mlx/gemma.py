@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import geglu
-from .backend import fused, on_gpu, settle
+from .backend import begin, fused, settle
 from .blocks import attend_in_blocks, rows_in_blocks
 from .cache import Appending, KVCache
 from .config import TextConfig
@@ -272,10 +272,11 @@ class Gemma(nn.Module):
             state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
-            # A GPU would unpack the next layers' weights before this one is done with its own.
-            due = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
-            if due or (on_gpu() and unpacks_any(layer, batch * length)):
-                settle(*state, *layers)
+            # One layer after the other, or the projections of all would wait to be copied into the cache; and where
+            # weights are unpacked, a GPU would unpack the next layer's before this one is done with its own.
+            waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
+            waits = waits or unpacks_any(layer, batch * length)
+            (settle if waits else begin)(*state, layers[-1])
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:

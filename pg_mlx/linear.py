@@ -23,6 +23,9 @@ Ids = range | list[int]
 """Some rows of the embedding: a range with a step of 1, or a list."""
 
 
+_PACKED = ("weight", "scales", "biases", "row_scale", "up", "down")
+
+
 class Matrix(nn.Module):
     """What layers and table have in common: weight [rows, columns], float, or packed uint32
     [rows, columns * bits / 32] with its scales.
@@ -71,9 +74,14 @@ class Matrix(nn.Module):
             return
         stored = host.unpack(q, self.weight, self.scales, self.get("biases"), self.num_columns)
         self.weight, self.quantization = self._adapted(stored), None
-        for name in ("scales", "biases", "row_scale", "up", "down"):
+        for name in _PACKED[1:]:
             self.pop(name, None)
         mx.eval(self.weight)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of all that `widen` gives up."""
+        return sum(self[name].nbytes for name in _PACKED if name in self)
 
     def _adapted(self, weight: mx.array, ids: mx.array | None = None) -> mx.array:
         dtype = weight.dtype

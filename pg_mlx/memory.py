@@ -12,7 +12,7 @@ from . import blocks, host
 from .backend import on_gpu, unpacks
 from .config import PaliGemmaConfig
 from .errors import InputError
-from .linear import Matrix, matrices
+from .linear import matrices
 from .paligemma import PaliGemma
 from .quantization import Quantization
 
@@ -100,15 +100,11 @@ def keep_floats(model: PaliGemma, room: int) -> None:
     text = model.language_model
     for part in (*text.layers, text.embed_tokens, *model.vision_tower.layers, model.connector):
         packed = [matrix for matrix in matrices(part) if matrix.quantization]
-        more = sum(_growth(matrix) for matrix in packed)
+        more = sum(4 * matrix.num_rows * matrix.num_columns - matrix.packed_bytes for matrix in packed)
         if packed and more <= room:
             room -= more
             for matrix in packed:
                 matrix.widen()
-
-
-def _growth(matrix: Matrix) -> int:
-    return 4 * matrix.num_rows * matrix.num_columns - held_bytes(matrix)
 
 
 def held_bytes(module: nn.Module) -> int:

@@ -96,6 +96,24 @@ def test_blocks_bound_the_scores(family: str, monkeypatch: pytest.MonkeyPatch) -
     assert all(less < most / 2 for less, most in zip(parts, whole, strict=True))
 
 
+def test_deeper_models_only_add_their_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks, slots = [], 800
+    for layers in (2, 8):
+        raw = config_json("gemma", dict(num_hidden_layers=layers), dict(image_size=392))
+        model = model_of(raw, random_tensors(raw))
+        features, ids = pictures(model), random_ids(1, 5)
+        mx.eval(features, ids)
+
+        def prefill(model=model, features=features, ids=ids) -> list[mx.array]:
+            logits, cache = model.prefill(features, ids, capacity=slots)
+            return [logits, *cache.layers]
+
+        peaks.append(peak(prefill))
+    added = 6 * slots * model.config.text.cache_bytes(4) // 8
+    print(f"2 and 8 layers: {peaks}; the cache of 6 takes {added}")
+    assert peaks[1] - peaks[0] <= 2 * added  # some is freed a little later; projections would add 3 MB
+
+
 def test_a_gpu_computes_in_one_piece_and_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """No blocks, no NumPy and no streams of the CPU where the default device is a GPU."""
     q = Quantization(4, 64)
@@ -125,17 +143,21 @@ def test_on_a_gpu_nobody_waits_for_a_picture(monkeypatch: pytest.MonkeyPatch) ->
     features, ids, pixels = pictures(model), random_ids(1, 5), mx.zeros((1, 28, 28, 3))
     _, cache = model.prefill(features, ids, capacity=12)
     mx.eval(cache.layers)
-    evaluated: list[tuple[mx.array, ...]] = []
+    evaluated, begun = list[tuple[mx.array, ...]](), list[tuple[mx.array, ...]]()
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(gemma, "settle", lambda *arrays: evaluated.append(arrays))
+    monkeypatch.setattr(mx, "async_eval", lambda arrays: begun.append(arrays))
     monkeypatch.setattr(mx, "eval", lambda *_: pytest.fail("evaluated"))
     monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "2")
     model.encode_image(pixels)
     model.step(mx.array([1]), cache)
     assert not evaluated
     model.prefill(features, ids, capacity=12)
-    assert len(evaluated) == model.config.text.num_hidden_layers
+    assert (len(evaluated), len(begun)) == (2, 0)
     monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "0")
     model.prefill(features, ids, capacity=12)
-    assert len(evaluated) == model.config.text.num_hidden_layers
+    assert (len(evaluated), len(begun)) == (2, 2)
+    model.layers_at_once = 2
+    model.prefill(features, ids, capacity=12)
+    assert (len(evaluated), len(begun)) == (3, 3)

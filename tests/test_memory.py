@@ -112,6 +112,11 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
         assert answer(model) == expected
 
 
+def test_the_command_tells_how_many_layers_are_float() -> None:
+    done = run("--image", str(CAT), "--prompt", "caption en", "--max-tokens", "2", "--memory", "1GB", "--verbose")
+    assert done.returncode == 0 and "6 layers of 192, 6 of them in float32" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("q", [Quantization(4, 64), Quantization(6, 32), Quantization(4, 32, "mxfp4")], ids=str)
 def test_an_unpacked_matrix_has_its_adapter_in_it(q: Quantization) -> None:
     layer = Linear(128, 96, bias=True, quantization=q)
