@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_fixtures import config_json, distance, model_of, one_line_error, pictures, quantized, random_ids
 from model_fixtures import random_tensors as tensors_of
+from worker_fixtures import Raw
 
 import pg_mlx
 from pg_mlx import host, load_model, memory
@@ -115,6 +116,12 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
 def test_the_command_tells_how_many_layers_are_float() -> None:
     done = run("--image", str(CAT), "--prompt", "caption en", "--max-tokens", "2", "--memory", "1GB", "--verbose")
     assert done.returncode == 0 and "6 layers of 192, 6 of them in float32" in done.stderr, done.stderr
+
+
+def test_a_worker_holds_float_copies_too() -> None:
+    with Raw("--memory", "1GB", "--layers-at-once", "2") as worker:
+        info = worker.greet(load=False).ask("load")["model"]
+        assert info["weight_bytes"] > 2 * memory.held_bytes(load_model(CHECKPOINT))
 
 
 @pytest.mark.parametrize("q", [Quantization(4, 64), Quantization(6, 32), Quantization(4, 32, "mxfp4")], ids=str)
