@@ -27,11 +27,11 @@ def default_dtype() -> mx.Dtype:
     return mx.bfloat16 if on_gpu() else mx.float32
 
 
-UNPACK_ROWS = {"cpu": 3, "cpu, 3, 5 or 6 bits": 14, "metal": 512, "cuda": None}
+UNPACK_ROWS = {"cpu": 3, "cpu, 3, 5 or 6 bits": 19, "metal": 512, "cuda": None}
 """From how many input rows on a packed weight is unpacked for a float product; None: never.
 
 cpu, measured (benchmarks/cpu_products.py; one core, 33.5 M weights, ms of CPU time): the packed product 33 a row, since
-it reads the weight again for each; unpacking 50, or some 500 for bits that only MLX can unpack; the float product 25 to
+it reads the weight again for each; unpacking 50, or 600 for bits that only MLX can unpack (6); the float product 25 to
 32 for 3 to 8 rows, 230 for 276.
 metal, not measured by us: what others report of MLX's packed product (25% slower than float on an M2, perhaps 10% on an
 M3) against the memory traffic of unpacking puts the two level at 220 to 550 rows. So 224 pixels stay packed.

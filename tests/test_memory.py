@@ -153,8 +153,8 @@ def test_no_more_than_a_layer_is_unpacked_at_a_time(bits: int) -> None:
         raw, tensors_of(raw), lambda module, _: ".layers." in module and "language" in module, bits
     )
     model = model_of(raw, tensors)
-    features, ids = pictures(model), random_ids(1, 12)
-    prefill = lambda: model.prefill(features, ids, capacity=20)  # noqa: E731
+    features, ids = pictures(model), random_ids(1, 20)
+    prefill = lambda: model.prefill(features, ids, capacity=24)  # noqa: E731
     mx.eval(features, ids, prefill()[0])  # tables
     mx.clear_cache()
     before = mx.get_active_memory()
