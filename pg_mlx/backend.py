@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -10,6 +13,8 @@ from typing import Any, TypeVar, cast
 import mlx.core as mx
 
 from . import blas
+from .errors import InputError
+from .quantization import Quantization
 
 
 def on_gpu() -> bool:
@@ -20,6 +25,62 @@ def on_gpu() -> bool:
 def default_dtype() -> mx.Dtype:
     """bfloat16 on a GPU; float32 on the CPU backend, where 16-bit matrix products are some 50 times slower."""
     return mx.bfloat16 if on_gpu() else mx.float32
+
+
+UNPACK_ROWS = {"cpu": 3, "cpu, 3, 5 or 6 bits": 19, "metal": 512, "cuda": None}
+"""From how many input rows on a packed weight is unpacked for a float product; None: never.
+
+cpu, measured (benchmarks/cpu_products.py; one core, 33.5 M weights, ms of CPU time): the packed product 33 a row, since
+it reads the weight again for each; unpacking 50, or 600 for bits that only MLX can unpack (6); the float product 25 to
+32 for 3 to 8 rows, 230 for 276.
+metal, not measured by us: what others report of MLX's packed product (25% slower than float on an M2, perhaps 10% on an
+M3) against the memory traffic of unpacking puts the two level at 220 to 550 rows. So 224 pixels stay packed.
+cuda, not measured: MLX's packed product always.
+"""
+
+
+def unpacks(quantization: Quantization, rows: int) -> bool:
+    """Whether to unpack a weight that `rows` rows of input are multiplied by. The environment variable
+    PG_MLX_UNPACK_ROWS overrides the table: a number of rows, or 0 for never."""
+    backend = ("metal" if mx.metal.is_available() else "cuda") if on_gpu() else "cpu"
+    if backend == "cpu" and 16 % quantization.bits:
+        backend = "cpu, 3, 5 or 6 bits"
+    least = _unpack_rows_wanted(os.environ.get("PG_MLX_UNPACK_ROWS", "")) or UNPACK_ROWS[backend]
+    return least is not None and rows >= least
+
+
+def _unpack_rows_wanted(text: str) -> float | None:
+    if text and not text.isdecimal():
+        raise InputError(f"PG_MLX_UNPACK_ROWS is {text!r}, not a number of rows")
+    return (int(text) or math.inf) if text else None
+
+
+@functools.cache
+def cores() -> int:
+    """Cores that this process may use: as many as OMP_NUM_THREADS says, which BLAS libraries obey too, or all."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def settle(*arrays: mx.array) -> bool:
+    """Evaluate arrays now; False where that is impossible, inside mx.compile and the like."""
+    try:
+        mx.eval(arrays)
+    except ValueError:
+        return False
+    return True
+
+
+def begin(*arrays: mx.array) -> None:
+    """Evaluate arrays soon, in the order of the calls: a GPU starts while Python goes on, the CPU backend finishes.
+    Within mx.compile and the like it does nothing."""
+    if not on_gpu():
+        settle(*arrays)
+        return
+    with contextlib.suppress(ValueError):
+        mx.async_eval(arrays)
 
 
 @functools.cache

@@ -14,10 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import geglu
-from .backend import fused
+from .backend import begin, fused, settle
+from .blocks import attend_in_blocks, rows_in_blocks
 from .cache import Appending, KVCache
 from .config import TextConfig
-from .linear import Embedding, Ids, Linear
+from .linear import Embedding, Ids, Linear, unpacks_any
 
 
 class RMSNorm(nn.Module):
@@ -135,12 +136,12 @@ class Attention(nn.Module):
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
         -> [B, T, D]. Keys and values are never repeated for the query heads that share them."""
-        if self.softcap is None:
-            mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
-        else:
-            mixed = self._capped(query, key, value, mask)
+        mixed = attend_in_blocks(self._plain if self.softcap is None else self._capped, query, key, value, mask)
         batch, _, length, _ = query.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
+
+    def _plain(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
 
     def _capped(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         assert self.softcap is not None
@@ -166,10 +167,14 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.width = 2 * config.intermediate_size
+        self.gate_up_proj = Linear(config.hidden_size, self.width)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
+        return rows_in_blocks(self._some, x, self.width)
+
+    def _some(self, x: mx.array) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
         return self.down_proj(geglu(gate, up))
 
@@ -214,6 +219,7 @@ class Gemma(nn.Module):
         super().__init__()
         self.config = config
         self.use_sliding_window = False
+        self.layers_at_once: int | None = None  # evaluated together in a prefill; see PaliGemma.layers_at_once
         self.dtype = mx.float32  # of activations and cache; loading sets it
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
@@ -266,6 +272,11 @@ class Gemma(nn.Module):
             state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
+            # One layer after the other, or the projections of all would wait to be copied into the cache; and where
+            # weights are unpacked, a GPU would unpack the next layer's before this one is done with its own.
+            waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
+            waits = waits or unpacks_any(layer, batch * length)
+            (settle if waits else begin)(*state, layers[-1])
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:

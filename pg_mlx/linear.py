@@ -13,24 +13,22 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import on_gpu
+from . import host
+from .backend import on_gpu, unpacks
 from .quantization import Quantization
 
-M = TypeVar("M", bound="_Matrix")
+M = TypeVar("M", bound="Matrix")
 
 Ids = range | list[int]
 """Some rows of the embedding: a range with a step of 1, or a list."""
 
-CPU_UNPACK_ROWS = 16
-"""From this many input rows on, the CPU backend unpacks a quantized weight and multiplies in float.
 
-Its packed product costs 23 ms a row for 33.5 M weights (no reuse between rows); unpacking costs 330 ms
-and the float32 product 60 ms for 256 rows (measured, 2 cores, OpenBLAS), so the two meet near 14 rows.
-"""
+_PACKED = ("weight", "scales", "biases", "row_scale", "up", "down")
 
 
-class _Matrix(nn.Module):
-    """weight [rows, columns], float, or packed uint32 [rows, columns * bits / 32] with its scales.
+class Matrix(nn.Module):
+    """What layers and table have in common: weight [rows, columns], float, or packed uint32
+    [rows, columns * bits / 32] with its scales.
 
     A packed one may have an adapter beside it: `up` [rows, rank] and `down` [rank, columns], whose product adds to the
     weight, and `row_scale` [rows], which multiplies the packed weight's rows first.
@@ -44,22 +42,14 @@ class _Matrix(nn.Module):
 
     def multiply(self, x: mx.array) -> mx.array:
         """x [..., columns] -> x @ weight.T [..., rows], in the promoted dtype of x and the scales."""
-        if self.quantization is None:
-            return x @ self.weight.T
-        if not on_gpu() and x.size // x.shape[-1] >= CPU_UNPACK_ROWS:
-            y = x @ self._stored(x.dtype).T
+        q, gpu = self.quantization, on_gpu()
+        if q is None:
+            return x @ self.weight.T if gpu else host.multiply(x, self.weight)
+        packed = self.weight, self.scales, self.get("biases")
+        if unpacks(q, x.size // x.shape[-1]):
+            y = x @ self._stored(x.dtype).T if gpu else host.multiply_unpacked(x, q, *packed)
         else:
-            q = self.quantization
-            y = mx.quantized_matmul(
-                x,
-                self.weight,
-                scales=self.scales,
-                biases=self.get("biases"),
-                transpose=True,
-                group_size=q.group_size,
-                bits=q.bits,
-                mode=q.mode,
-            )
+            y = q.multiply(x, *packed) if gpu else host.multiply_packed(x, q, *packed)
         if "row_scale" in self:
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
@@ -75,7 +65,26 @@ class _Matrix(nn.Module):
 
     def unpacked(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
         """The float weight [rows, columns], adapted, or only the rows `ids` [...] -> [..., columns]."""
-        weight = self._stored(dtype, ids)
+        return self._adapted(self._stored(dtype, ids), ids)
+
+    def widen(self) -> None:
+        """Hold the float32 weight, adapted, in place of the packed one, on the CPU backend."""
+        q = self.quantization
+        if q is None:
+            return
+        stored = host.unpack(q, self.weight, self.scales, self.get("biases"), self.num_columns)
+        self.weight, self.quantization = self._adapted(stored), None
+        for name in _PACKED[1:]:
+            self.pop(name, None)
+        mx.eval(self.weight)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of all that `widen` gives up."""
+        return sum(self[name].nbytes for name in _PACKED if name in self)
+
+    def _adapted(self, weight: mx.array, ids: mx.array | None = None) -> mx.array:
+        dtype = weight.dtype
         if "row_scale" in self:
             weight = weight * _chosen(self.row_scale, ids)[..., None].astype(dtype)
         if "up" in self:
@@ -98,11 +107,21 @@ class _Matrix(nn.Module):
         )
 
 
+def matrices(module: nn.Module) -> list[Matrix]:
+    """All of the module's."""
+    return [part for part in module.modules() if isinstance(part, Matrix)]
+
+
+def unpacks_any(module: nn.Module, rows: int) -> bool:
+    """Whether a matrix of the module would be unpacked for that many rows of input."""
+    return any(part.quantization is not None and unpacks(part.quantization, rows) for part in matrices(module))
+
+
 def _chosen(array: mx.array, ids: mx.array | None) -> mx.array:
     return array if ids is None else array[ids]
 
 
-class Linear(_Matrix):
+class Linear(Matrix):
     """y = x @ weight.T + bias."""
 
     def __init__(self, columns: int, rows: int, bias: bool = False, quantization: Quantization | None = None):
@@ -146,7 +165,7 @@ class Parallel(nn.Module):
         return Parallel(chosen)
 
 
-class Embedding(_Matrix):
+class Embedding(Matrix):
     """A lookup table that is also the output head (PaliGemma ties the two)."""
 
     def __call__(self, ids: mx.array) -> mx.array:

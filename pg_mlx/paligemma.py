@@ -21,7 +21,7 @@ from .config import PaliGemmaConfig
 from .connector import Connector
 from .errors import InputError
 from .gemma import Gemma, take_row
-from .linear import Ids
+from .linear import Ids, matrices
 from .masks import prefix_lm_mask
 from .siglip import VisionTower
 
@@ -55,6 +55,24 @@ class PaliGemma(nn.Module):
     @use_sliding_window.setter
     def use_sliding_window(self, value: bool) -> None:
         self.language_model.use_sliding_window = value
+
+    @property
+    def layers_at_once(self) -> int | None:
+        """How many layers a picture or a prefix goes through before the GPU may do something else; None (default): all.
+        Fewer keep macOS from ending long work, as at 896 pixels on small chips, and hold less scratch memory. On a GPU,
+        decoder layers whose weights are unpacked for a prefix always go one by one, so that one layer's are held."""
+        return self.language_model.layers_at_once
+
+    @layers_at_once.setter
+    def layers_at_once(self, value: int | None) -> None:
+        check_layers_at_once(value)
+        self.language_model.layers_at_once = self.vision_tower.layers_at_once = value
+
+    @property
+    def float_layers(self) -> int:
+        """How many of the decoder's layers hold no packed weight."""
+        packed = (any(matrix.quantization for matrix in matrices(layer)) for layer in self.language_model.layers)
+        return sum(not one for one in packed)
 
     def encode_image(self, pixels: mx.array) -> mx.array:
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype, N = 256, 1024, 4096 for
@@ -162,6 +180,11 @@ class PaliGemma(nn.Module):
         if features.ndim != 3 or features.shape[0] != ids.shape[0]:
             raise InputError(f"features {features.shape} and ids {ids.shape} do not describe the same batch")
         return mx.concatenate([features.astype(self.dtype), self.language_model.embed(ids)], axis=1)
+
+
+def check_layers_at_once(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise InputError(f"layers_at_once is {count}, but must be 1 or more")
 
 
 def _lengths(lengths: Lengths | None, batch: int, slots: int, name: str, least: int = 0) -> list[int]:

@@ -10,6 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import gelu
+from .backend import settle
+from .blocks import attend_in_blocks
 from .config import VisionConfig
 from .linear import Linear
 
@@ -33,9 +35,12 @@ class Attention(nn.Module):
         # [B, N, 3C] -> three of [B, heads, N, head_dim]
         projected = self.qkv_proj(x).reshape(batch, length, 3 * self.heads, -1).swapaxes(1, 2)
         query, key, value = mx.split(projected, 3, axis=1)
-        scale = (width // self.heads) ** -0.5
-        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale)
+        mixed = attend_in_blocks(self._attend, query, key, value, None)
         return self.out_proj(mixed.swapaxes(1, 2).reshape(batch, length, width))
+
+    def _attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
+        scale = query.shape[-1] ** -0.5
+        return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
 
 
 class MLP(nn.Module):
@@ -66,6 +71,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: VisionConfig):
         super().__init__()
+        self.layers_at_once: int | None = None  # see PaliGemma.layers_at_once
         self.patch_size = config.patch_size
         # A convolution whose stride is its kernel is a matrix product over flattened patches.
         self.patch_embedding = Linear(3 * config.patch_size**2, config.hidden_size, bias=True)
@@ -76,8 +82,10 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
         x = x + self.position_embedding
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             x = layer(x)
+            if self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0:
+                settle(x)
         return self.post_layernorm(x)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ import mlx.core as mx
 from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
-from ..paligemma import PaliGemma
+from ..memory import check_copies, check_fits, held_bytes, keep_floats, keep_within
+from ..paligemma import PaliGemma, check_layers_at_once
+from ..sizes import parse_size
 from ..threads import start
 from . import hub, mask_weights
 from .adapters import AdaptedSource, Adapter, AdapterPath, open_adapters
 from .assemble import Source, fill
 from .check import check
 from .layouts import slots, tell
+from .needs import needed_bytes
 from .safetensors import SafetensorsFolder, read_json
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ def load(
     dtype: mx.Dtype | str | None = None,
     adapter_path: AdapterPath = None,
     revision: str | None = None,
+    max_memory: int | str | None = None,
+    memory: int | str | None = None,
+    layers_at_once: int | None = None,
     use_sliding_window: bool = False,
     mask_decoder: str | Path | None = None,
     progress: Progress | None = None,
@@ -43,20 +50,22 @@ def load(
     """A model and its processor from a local folder or a hub repository.
 
     dtype: of activations, cache and float weights; bfloat16 on a GPU and float32 on the CPU if not given.
-    adapter_path: see load_model. use_sliding_window: see PaliGemma. mask_decoder: file of the decoder of <seg> codes,
-    if neither the checkpoint's own nor the published one is meant. Raises InputError for anything wrong with these.
+    adapter_path, max_memory, memory: see load_model. layers_at_once, use_sliding_window: see PaliGemma. mask_decoder:
+    file of the decoder of <seg> codes, if neither the checkpoint's own nor the published one is meant. Raises
+    InputError for anything wrong with these.
     """
     from ..processor import Processor, Tokenizer, read_resample
     from ..regions.masks import MaskDecoder
 
     # What is wrong with these is said before anything is downloaded.
-    adapters = open_adapters(adapter_path)
+    adapters, budget = open_adapters(adapter_path), Budget.of(max_memory, memory, dtype)
+    check_layers_at_once(layers_at_once)
     given = MaskDecoder.load(mask_decoder) if mask_decoder else None
     folder = hub.resolve(path_or_repo, revision)
     tokenizer = start(lambda: Tokenizer.from_folder(folder))  # while the weights are read
     masks = given or mask_weights.mask_decoder(folder)
-    model = _load_model(folder, dtype, adapters, progress)
-    model.use_sliding_window = use_sliding_window
+    model = _load_model(folder, dtype, adapters, progress, budget)
+    model.use_sliding_window, model.layers_at_once = use_sliding_window, layers_at_once
     begin = time.perf_counter()
     resample = read_resample(folder / "preprocessor_config.json")
     processor = Processor(tokenizer.result(), model.config.vision.image_size, resample, masks)
@@ -74,18 +83,46 @@ def load_model(
     *,
     dtype: mx.Dtype | str | None = None,
     adapter_path: AdapterPath = None,
+    max_memory: int | str | None = None,
+    memory: int | str | None = None,
     progress: Progress | None = None,
 ) -> PaliGemma:
     """The model of a local checkpoint folder, without a tokenizer, evaluated and ready.
 
     adapter_path: one folder of a LoRA adapter (PEFT's or mlx-vlm's), or several, applied in order: merged into float
-    weights, and computed beside packed ones. Peak memory is the model plus one layer's projections. Raises InputError.
+    weights, and computed beside packed ones. Peak memory is the model plus one layer's projections.
+    max_memory: bytes, or a size like "6GB", that loading and one answer may take; a model that needs more is refused
+    before any weight is read. memory: the same, and what is left of it goes to float32 copies in place of packed
+    weights, which the CPU backend multiplies some four times faster (see memory.keep_floats). Raises InputError.
     """
-    return _load_model(folder, dtype, open_adapters(adapter_path), progress)
+    budget = Budget.of(max_memory, memory, dtype)
+    return _load_model(folder, dtype, open_adapters(adapter_path), progress, budget)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What memory a model may take."""
+
+    allowed: int | None
+    """Bytes; None for as many as it takes."""
+    copies: bool
+    """Whether to use all of it."""
+
+    @classmethod
+    def of(cls, max_memory: int | str | None, memory: int | str | None, dtype: mx.Dtype | str | None) -> Budget:
+        """Raises InputError."""
+        sizes = [parse_size(size) for size in (max_memory, memory) if size is not None]
+        if memory is not None:
+            check_copies(compute_dtype(dtype))
+        return cls(min(sizes, default=None), memory is not None)
 
 
 def _load_model(
-    folder: str | Path, dtype: mx.Dtype | str | None, adapters: Sequence[Adapter], progress: Progress | None
+    folder: str | Path,
+    dtype: mx.Dtype | str | None,
+    adapters: Sequence[Adapter],
+    progress: Progress | None,
+    budget: Budget,
 ) -> PaliGemma:
     start = time.perf_counter()
     folder = Path(folder)
@@ -93,7 +130,16 @@ def _load_model(
         raise InputError(f"no such folder: {folder}")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder")
-    model = build(SafetensorsFolder(folder), read_json(folder / "config.json"), dtype, progress, adapters)
+    source, raw_config = SafetensorsFolder(folder), read_json(folder / "config.json")
+    room = 0
+    if budget.allowed is not None:
+        needed = needed_bytes(source, raw_config, compute_dtype(dtype))
+        check_fits(needed, budget.allowed)
+        room = budget.allowed - needed
+    model = build(source, raw_config, dtype, progress, adapters)
+    if budget.copies:
+        keep_floats(model, room)
+    keep_within(held_bytes(model))
     model.load_s = time.perf_counter() - start
     return model
 

@@ -124,6 +124,9 @@ class Asking:
             dtype=args.dtype,
             adapter_path=args.adapter_path,
             revision=args.revision,
+            max_memory=args.max_memory,
+            memory=args.memory,
+            layers_at_once=args.layers_at_once,
             use_sliding_window=args.sliding_window,
             mask_decoder=args.mask_decoder,
             progress=progress,
@@ -131,10 +134,11 @@ class Asking:
         done()
         if args.verbose:
             text, vision = model.config.text, model.config.vision
+            unpacked = f", {model.float_layers} of them in float32" if args.memory else ""
             print(
-                f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}; {vision.image_size} px, "
-                f"{vision.num_patches} image tokens; computing in {str(model.dtype).removeprefix('mlx.core.')} "
-                f"on the {'GPU' if on_gpu() else 'CPU'}",
+                f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}{unpacked}; "
+                f"{vision.image_size} px, {vision.num_patches} image tokens; "
+                f"computing in {str(model.dtype).removeprefix('mlx.core.')} on the {'GPU' if on_gpu() else 'CPU'}",
                 file=sys.stderr,
             )
         return model, processor

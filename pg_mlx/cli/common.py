@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import InputError
+from ..sizes import parse_size
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +26,38 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (--help explains)")
+
+
+def add_memory_options(p: argparse._ActionsContainer) -> None:
+    """Those of a command that loads a model."""
+    p.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="on a Linux CPU: use so much, as 8GB, to hold float32 copies of packed weights, which answer faster",
+    )
+    p.add_argument(
+        "--layers-at-once",
+        type=int,
+        metavar="N",
+        help="give way to the screen after N layers of a picture or prompt (for 896 pixels on small chips)",
+    )
+
+
+def check_memory_options(args: argparse.Namespace) -> None:
+    """Before anything is loaded. Raises InputError."""
+    for name in ("memory", "max_memory", "memory_limit"):
+        size(args, name)
+    if args.layers_at_once is not None and args.layers_at_once < 1:
+        raise InputError(f"--layers-at-once is {args.layers_at_once}, but must be 1 or more")
+
+
+def size(args: argparse.Namespace, name: str) -> int | None:
+    """Bytes of an option, None if it was not given. Raises InputError."""
+    text = getattr(args, name, None)
+    try:
+        return None if text is None else parse_size(text)
+    except InputError as error:
+        raise InputError(f"--{name.replace('_', '-')}: {error}") from None
 
 
 def load_progress() -> tuple[Callable[[int, int], None], Callable[[], None]]:

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..threads import start
 from .answers import FORMATS, Failure, answer_all, describe, output
 from .asking import Asking
-from .common import Parser
+from .common import Parser, add_memory_options, check_memory_options
 from .drawings import Drawings
 from .hints import chat_hint
 from .pictures import expand, is_folder
@@ -75,6 +75,8 @@ def parser(program: str) -> argparse.ArgumentParser:
         choices=("float32", "bfloat16", "float16"),
         help="of activations and cache (default: bfloat16 on a GPU, float32 on a CPU)",
     )
+    p.add_argument("--max-memory", metavar="SIZE", help="as 6GB: refuse a model that needs more, before it is read")
+    add_memory_options(p)
     p.add_argument(
         "--sliding-window",
         action="store_true",
@@ -133,6 +135,7 @@ def run(argv: list[str], program: str) -> int:
     select([], **narrow)
     for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))
+    check_memory_options(args)
     if args.batch_size is not None and not 1 <= args.batch_size <= MAX_BATCH_SIZE:
         raise InputError(f"--batch-size is {args.batch_size}, but must be from 1 to {MAX_BATCH_SIZE}")
     first = None if several else start(pictures[0].load)

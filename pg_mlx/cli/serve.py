@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .common import Parser
+from .common import Parser, add_memory_options, check_memory_options, size
 
 DESCRIPTION = "Serve a model over HTTP: OpenAI's chat completions, boxes and masks as JSON, and a page to try it on."
 
@@ -56,9 +56,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     much = p.add_argument_group("how much")
     much.add_argument("--batch-size", type=int, default=8, metavar="N", help="answers computed at a time (default: 8)")
     much.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
-    much.add_argument("--max-body", default="32M", metavar="BYTES", help="of one request (default: 32M)")
+    much.add_argument("--max-body", default="32M", metavar="SIZE", help="of one request (default: 32M)")
     much.add_argument("--max-pixels", type=int, default=64_000_000, metavar="N", help="of one picture (default: 64 M)")
-    much.add_argument("--memory-limit", metavar="BYTES", help="what the model and its answers may take, as 6G or 900M")
+    much.add_argument("--memory-limit", metavar="SIZE", help="what the model and its answers may take, as 6GB")
+    add_memory_options(much)
     much.add_argument("--timeout", type=float, default=300, metavar="S", help="for one answer (default: 300)")
     much.add_argument("--drain", type=float, default=30, metavar="S", help="for the last answers (default: 30)")
     p.add_argument("--verbose", action="store_true", help="a line on stderr for each request")
@@ -70,7 +71,8 @@ def run(argv: list[str], program: str) -> int:
     args = parser(program).parse_args(argv)
     key = os.environ.get(KEY) if args.api_key is None else args.api_key
     _check(args, key)
-    body, memory = _bytes("--max-body", args.max_body), _bytes("--memory-limit", args.memory_limit)
+    check_memory_options(args)
+    body, limit = size(args, "max_body"), size(args, "memory_limit")
     try:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
@@ -87,12 +89,16 @@ def run(argv: list[str], program: str) -> int:
         import mlx.core as mx
 
         from ..backend import on_gpu
+        from ..checkpoint.load import compute_dtype
         from ..demo import CHECKPOINT
+        from ..memory import check_copies
         from ..serving.limits import Limits
         from ..serving.runner import Source
 
         if not on_gpu():
             mx.disable_compile()  # for the CPU it starts a C++ compiler
+        if args.memory is not None:
+            check_copies(compute_dtype(args.dtype))
         if args.model is None:
             print("no --model: the bundled demo, which knows only coloured shapes and short words", file=sys.stderr)
         settings = Settings(
@@ -108,13 +114,15 @@ def run(argv: list[str], program: str) -> int:
             verbose=args.verbose,
         )
         limits = Limits(
-            batch_size=args.batch_size, queue=args.queue, memory_bytes=memory, pixels=args.max_pixels,
+            batch_size=args.batch_size, queue=args.queue, memory_bytes=limit, pixels=args.max_pixels,
         )  # fmt: skip
         source = Source(
             args.model or CHECKPOINT,
             dtype=args.dtype,
             adapter_path=args.adapter_path,
             revision=args.revision,
+            memory=args.memory,
+            layers_at_once=args.layers_at_once,
             mask_decoder=args.mask_decoder,
         )
         print(f"listening on {_address(args, listener.getsockname())}", file=sys.stderr, flush=True)
@@ -173,12 +181,3 @@ def _address(args: argparse.Namespace, bound: tuple[str, int] | str) -> str:
         return f"the socket {args.uds}"
     host, port = bound[0], bound[1]
     return f"http://[{host}]:{port}" if ":" in str(host) else f"http://{host}:{port}"
-
-
-def _bytes(flag: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)", text, re.ASCII)
-    if not match:
-        raise InputError(f"{flag} {text} is no number of bytes, as 6G or 900M")
-    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")

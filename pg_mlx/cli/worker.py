@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 from ..errors import InputError
-from .common import Parser
+from .common import Parser, add_memory_options, check_memory_options, size
 
 DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as docs/protocol.md tells."
 
@@ -24,7 +23,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     p = Parser(program, DESCRIPTION, EPILOG)
     p.add_argument("--batch-size", type=int, default=8, metavar="N", help="answers computed at a time (default: 8)")
     p.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
-    p.add_argument("--memory-limit", metavar="BYTES", help="what the model and its answers may take, as 6G or 900M")
+    p.add_argument("--memory-limit", metavar="SIZE", help="what the model and its answers may take, as 6GB")
+    add_memory_options(p)
     p.add_argument(
         "--files",
         action="append",
@@ -41,7 +41,8 @@ def run(argv: list[str], program: str) -> int:
     for name, least, most in (("batch_size", 1, 256), ("queue", 1, 100_000)):
         if not least <= getattr(args, name) <= most:
             raise InputError(f"--{name.replace('_', '-')} must be from {least} to {most}")
-    memory = _bytes(args.memory_limit)
+    check_memory_options(args)
+    limit = size(args, "memory_limit")
     folders = [Path(folder) for folder in args.files] if args.files else None
     for folder in folders or ():
         if not folder.is_dir():
@@ -54,19 +55,13 @@ def run(argv: list[str], program: str) -> int:
     import mlx.core as mx
 
     from ..backend import on_gpu
+    from ..memory import check_copies
     from ..serving.limits import Limits
 
     if not on_gpu():
         mx.disable_compile()  # for the CPU it starts a C++ compiler
-    return Worker(
-        *pipes, parent, Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=memory), folders
-    ).run()
-
-
-def _bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)", text, re.ASCII)
-    if not match:
-        raise InputError(f"--memory-limit {text} is no number of bytes, as 6G or 900M")
-    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+    if args.memory is not None:
+        check_copies(mx.float32)
+    limits = Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=limit)
+    loading = {"memory": args.memory, "layers_at_once": args.layers_at_once}
+    return Worker(*pipes, parent, limits, folders, loading).run()

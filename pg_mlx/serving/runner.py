@@ -38,6 +38,8 @@ class Source:
     revision: str | None = None
     use_sliding_window: bool = False
     mask_decoder: str | None = None
+    memory: int | str | None = None
+    layers_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ class Runner:
     def __init__(self, source: Source, limits: Limits, stage: Stage):
         """Load, and answer once. Raises ServingError."""
         started, before = time.perf_counter(), mx.get_active_memory()
-        mx.set_cache_limit(limits.spare_bytes)
         stage("fetch", 0, 1)
         try:
             self.model, self.processor = _load(source, lambda done, of: stage("weights", done, of))
@@ -77,6 +78,7 @@ class Runner:
             raise ServingError("bad_model", str(error)) from None
         except PgMlxError as error:
             raise ServingError("failed", str(error)) from None
+        mx.set_cache_limit(limits.spare_bytes)  # loading has set one of its own
         weights = mx.get_active_memory() - before
         self._room = _room(self.model, limits, weights)
         self._limits = limits

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -51,13 +51,22 @@ class Worker:
     """Reads requests until stdin ends, a client says shutdown or the system SIGTERM; then finishes what was accepted.
     Its process ends with its parent."""
 
-    def __init__(self, incoming: int, outgoing: int, parent: int, limits: Limits, folders: list[Path] | None = None):
+    def __init__(
+        self,
+        incoming: int,
+        outgoing: int,
+        parent: int,
+        limits: Limits,
+        folders: list[Path] | None = None,
+        loading: Mapping[str, Any] | None = None,
+    ):
         """parent: its process id, asked for as early as possible. folders: those that pictures may be read from; None
-        for all."""
+        for all. loading: what this machine says of every Source, beside what the messages say."""
         self._parent = parent
         self._in = Incoming(incoming)
         self._out = Outgoing(outgoing, on_closed=lambda: os._exit(1))
         self._limits, self._folders = limits, folders and [folder.resolve() for folder in folders]
+        self._loading = dict(loading or {})
         self._service = Service(limits, on_broken=lambda: self._end(1))
         self._greeted = False
         self._lock = threading.Lock()
@@ -182,6 +191,7 @@ class Worker:
             revision=message.get("revision"),
             use_sliding_window=message.get("sliding_window", False),
             mask_decoder=message.get("mask_decoder"),
+            **self._loading,
         )
 
         def stage(name: str, done: int, of: int) -> None:

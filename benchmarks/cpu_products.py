@@ -1,0 +1,69 @@
+"""Time the products of the CPU backend, interleaved: OMP_NUM_THREADS=1 python benchmarks/cpu_products.py
+
+CPU time (all threads) tells what an operation costs on a busy machine; --wall measures what passes, on an idle one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from pg_mlx import host
+from pg_mlx.backend import cores, mx
+from pg_mlx.quantization import Quantization
+
+
+def products(rows: int, columns: int, q: Quantization) -> dict[str, Callable[[], mx.array]]:
+    weight = mx.random.normal((rows, columns))
+    arrays = q.pack(weight)
+    packed = arrays["weight"], arrays["scales"], arrays.get("biases")
+    one, eight, prefix = (mx.random.normal((n, columns)) for n in (1, 8, 276))
+    mx.eval(weight, list(arrays.values()), one, eight, prefix)
+    return {
+        "float, 1 row, MLX": lambda: one @ weight.T,
+        "float, 1 row, NumPy": lambda: host.multiply(one, weight),
+        "float, 8 rows": lambda: eight @ weight.T,
+        "float, 276 rows": lambda: prefix @ weight.T,
+        "packed, 1 row, one stream": lambda: mx.quantized_matmul(
+            one, *packed, group_size=q.group_size, bits=q.bits, mode=q.mode
+        ),
+        "packed, 1 row, a stream a core": lambda: host.multiply_packed(one, q, *packed),
+        "packed, 8 rows": lambda: host.multiply_packed(eight, q, *packed),
+        "unpack, MLX": lambda: mx.dequantize(*packed, q.group_size, q.bits, q.mode, dtype=mx.float32),
+        "unpack and multiply, 8 rows": lambda: host.multiply_unpacked(eight, q, *packed),
+        "unpack and multiply, 276 rows": lambda: host.multiply_unpacked(prefix, q, *packed),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=16384)
+    parser.add_argument("--columns", type=int, default=2048)
+    parser.add_argument("--q-bits", type=int, default=4)
+    parser.add_argument("--q-group-size", type=int, default=64)
+    parser.add_argument("--q-mode", default="affine")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--wall", action="store_true")
+    args = parser.parse_args()
+    mx.set_cache_limit(128 << 20)  # as loading a model does
+    clock = time.perf_counter if args.wall else time.process_time
+    work = products(args.rows, args.columns, Quantization(args.q_bits, args.q_group_size, args.q_mode))
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(args.repeat):
+        for name, function in work.items():
+            start = clock()
+            mx.eval(function())
+            times[name].append(clock() - start)
+    print(f"{args.rows} x {args.columns}, {cores()} cores, ms of {'wall' if args.wall else 'CPU'} time: least, median")
+    for name, values in times.items():
+        print(f"{name:<32} {min(values) * 1e3:8.1f} {median(values) * 1e3:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
