@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
 from .backend import cores, settle
 from .quantization import Quantization
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 TILE = 8 << 20
 """Weights that are unpacked at once: 32 MiB in float32."""
@@ -215,6 +217,8 @@ def _in_threads(work: Callable[[int], None], pieces: Iterable[int]) -> None:
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(cores(), thread_name_prefix="pg_mlx-unpack")
 
 
