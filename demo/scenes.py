@@ -215,8 +215,8 @@ def _text(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[str, tuple[Image.Image, Image.Image], tuple[float, float, float, float]]:
     """A word or a number on a plate of its own: the text, (picture, paste mask), and the plate's box in 0..1."""
-    text = str(rng.integers(1000)) if rng.random() < 0.4 else WORDS[rng.integers(len(WORDS))]
-    face = font(FONTS[rng.integers(len(FONTS))], round(rng.uniform(0.17, 0.24) * min(width, height)))
+    text = str(rng.integers(100)) if rng.random() < 0.4 else WORDS[rng.integers(len(WORDS))]
+    face = font(FONTS[rng.integers(len(FONTS))], round(rng.uniform(0.19, 0.26) * min(width, height)))
     left, top, right, bottom = face.getbbox(text)
     pad = round(TEXT_MARGIN * width)
     w, h = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad

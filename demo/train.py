@@ -61,6 +61,8 @@ STAGES = (
     Stage("settle", 5500, 1e-3, 10, questions=9, blur=0.6, texts=0.65, cool=True),
     Stage("whole", 700, 3e-4, 8, questions=7, whole=True, blur=0.4, texts=0.6, cool=True),
     Stage("polish", 1100, 5e-4, 10, questions=9, blur=0.3, texts=0.8, cool=True, tower_share=0.5),
+    Stage("letters", 1200, 1e-3, 24, blur=0.5, texts=0.8),
+    Stage("finish", 4500, 1e-3, 10, questions=9, blur=0.3, texts=0.7, cool=True, tower_share=0.5),
 )
 TEXT_BUDGET = 150
 WARMUP = 200

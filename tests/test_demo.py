@@ -36,9 +36,9 @@ def test_everything_fits_in_eight_megabytes():
 @pytest.mark.parametrize(
     ("name", "text", "caption"),
     [  # the truths of test seeds 3000014, 3000057 and 3000046
-        ("dog", "dog", "a yellow star, a blue triangle, a purple star and a green circle"),
-        ("clutter", "704", "a blue triangle, a yellow star, a yellow triangle and an orange triangle"),
-        ("portrait", "304", "an orange triangle, an orange star, a red circle and a yellow cross"),
+        ("dog", "dog", "an orange cross, a yellow triangle, a green circle and a red square"),
+        ("clutter", "70", "a red triangle, a purple square, a green cross and a purple cross"),
+        ("portrait", "30", "an orange triangle, an orange star, a red circle and a yellow cross"),
     ],
 )
 def test_the_other_pictures_are_read_and_named(loaded, name: str, text: str, caption: str):
