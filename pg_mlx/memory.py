@@ -12,7 +12,7 @@ from . import blocks, host
 from .backend import on_gpu, unpacks
 from .config import PaliGemmaConfig
 from .errors import InputError
-from .linear import matrices
+from .linear import Matrix, matrices
 from .paligemma import PaliGemma
 from .quantization import Quantization
 
@@ -25,6 +25,11 @@ ANSWER_TOKENS = 256
 SPARE_BYTES = {"gpu": 512 << 20, "cpu": 128 << 20}
 """Freed memory that MLX keeps for reuse. Its default on Metal is everything; that on the CPU, 32 MB, is too little to
 hold the scratch of a matrix product, and fresh memory costs as much as filling it."""
+
+
+SMALL_BYTES = 64 << 20
+"""A model whose weights take at most so much more in float32 is unpacked without being asked for, on the CPU backend.
+There a packed product costs its time again for every row of a batch, and unpacking costs it for every pass."""
 
 
 def pass_bytes(
@@ -100,11 +105,24 @@ def keep_floats(model: PaliGemma, room: int) -> None:
     text = model.language_model
     for part in (*text.layers, text.embed_tokens, *model.vision_tower.layers, model.connector):
         packed = [matrix for matrix in matrices(part) if matrix.quantization]
-        more = sum(4 * matrix.num_rows * matrix.num_columns - matrix.packed_bytes for matrix in packed)
+        more = _growth(packed)
         if packed and more <= room:
             room -= more
             for matrix in packed:
                 matrix.widen()
+
+
+def keep_floats_if_small(model: PaliGemma) -> None:
+    """All packed weights become float32 where that is of use and takes no more than SMALL_BYTES."""
+    if not on_gpu() and model.dtype == mx.float32:
+        more = _growth([matrix for matrix in matrices(model) if matrix.quantization])
+        if more <= SMALL_BYTES:
+            keep_floats(model, more)
+
+
+def _growth(packed: list[Matrix]) -> int:
+    """Bytes that their float32 weights take more."""
+    return sum(4 * matrix.num_rows * matrix.num_columns - matrix.packed_bytes for matrix in packed)
 
 
 def held_bytes(module: nn.Module) -> int:

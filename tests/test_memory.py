@@ -86,7 +86,7 @@ def test_an_answer_takes_what_was_told(dtype: str) -> None:
     """The estimate is the peak or up to half more."""
     script = (
         "import sys, pg_mlx\n"
-        "model, processor = pg_mlx.load(sys.argv[1], dtype=sys.argv[3])\n"
+        "model, processor = pg_mlx.load(sys.argv[1], dtype=sys.argv[3], max_memory='1GB')\n"
         "print(pg_mlx.generate(model, processor, 'caption en', sys.argv[2], max_tokens=256).stats.peak_memory_bytes)\n"
     )
     command = [sys.executable, "-c", script, str(CHECKPOINT), str(PICTURES[0]), dtype]
@@ -111,6 +111,18 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
         assert bool(packed) == (size != "1GB")
         assert all("scales" in matrix for matrix in packed)
         assert answer(model) == expected
+
+
+def test_small_models_are_float_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a limit was given, 16 bits are computed in, or it is larger than that."""
+    packed = memory.held_bytes(load_model(CHECKPOINT))
+    monkeypatch.setattr(memory, "SMALL_BYTES", 64 << 20)
+    model = load_model(CHECKPOINT)
+    assert not any(matrix.quantization for matrix in matrices(model)) and memory.held_bytes(model) > 3 * packed
+    assert memory.held_bytes(load_model(CHECKPOINT, max_memory="1GB")) == packed
+    assert any(matrix.quantization for matrix in matrices(load_model(CHECKPOINT, dtype="bfloat16")))
+    monkeypatch.setattr(memory, "SMALL_BYTES", 3 * packed // 2)
+    assert memory.held_bytes(load_model(CHECKPOINT)) == packed
 
 
 def test_the_command_tells_how_many_layers_are_float() -> None:

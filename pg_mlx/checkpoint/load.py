@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
-from ..memory import check_copies, check_fits, held_bytes, keep_floats, keep_within
+from ..memory import check_copies, check_fits, held_bytes, keep_floats, keep_floats_if_small, keep_within
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..sizes import parse_size
 from ..threads import start
@@ -93,7 +93,8 @@ def load_model(
     weights, and computed beside packed ones. Peak memory is the model plus one layer's projections.
     max_memory: bytes, or a size like "6GB", that loading and one answer may take; a model that needs more is refused
     before any weight is read. memory: the same, and what is left of it goes to float32 copies in place of packed
-    weights, which the CPU backend multiplies some four times faster (see memory.keep_floats). Raises InputError.
+    weights, which the CPU backend multiplies some four times faster (see memory.keep_floats). Without either, small
+    models are float32 there as a whole (memory.SMALL_BYTES). Raises InputError.
     """
     budget = Budget.of(max_memory, memory, dtype)
     return _load_model(folder, dtype, open_adapters(adapter_path), progress, budget)
@@ -139,6 +140,8 @@ def _load_model(
     model = build(source, raw_config, dtype, progress, adapters)
     if budget.copies:
         keep_floats(model, room)
+    elif budget.allowed is None:
+        keep_floats_if_small(model)
     keep_within(held_bytes(model))
     model.load_s = time.perf_counter() - start
     return model
