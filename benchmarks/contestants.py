@@ -66,6 +66,13 @@ class PgMlx:
         return self.tokens.tolist()
 
 
+class PgMlxCopies(PgMlx):
+    """As with --memory: float32 copies in place of packed weights, all of them."""
+
+    def load(self, folder: str) -> None:
+        self.model = self.load_model(folder, memory="1TB")
+
+
 class MlxVlm:
     packages = ("mlx-vlm", "mlx")
 
@@ -186,6 +193,7 @@ class TransformersBfloat16(Transformers):
 
 CONTESTANTS: dict[str, Callable[[], Any]] = {
     "pg_mlx": PgMlx,
+    "pg_mlx --memory": PgMlxCopies,
     "mlx-vlm": MlxVlm,
     "transformers float32": Transformers,
     "transformers bfloat16": TransformersBfloat16,

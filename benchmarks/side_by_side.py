@@ -45,11 +45,14 @@ ROOT = Path(__file__).parent.parent
 SCENE = CHECKPOINT.parent / "scene.png"
 PYTHONS = {
     "pg_mlx": sys.executable,
+    "pg_mlx --memory": sys.executable,
     "mlx-vlm": os.environ.get("PG_MLX_PEER_PYTHON"),
     "transformers float32": os.environ.get("PG_MLX_TORCH_PYTHON"),
     "transformers bfloat16": os.environ.get("PG_MLX_TORCH_PYTHON"),
 }
 ON_MLX = ("pg_mlx", "mlx-vlm")
+FLOAT = ("pg_mlx", "mlx-vlm", "transformers float32", "transformers bfloat16")
+PACKED = ("pg_mlx", "pg_mlx --memory", "mlx-vlm")
 PROMPT = "detect red circle"
 LONG_PROMPT = "detect cat ; dog ; red car"
 STEPS, BATCH = 8, 8
@@ -62,7 +65,7 @@ class Setting:
     title: str
     model: str | None = None
     q_bits: int | None = None
-    contestants: tuple[str, ...] = tuple(PYTHONS)
+    contestants: tuple[str, ...] = FLOAT
 
     def folder(self, place: Path, layers: int) -> Path:
         """The checkpoint: made in `place` unless it is the bundled one as it is. Float ones are as the hub has them."""
@@ -85,9 +88,9 @@ SETTINGS = {
     "demo-8bit": Setting("demo, 8 bits", q_bits=8, contestants=ON_MLX),
     "demo": Setting("demo, float"),
     "3b-224": Setting("3B, 224 px, float", "paligemma-3b-224"),
-    "3b-224-4bit": Setting("3B, 224 px, 4 bits", "paligemma-3b-224", 4, ON_MLX),
+    "3b-224-4bit": Setting("3B, 224 px, 4 bits", "paligemma-3b-224", 4, PACKED),
     "2-3b-448": Setting("2-3B, 448 px, float", "paligemma2-3b-448"),
-    "2-3b-448-4bit": Setting("2-3B, 448 px, 4 bits", "paligemma2-3b-448", 4, ON_MLX),
+    "2-3b-448-4bit": Setting("2-3B, 448 px, 4 bits", "paligemma2-3b-448", 4, PACKED),
 }
 """Those of published models have true widths and a head of 257216 rows, but few layers (--layers)."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- side_by_side.py writes from here -->", "<!-- to here -->"
 COLOURS = {
     "pg_mlx": "#1f6f5c",
+    "pg_mlx --memory": "#74b49b",
     "mlx-vlm": "#c8553d",
     "transformers float32": "#4a6fa5",
     "transformers bfloat16": "#93a8c9",
