@@ -283,5 +283,7 @@ def test_whatever_bytes_come_the_server_answers_the_next(client: httpx.Client, s
     assert not answer or head[:13] in (b"HTTP/1.1 200 ", *[b"HTTP/1.1 4%02d " % code for code in range(100)]), answer
     assert b"Traceback" not in answer
     if head.startswith(b"HTTP/1.1 4"):
-        validator({"$ref": "#/components/schemas/Error"}).validate(json.loads(told))
+        # What follows may have been understood as another request, and refused as well.
+        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        validator({"$ref": "#/components/schemas/Error"}).validate(json.loads(told[:length]))
     assert client.get("/health").status_code == 200

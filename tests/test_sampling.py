@@ -37,6 +37,7 @@ def drawn(**options: float) -> np.ndarray:
         (dict(min_p=0.1), [0, 2, 3, 4, 5, 6]),
         (dict(min_p=0.6, top_k=2), [0, 2]),
         (dict(top_p=0.31, top_k=5, min_p=0.01), [0, 2]),
+        (dict(top_p=0.31, top_k=1 << 60), [0, 2]),
     ],
     ids=str,
 )
@@ -50,6 +51,16 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(options: dict, left: list[
     assert (found[expected == 0] == 0).all()
     deviation = np.sqrt(expected * (1 - expected) / DRAWS)
     assert (np.abs(found - expected) <= 4.5 * deviation).all()
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-6])
+def test_a_temperature_that_is_hardly_there_is_greedy(temperature: float) -> None:
+    assert drawn(temperature=temperature, seed=3)[0] == 1
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1.7e308])
+def test_without_end_all_are_as_likely(temperature: float) -> None:
+    assert np.abs(drawn(temperature=temperature, seed=3) - 1 / 8).max() < 0.02
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

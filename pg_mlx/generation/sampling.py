@@ -10,6 +10,9 @@ import mlx.core as mx
 
 from ..errors import InputError
 
+MIN_TEMPERATURE = 1e-9
+"""Lower ones than this are as good as greedy, and would divide by zero in float32."""
+
 MAX_TOKENS = 8192
 """The positions that Gemma was trained on."""
 
@@ -62,7 +65,9 @@ class Sampler:
         if self.greedy:
             return mx.argmax(logits, axis=-1)
         self._key, own = mx.random.split(self._key)
-        logits = mx.where(_likely(logits, self._options), logits / self._options.temperature, -mx.inf)
+        logits = mx.where(
+            _likely(logits, self._options), logits / max(self._options.temperature, MIN_TEMPERATURE), -mx.inf
+        )
         return mx.argmax(logits + mx.random.gumbel(logits.shape, key=own), axis=-1)
 
 
@@ -75,7 +80,7 @@ def _likely(logits: mx.array, options: SamplingOptions) -> mx.array:
     if options.top_p < 1 or 0 < options.top_k < logits.shape[-1]:
         ranked = -mx.sort(-logits, axis=-1)
         rank = mx.arange(logits.shape[-1])
-        chosen = rank < (options.top_k or logits.shape[-1])
+        chosen = rank < min(options.top_k or logits.shape[-1], logits.shape[-1])
         if options.top_p < 1:  # the mass of those before must fall short of top_p
             mass = mx.softmax(ranked, axis=-1)
             chosen = chosen & ((mx.cumsum(mass, axis=-1) - mass < options.top_p) | (rank == 0))
