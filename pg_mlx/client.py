@@ -10,21 +10,18 @@ The process is started and the model loaded when they are first needed. If it di
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from .errors import InputError
+from .serving.child import Child
 from .serving.codes import ServingError
-from .serving.framing import VERSION, Incoming, Message, line_of
+from .serving.framing import VERSION, Message
 
 __all__ = ["Answer", "AsyncClient", "Client", "Image", "Region", "ServingError"]
 
@@ -63,8 +60,6 @@ class Answer:
 Event = str | Region | Answer
 """Of a stream: more text, a region that became complete, and at last the answer."""
 
-_LAST = ("hello", "loaded", "done", "cancelled", "stats", "unloaded", "bye", "error")
-
 
 class Client:
     """All methods may be called from several threads at the same time; requests are then answered together."""
@@ -82,7 +77,7 @@ class Client:
         self._load = {"type": "load", **({} if model is None else {"model": str(model)}), **load}
         self._command, self._progress = list(command), progress
         self._lock = threading.Lock()
-        self._worker: _Worker | None = None
+        self._worker: Child | None = None
 
     def __enter__(self) -> Client:
         return self
@@ -140,10 +135,10 @@ class Client:
         if worker:
             worker.close(timeout)
 
-    def _running(self) -> _Worker:
+    def _running(self) -> Child:
         with self._lock:
             if self._worker is None or self._worker.ended:
-                self._worker = _Worker(self._command)
+                self._worker = Child(self._command)
                 try:
                     self._worker.ask({"type": "hello", "protocols": [VERSION]})
                     self._worker.ask(self._load, self._on_progress)
@@ -228,115 +223,3 @@ def _generate(prompt: str, image: Image | Sequence[Image], options: Message) -> 
     ]
     given = {name: value for name, value in options.items() if value is not None}
     return {"type": "generate", "prompt": prompt, "images": described, **given}, frames
-
-
-class _Worker:
-    """One process, from its start to its end."""
-
-    def __init__(self, command: Sequence[str]):
-        try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        except OSError as error:
-            raise ServingError("worker_died", f"cannot start {command[0]}: {error.strerror}") from None
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self._stdin, self._stdout = self.process.stdin, self.process.stdout
-        self.ended = False
-        self._ids = itertools.count()
-        self._listeners: dict[int, Callable[[Message], None]] = {}
-        self._lock = threading.Lock()
-        self._writing = threading.Lock()
-        threading.Thread(target=self._read, name="pg_mlx client", daemon=True).start()
-
-    def send(self, message: Message, listener: Callable[[Message], None], frames: Sequence[bytes] = ()) -> int:
-        """Returns the request's id. The listener gets all its messages; the last one may say that the worker died."""
-        with self._lock:
-            if self.ended:
-                raise ServingError("worker_died", "the worker has ended")
-            request_id = next(self._ids)
-            self._listeners[request_id] = listener
-        try:
-            data = line_of({**message, "id": request_id})
-        except (TypeError, ValueError) as error:
-            del self._listeners[request_id]
-            raise InputError(f"the request is no JSON: {error}") from None
-        try:
-            with self._writing:
-                for part in (data, *frames):
-                    _write(self._stdin.fileno(), part)
-        except (OSError, ValueError):
-            pass  # it has died, which the reader sees
-        return request_id
-
-    def ask(self, message: Message, on_other: Callable[[Message], None] = lambda message: None) -> Message:
-        """The last message. Raises ServingError if it is an error."""
-        future: Future[Message] = Future()
-
-        def listen(answer: Message) -> None:
-            if answer["type"] in _LAST:
-                future.set_result(answer)
-            else:
-                on_other(answer)
-
-        self.send(message, listen)
-        answer = future.result()
-        if answer["type"] == "error":
-            raise ServingError(answer["code"], answer["message"])
-        return answer
-
-    def cancel(self, request_id: int) -> None:
-        with self._lock:
-            if self.ended or request_id not in self._listeners:
-                return
-        self.send({"type": "cancel", "request": request_id}, lambda message: None)
-
-    def close(self, timeout: float) -> None:
-        try:
-            self.send({"type": "shutdown"}, lambda message: None)
-            self.process.wait(timeout)
-        except (ServingError, subprocess.TimeoutExpired):
-            pass
-        self.kill()
-
-    def kill(self) -> None:
-        """It and its pipes are gone when this returns."""
-        self.process.kill()
-        self.process.wait()
-        self._stdin.close()
-
-    def _read(self) -> None:
-        incoming = Incoming(self._stdout.fileno(), limit=1 << 30)
-        try:
-            while (message := incoming.message()) is not None:
-                self._dispatch(message)
-        except Exception as error:  # not our protocol
-            print(f"pg_mlx.client: {type(error).__name__}: {error}", file=sys.stderr)
-            self.process.kill()
-        code = self.process.wait()
-        with self._lock:
-            self.ended = True
-            left = list(self._listeners.values())
-            self._listeners.clear()
-        self._stdout.close()
-        for listener in left:
-            _tell(listener, {"type": "error", "code": "worker_died", "message": f"the worker ended with code {code}"})
-
-    def _dispatch(self, message: Message) -> None:
-        request_id = message.get("id")
-        with self._lock:
-            last = message["type"] in _LAST
-            listener = self._listeners.pop(request_id, None) if last else self._listeners.get(request_id)  # type: ignore
-        if listener:
-            _tell(listener, message)
-
-
-def _tell(listener: Callable[[Message], None], message: Message) -> None:
-    try:
-        listener(message)
-    except Exception as error:  # as when an event loop was closed
-        print(f"pg_mlx.client: a listener failed: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -19,11 +19,11 @@ from .. import __version__
 from ..demo import CHECKPOINT
 from ..errors import InputError
 from ..generation import SamplingOptions
-from ..regions.export import malformed_to_json, to_json
 from .codes import ServingError
 from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing
 from .limits import Limits
-from .questions import Done, Event, Failed, Found, Question, Text
+from .messages import Id, done_message, partial_message
+from .questions import Done, Event, Failed, Question
 from .runner import ModelInfo, Source
 from .schema import complaint
 from .service import Service, Ticket
@@ -33,8 +33,6 @@ _OPTIONS = tuple(field.name for field in fields(SamplingOptions))
 _PLAIN = ("logprobs", "deadline_s", "constrain", "max_regions")
 _INTEGERS = ("max_tokens", "top_k", "seed", "max_regions")
 _TOLD_LIMITS = ("batch_size", "queue", "pictures", "picture_bytes", "prompt_characters", "prefix_tokens")
-
-Id = str | int
 
 
 def guarded_pipes() -> tuple[int, int]:
@@ -227,9 +225,9 @@ class Worker:
                 self._answer_error(request_id, event.code, event.message)
             elif isinstance(event, Done):
                 self._close(request_id)
-                self._out.send(lambda: _done(request_id, event))
+                self._out.send(lambda: done_message(request_id, event))
             elif stream:
-                self._out.send(lambda: _partial(request_id, event))
+                self._out.send(lambda: partial_message(request_id, event))
 
         ticket = self._service.submit(question, listen)
         with self._lock:
@@ -304,29 +302,6 @@ def _frame_lengths(message: Message) -> list[int]:
         return []
     lengths = (image.get("bytes") for image in images if isinstance(image, dict))
     return [length for length in lengths if type(length) is int and 0 <= length <= 1 << 53]
-
-
-def _partial(request_id: Id, event: Text | Found) -> Message:
-    if isinstance(event, Text):
-        return {"type": "text", "id": request_id, "text": event.text}
-    return {"type": "region", "id": request_id, "region": to_json(event.region)}
-
-
-def _done(request_id: Id, event: Done) -> Message:
-    generation = event.generation
-    width, height = event.image_size
-    return {
-        "type": "done",
-        "id": request_id,
-        "text": generation.text,
-        "token_ids": generation.token_ids,
-        "finish_reason": generation.finish_reason,
-        "regions": [to_json(region) for region in generation.regions],
-        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
-        "width": width,
-        "height": height,
-        "stats": {**asdict(generation.stats), "queue_s": event.queue_s},
-    }
 
 
 def _end_with_parent(parent: int) -> None:
