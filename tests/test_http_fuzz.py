@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -127,7 +128,7 @@ def _of_kind(kind: str, schema: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def bodies(draw: st.DrawFn, schema: Any) -> Any:
     """A valid one, or one with something in it replaced, added or left out."""
-    body = draw(values(schema))
+    body = copy.deepcopy(draw(values(schema)))  # parts of it belong to the document, and will be changed
     body["max_tokens"] = draw(st.integers(1, 3))
     if "images" in body and "image" in body:
         del body[draw(st.sampled_from(["image", "images"]))]
@@ -141,12 +142,12 @@ def bodies(draw: st.DrawFn, schema: Any) -> Any:
         elif isinstance(holder, dict) and draw(st.booleans()):
             del holder[key]
         else:
-            holder[key] = draw(json_values)
+            holder[key] = copy.deepcopy(draw(json_values))
     if draw(st.sampled_from([False, False, True])):
         extra = draw(
             st.sampled_from(["user", "n", "stop", "tools", "logprobs", "response_format"]) | st.text(max_size=3)
         )
-        body[extra] = draw(json_values | st.sampled_from([1, [], False, {}, "none", {"type": "text"}]))
+        body[extra] = copy.deepcopy(draw(json_values | st.sampled_from([1, [], False, {}, "none", {"type": "text"}])))
     return body
 
 
