@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_fixtures import one_line_error
 
 from pg_mlx.generation import SamplingOptions
 
@@ -108,3 +109,9 @@ def test_draws_depend_on_their_seed_alone() -> None:
     unseeded = draws(None)
     mx.random.seed(2)
     assert draws(None) != unseeded
+
+
+@pytest.mark.parametrize("temperature", [-1, float("inf"), float("nan"), 10**400])
+def test_temperatures_that_are_none(temperature: float) -> None:
+    with one_line_error("temperature"):
+        SamplingOptions(temperature=temperature)

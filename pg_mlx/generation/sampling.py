@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -31,7 +32,7 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= MAX_TOKENS:
             raise InputError(f"max_tokens is {self.max_tokens}, but must be a whole number from 1 to {MAX_TOKENS}")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
+        if not 0 <= self.temperature <= sys.float_info.max:
             raise InputError(f"temperature is {self.temperature}, but must be a number from 0 up")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, but must be above 0 and at most 1")

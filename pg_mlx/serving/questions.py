@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ def check(question: Question, limits: Limits) -> None:
         raise ServingError("too_large", f"the prompt is longer than {limits.prompt_characters} characters")
     if any(isinstance(image, bytes) and len(image) > limits.picture_bytes for image in question.images):
         raise ServingError("too_large", f"a picture is larger than {limits.picture_bytes} bytes")
-    if question.deadline_s is not None and not question.deadline_s > 0:
+    if question.deadline_s is not None and not 0 < question.deadline_s <= sys.float_info.max:
         raise ServingError("bad_request", f"deadline_s is {question.deadline_s}, but must be above 0")
 
 

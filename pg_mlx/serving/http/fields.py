@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,7 +65,12 @@ class Fields:
         value = self._scalar(field)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        largest = sys.float_info.max  # JSON has whole numbers beyond it
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not max(least, -largest) <= value <= min(most, largest)
+        ):
             span = f" from {least:g} to {most:g}" if math.isfinite(least) and math.isfinite(most) else ""
             raise bad(f"{self.name(field)} must be a number{span}", self.name(field))
         return value
@@ -73,7 +79,7 @@ class Fields:
         value = self.number(field)
         if value is None:
             return None
-        if not math.isfinite(value) or value != int(value) or not least <= value <= most:
+        if value != int(value) or not least <= value <= most:
             raise bad(f"{self.name(field)} must be a whole number from {least} to {most}", self.name(field))
         return int(value)
 
