@@ -159,6 +159,7 @@ def test_bodies_that_are_none(client: httpx.Client, body: bytes):
     "more",
     [
         {"max_tokens": 0}, {"max_tokens": 10**6}, {"max_tokens": "9"}, {"max_tokens": 1e400}, {"max_tokens": True},
+        {"max_tokens": 10**400}, {"temperature": 10**400}, {"top_k": -(10**400)},
         {"temperature": -1}, {"top_p": 0}, {"seed": 2**64}, {"stream": 1}, {"stream_options": {}},
         {"stream": True, "stream_options": {"x": 1}}, {"stop": ["a"]}, {"tools": [{}]},
         {"response_format": {"type": "json_object"}}, {"logprobs": True}, {"nonsense": 1}, {"\ud800": 1}, {"model": 7},
