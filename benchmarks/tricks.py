@@ -253,8 +253,8 @@ def main() -> None:
             folder = args.model
             if folder is None:
                 raw = random_checkpoint.raw_config("paligemma-3b-224", args.layers, padded=False)
-                random_checkpoint.write(Path(place), raw, None, random_checkpoint.PUBLISHED_TOKENIZER)
-            model = load_model(folder or place)
+                random_checkpoint.write(Path(place, "model"), raw, None, random_checkpoint.PUBLISHED_TOKENIZER)
+            model = load_model(folder or Path(place, "model"))
             found = machine.description()
             name = folder or f"3B at 224 px, {args.layers} layers of tower and decoder"
             table = "\n".join(lines(Bench(model), args.rounds))
