@@ -41,15 +41,19 @@ cuda, not measured: MLX's packed product always.
 
 def unpacks(quantization: Quantization, rows: int) -> bool:
     """Whether to unpack a weight that `rows` rows of input are multiplied by. The environment variable
-    PG_MLX_UNPACK_ROWS overrides the table: a number of rows, or 0 for never."""
-    backend = ("metal" if mx.metal.is_available() else "cuda") if on_gpu() else "cpu"
-    if backend == "cpu" and 16 % quantization.bits:
-        backend = "cpu, 3, 5 or 6 bits"
-    least = _unpack_rows_wanted(os.environ.get("PG_MLX_UNPACK_ROWS", "")) or UNPACK_ROWS[backend]
+    PG_MLX_UNPACK_ROWS, read once, overrides the table: a number of rows, or 0 for never."""
+    if on_gpu():
+        backend = "metal" if mx.metal.is_available() else "cuda"
+    else:
+        backend = "cpu, 3, 5 or 6 bits" if 16 % quantization.bits else "cpu"
+    least = wanted_unpack_rows() or UNPACK_ROWS[backend]
     return least is not None and rows >= least
 
 
-def _unpack_rows_wanted(text: str) -> float | None:
+@functools.cache
+def wanted_unpack_rows() -> float | None:
+    """What PG_MLX_UNPACK_ROWS asks for. Cached: it is asked for with every product of a packed matrix."""
+    text = os.environ.get("PG_MLX_UNPACK_ROWS", "")
     if text and not text.isdecimal():
         raise InputError(f"PG_MLX_UNPACK_ROWS is {text!r}, not a number of rows")
     return (int(text) or math.inf) if text else None

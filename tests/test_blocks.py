@@ -1,5 +1,7 @@
 """Long prefixes in blocks are the same prefixes, and take less memory; on a GPU nothing of it happens."""
 
+import math
+
 import mlx.core as mx
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from model_fixtures import (
     wide_config_json,
 )
 
-from pg_mlx import blocks, gemma, host
+from pg_mlx import backend, blocks, gemma, host
 from pg_mlx.linear import Linear
 from pg_mlx.paligemma import PaliGemma
 from pg_mlx.quantization import Quantization
@@ -149,13 +151,13 @@ def test_on_a_gpu_nobody_waits_for_a_picture(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(gemma, "settle", lambda *arrays: evaluated.append(arrays))
     monkeypatch.setattr(mx, "async_eval", lambda arrays: begun.append(arrays))
     monkeypatch.setattr(mx, "eval", lambda *_: pytest.fail("evaluated"))
-    monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "2")
+    monkeypatch.setattr(backend, "wanted_unpack_rows", lambda: 2)
     model.encode_image(pixels)
     model.step(mx.array([1]), cache)
     assert not evaluated
     model.prefill(features, ids, capacity=12)
     assert (len(evaluated), len(begun)) == (2, 0)
-    monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "0")
+    monkeypatch.setattr(backend, "wanted_unpack_rows", lambda: math.inf)
     model.prefill(features, ids, capacity=12)
     assert (len(evaluated), len(begun)) == (2, 2)
     model.layers_at_once = 2

@@ -109,6 +109,7 @@ def test_the_table_of_rows_can_be_overridden(monkeypatch: pytest.MonkeyPatch) ->
     q = Quantization(4, 64)
     assert [backend.unpacks(q, rows) for rows in (2, 3)] == [False, True]
     assert [backend.unpacks(Quantization(6, 64), rows) for rows in (18, 19)] == [False, True]
+    monkeypatch.setattr(backend, "wanted_unpack_rows", backend.wanted_unpack_rows.__wrapped__)  # not cached
     monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "40")
     assert [backend.unpacks(q, rows) for rows in (39, 40)] == [False, True]
     monkeypatch.setenv("PG_MLX_UNPACK_ROWS", "0")
