@@ -6,7 +6,8 @@ The variables name interpreters that have mlx-vlm, and torch with transformers; 
 setting every contestant lives in a process of its own (contestants.py), and they take turns: round by round, each one
 runs once, the first of them another one each time. One round is not counted. A contestant that has used up --budget
 seconds of a setting sits out the rounds after, and if one run alone takes as long, that first one counts. Figures are
-medians. The tables go into docs/performance.md between two marks, the plot beside it.
+medians. The tables go into docs/performance.md between two marks, the plot beside it. --results keeps every figure in a
+file after each setting; a later run with that file measures the settings it is given anew and keeps the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,25 @@ def versions(threads: int) -> str:
     return ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
 
 
+def kept(path: Path | None, about: Json) -> dict[str, list[Result]]:
+    """The results of each setting that an earlier run left. Raises InputError if it ran under other conditions."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    if found["about"] != about:
+        raise InputError(f"{path} holds results of another machine, other versions or other options")
+    return {
+        setting: [Result(**{**one, "batches": {int(n): runs for n, runs in one["batches"].items()}}) for one in results]
+        for setting, results in found["settings"].items()
+    }
+
+
+def keep(path: Path | None, about: Json, results: dict[str, list[Result]]) -> None:
+    if path is not None:
+        settings = {name: [asdict(one) for one in of] for name, of in results.items()}
+        path.write_text(json.dumps({"about": about, "settings": settings}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="NAME")
@@ -302,6 +322,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each (default: the CPU's cores)")
     parser.add_argument("--layers", type=int, default=4, help="of random models, tower and decoder (default: 4)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="where the tables go")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON: figures of earlier runs, and of this one")
     args = parser.parse_args()
     assert set(PYTHONS) == set(CONTESTANTS)
     import side_by_side_page
@@ -309,8 +330,13 @@ def main() -> None:
     try:
         numbers = versions(args.threads)
         described = machine.description()
-        results = [result for name in args.settings for result in measure(name, args)]
-        side_by_side_page.write(args.page, results, described, numbers, args)
+        about = {"machine": described, "versions": numbers, "threads": args.threads, "layers": args.layers}
+        results = kept(args.results, about)
+        for name in args.settings:
+            results[name] = measure(name, args)
+            keep(args.results, about, results)
+        every = [result for name in SETTINGS for result in results.get(name, [])]
+        side_by_side_page.write(args.page, every, described, numbers, args)
     except InputError as error:
         parser.exit(2, f"side_by_side.py: error: {error}\n")
 
