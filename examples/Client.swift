@@ -42,7 +42,8 @@ struct WorkerError: Error, Sendable {
     let message: String
 }
 
-/// One worker process. When it has died, requests fail with `worker_died`: make another client.
+/// One worker process, supervised: a crash fails the requests in flight with `worker_died`, and the next ones are answered
+/// by a new worker. Make another client only if the supervisor itself has ended (`the worker has ended`).
 actor PaliGemmaClient {
     private struct Hello: Encodable {
         let type = "hello"
@@ -110,7 +111,7 @@ actor PaliGemmaClient {
     init(worker: URL, model: String? = nil) async throws {
         signal(SIGPIPE, SIG_IGN)  // writing to a worker that has died is an error, not our end
         process.executableURL = worker
-        process.arguments = ["worker"]
+        process.arguments = ["worker", "--supervise"]
         process.standardInput = input
         process.standardOutput = output
         try process.run()

@@ -281,10 +281,10 @@ def test_lines_and_frames_are_read_as_they_were_written(parts: list[tuple[bool, 
                 assert incoming.frame(len(part)) == part
             elif len(line := part.replace(b"\n", b"")) > 20:
                 with pytest.raises(LineTooLong):
-                    incoming._line()
+                    incoming.line()
             else:
-                assert incoming._line() == line + b"\n"
-        assert incoming._line() is None and not incoming.skip(len(tail) + 1)
+                assert incoming.line() == line + b"\n"
+        assert incoming.line() is None and not incoming.skip(len(tail) + 1)
     finally:
         os.close(read)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonschema
 
+from pg_mlx.serving.framing import LAST
 from pg_mlx.serving.schema import PATH
 
 WAIT_S = 120
@@ -99,6 +100,3 @@ class Raw:
         for thread in self._threads:
             thread.join(WAIT_S)
         return self.process.wait(WAIT_S)
-
-
-LAST = ("hello", "loaded", "done", "cancelled", "stats", "unloaded", "bye", "error")

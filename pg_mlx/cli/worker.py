@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -15,7 +16,8 @@ EPILOG = """\
 It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered; and at once with
 its parent. What libraries print goes to stderr.
 
-exit code: 0, or 1 if the model failed so that only a new worker can help, 2 for a wrong input.
+exit code: 0, or 1 if the model failed so that only a new worker can help (with --supervise: if several in a row died
+at once), 2 for a wrong input.
 """
 
 
@@ -30,6 +32,11 @@ def parser(program: str) -> argparse.ArgumentParser:
         action="append",
         metavar="DIR",
         help="folder that pictures may be read from by path (repeatable; default: all)",
+    )
+    p.add_argument(
+        "--supervise",
+        action="store_true",
+        help="replace a worker that crashes: only the requests in flight fail, and the model is loaded again",
     )
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
@@ -48,15 +55,22 @@ def run(argv: list[str], program: str) -> int:
         if not folder.is_dir():
             raise InputError(f"--files {folder} is no folder")
 
-    from ..serving.worker import Worker, guarded_pipes
+    from ..serving.processes import guarded_pipes
 
     pipes = guarded_pipes()
+    if args.supervise:
+        from ..serving.supervisor import Supervisor
+
+        flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-B", sys.flags.dont_write_bytecode)) if on]
+        again = [argument for argument in argv if argument != "--supervise"]
+        return Supervisor(*pipes, parent, [sys.executable, *flags, "-m", "pg_mlx", "worker", *again]).run()
 
     import mlx.core as mx
 
     from ..backend import on_gpu
     from ..memory import check_copies
     from ..serving.limits import Limits
+    from ..serving.worker import Worker
 
     if not on_gpu():
         mx.disable_compile()  # for the CPU it starts a C++ compiler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 import threading
@@ -12,9 +11,7 @@ from concurrent.futures import Future
 
 from ..errors import InputError
 from .codes import ServingError
-from .framing import Incoming, Message, line_of
-
-_LAST = ("hello", "loaded", "done", "cancelled", "stats", "unloaded", "bye", "error")
+from .framing import ANSWER_BYTES, LAST, Incoming, Message, line_of, write_all
 
 
 class Child:
@@ -49,7 +46,7 @@ class Child:
         try:
             with self._writing:
                 for part in (data, *frames):
-                    _write(self._stdin.fileno(), part)
+                    write_all(self._stdin.fileno(), part)
         except (OSError, ValueError):
             pass  # it has died, which the reader sees
         return request_id
@@ -59,7 +56,7 @@ class Child:
         future: Future[Message] = Future()
 
         def listen(answer: Message) -> None:
-            if answer["type"] in _LAST:
+            if answer["type"] in LAST:
                 future.set_result(answer)
             else:
                 on_other(answer)
@@ -91,7 +88,7 @@ class Child:
         self._stdin.close()
 
     def _read(self) -> None:
-        incoming = Incoming(self._stdout.fileno(), limit=1 << 30)
+        incoming = Incoming(self._stdout.fileno(), limit=ANSWER_BYTES)
         try:
             while (message := incoming.message()) is not None:
                 self._dispatch(message)
@@ -110,7 +107,7 @@ class Child:
     def _dispatch(self, message: Message) -> None:
         request_id = message.get("id")
         with self._lock:
-            last = message["type"] in _LAST
+            last = message["type"] in LAST
             listener = self._listeners.pop(request_id, None) if last else self._listeners.get(request_id)  # type: ignore
         if listener:
             _tell(listener, message)
@@ -121,9 +118,3 @@ def _tell(listener: Callable[[Message], None], message: Message) -> None:
         listener(message)
     except Exception as error:  # as when an event loop was closed
         print(f"pg_mlx.client: a listener failed: {type(error).__name__}: {error}", file=sys.stderr)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]

@@ -20,7 +20,7 @@ CODES = {
     "cancelled": "the request was cancelled",
     "deadline": "the request's time was over before its answer was complete",
     "failed": "an unexpected failure; the request may be tried again",
-    "worker_died": "the worker process ended while the request was in flight (told by clients, never by a worker)",
+    "worker_died": "the worker process ended while the request was in flight (told by clients and `--supervise`)",
 }
 
 

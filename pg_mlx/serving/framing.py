@@ -7,12 +7,17 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 VERSION = 1
 LINE_BYTES = 64 << 20
 """Longest line, its newline not counted: a picture of 48 MiB in base64."""
+
+ANSWER_BYTES = 1 << 30
+"""Longest line of a worker."""
+LAST = ("hello", "loaded", "done", "cancelled", "stats", "unloaded", "bye", "error")
+"""Types of a worker's messages after which nothing more comes for that request."""
 
 _CHUNK = 1 << 16
 _BACKLOG = 1000
@@ -38,27 +43,11 @@ class Incoming:
 
     def message(self) -> Message | None:
         """The next line's; None at the end. An unfinished last line does not count. Raises LineTooLong, BadJson."""
-        line = self._line()
+        line = self.line()
         return None if line is None else parse(line)
 
-    def frame(self, length: int) -> bytes | None:
-        """The next bytes; None if there are not so many."""
-        while len(self._buffer) < length:
-            if not self._fill():
-                return None
-        return self._take(length)
-
-    def skip(self, length: int) -> bool:
-        """Let so many bytes pass without holding them. False if the end came first."""
-        while len(self._buffer) < length:
-            length -= len(self._buffer)
-            self._buffer.clear()
-            if not self._fill():
-                return False
-        self._take(length)
-        return True
-
-    def _line(self) -> bytes | None:
+    def line(self) -> bytes | None:
+        """With its newline; None at the end. Raises LineTooLong."""
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
@@ -72,6 +61,24 @@ class Incoming:
             self._take(end + 1)
             raise LineTooLong
         return self._take(end + 1)
+
+    def frame(self, length: int) -> bytes | None:
+        """The next bytes; None if there are not so many."""
+        while len(self._buffer) < length:
+            if not self._fill():
+                return None
+        return self._take(length)
+
+    def pieces(self, length: int) -> Iterator[bytes]:
+        """The next bytes as they come, without holding them; fewer if the end comes first."""
+        while length > 0 and (self._buffer or self._fill()):
+            piece = self._take(min(length, len(self._buffer)))
+            length -= len(piece)
+            yield piece
+
+    def skip(self, length: int) -> bool:
+        """Let so many bytes pass. False if the end came first."""
+        return sum(map(len, self.pieces(length))) == length
 
     def _pass_over(self) -> bool:
         """The rest of a line, without holding it. False if the end came first."""
@@ -123,8 +130,24 @@ def _bounded(digits: str) -> int:
     return int(digits)
 
 
+def frame_lengths(message: Message) -> list[int]:
+    """Of the frames behind this line, even if it is refused for something else."""
+    images = message.get("images") if message.get("type") == "generate" else None
+    if not isinstance(images, list):
+        return []
+    lengths = (image.get("bytes") for image in images if isinstance(image, dict))
+    return [length for length in lengths if type(length) is int and 0 <= length <= 1 << 53]
+
+
 def line_of(message: Message) -> bytes:
     return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Raises OSError if nobody reads any more."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 class Outgoing:
@@ -166,10 +189,8 @@ class Outgoing:
                     return
                 message = self._waiting.popleft()
                 self._changed.notify_all()
-            data = memoryview(line_of(message() if callable(message) else message))
             try:
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
+                write_all(self._descriptor, line_of(message() if callable(message) else message))
             except OSError:
                 self._on_closed()
                 return

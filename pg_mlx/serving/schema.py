@@ -18,6 +18,12 @@ def definitions() -> dict[str, Schema]:
     return json.loads(PATH.read_bytes())["$defs"]
 
 
+def id_of(message: Mapping[str, Any]) -> str | int | None:
+    """Whatever else is wrong with a message of a client; None if it has no id that an answer could bear."""
+    identity = message.get("id")
+    return identity if complaint({"type": "stats", "id": identity}) is None else None
+
+
 def complaint(message: Any) -> str | None:
     """What is wrong with a message of a client, or None."""
     kind = message.get("type") if isinstance(message, dict) else None

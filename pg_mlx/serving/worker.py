@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, fields
@@ -20,29 +19,19 @@ from ..demo import CHECKPOINT
 from ..errors import InputError
 from ..generation import SamplingOptions
 from .codes import ServingError
-from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing
+from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing, frame_lengths
 from .limits import Limits
 from .messages import Id, done_message, partial_message
+from .processes import end_with_parent
 from .questions import Done, Event, Failed, Question
 from .runner import ModelInfo, Source
-from .schema import complaint
+from .schema import complaint, id_of
 from .service import Service, Ticket
 
-PARENT_POLL_S = 0.5
 _OPTIONS = tuple(field.name for field in fields(SamplingOptions))
 _PLAIN = ("logprobs", "deadline_s", "constrain", "max_regions")
 _INTEGERS = ("max_tokens", "top_k", "seed", "max_regions")
 _TOLD_LIMITS = ("batch_size", "queue", "pictures", "picture_bytes", "prompt_characters", "prefix_tokens")
-
-
-def guarded_pipes() -> tuple[int, int]:
-    """Descriptors for the protocol alone: what libraries print goes to stderr, and stdin is empty for them."""
-    incoming, outgoing = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    return incoming, outgoing
 
 
 class Worker:
@@ -78,7 +67,7 @@ class Worker:
         """Returns the exit code: 0, or 1 if the model broke and a new process should take over."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        threading.Thread(target=_end_with_parent, args=(self._parent,), name="parent", daemon=True).start()
+        threading.Thread(target=end_with_parent, args=(self._parent,), name="parent", daemon=True).start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         self._over.wait()
         self._service.close()
@@ -119,12 +108,12 @@ class Worker:
             return True
         if message is None:
             return False
-        request_id = message["id"] if complaint({"type": "stats", "id": message.get("id")}) is None else None
+        request_id = id_of(message)
         wrong = complaint(message)
         frames = self._frames(message, request_id)
         if frames is None:
             return False
-        if frames == [] and _frame_lengths(message):
+        if frames == [] and frame_lengths(message):
             return True  # refused, and passed over
         if request_id is None or wrong:
             self._fail(request_id, "bad_request", wrong or "it has no id")
@@ -134,7 +123,7 @@ class Worker:
 
     def _frames(self, message: Message, request_id: Id | None) -> list[bytes] | None:
         """The pictures behind a line, or none if they are too large. None if they end too early."""
-        lengths = _frame_lengths(message)
+        lengths = frame_lengths(message)
         limits = self._limits
         largest = max(lengths, default=0)
         if len(lengths) > limits.pictures or largest > limits.picture_bytes or sum(lengths) > limits.waiting_bytes:
@@ -293,19 +282,3 @@ def _given(message: Message, names: Sequence[str]) -> dict[str, Any]:
     """Those fields that there are. JSON knows one kind of number."""
     present = ((name, message[name]) for name in names if name in message)
     return {name: int(value) if name in _INTEGERS else value for name, value in present}
-
-
-def _frame_lengths(message: Message) -> list[int]:
-    """Of the frames behind this line, even if it is refused for something else."""
-    images = message.get("images") if message.get("type") == "generate" else None
-    if not isinstance(images, list):
-        return []
-    lengths = (image.get("bytes") for image in images if isinstance(image, dict))
-    return [length for length in lengths if type(length) is int and 0 <= length <= 1 << 53]
-
-
-def _end_with_parent(parent: int) -> None:
-    """A parent that is killed cannot say goodbye, and its other children may hold our stdin open."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_POLL_S)
-    os._exit(1)
