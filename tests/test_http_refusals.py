@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +43,17 @@ def head(path: str, *lines: str) -> bytes:
 
 def status(answer: bytes) -> bytes:
     return answer.partition(b"\r\n")[0]
+
+
+def test_connections_are_bounded(shared: Service):
+    with serving(shared, connections=2) as client:
+        address = client.base_url.host, client.base_url.port
+        with socket.create_connection(address), socket.create_connection(address):
+            response = client.get("/health")
+            refused(response, 503, "busy")
+            assert response.headers["connection"] == "close" and response.headers["retry-after"] == "1"
+        time.sleep(0.1)
+        assert client.get("/health").status_code == 200
 
 
 def test_slow_heads_and_slow_bodies_are_cut_off(client: httpx.Client):

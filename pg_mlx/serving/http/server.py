@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
         self.code = 0
 
         class Protocol(_Protocol):
-            seconds = settings.header_s
+            seconds, most = settings.header_s, settings.connections
 
         super().__init__(
             uvicorn.Config(
@@ -105,7 +105,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=settings.connections,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]
                 h11_max_incomplete_event_size=HEAD_BYTES,
@@ -135,13 +134,18 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """One connection. uvicorn bounds how long it stays idle between requests, but not how long a head takes."""
+    """One connection. uvicorn bounds how long it stays idle between requests, but not how long a head takes. One too
+    many is refused as everything else is, which uvicorn would do in plain text."""
 
     seconds: float
+    most: int
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            full = Refused(503, "busy", f"{self.most} connections are open", headers={"Connection": "close"})
+            self.app = full.response()
         self._head = self.loop.call_later(self.seconds, transport.abort)
 
     def data_received(self, data: bytes) -> None:
