@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import json
 import numpy as np
 import random_checkpoint
 from contestants import CONTESTANTS
+from side_by_side_results import BATCH, Json, Result, keep, kept
 
 from pg_mlx.backend import mx
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
@@ -39,8 +39,6 @@ from pg_mlx.errors import InputError
 from pg_mlx.measure import machine
 from pg_mlx.processor import Processor
 from pg_mlx.quantization import Quantization
-
-Json = dict[str, Any]
 
 ROOT = Path(__file__).parent.parent
 SCENE = CHECKPOINT.parent / "scene.png"
@@ -56,7 +54,7 @@ FLOAT = ("pg_mlx", "mlx-vlm", "transformers float32", "transformers bfloat16")
 PACKED = ("pg_mlx", "pg_mlx --memory", "mlx-vlm")
 PROMPT = "detect red circle"
 LONG_PROMPT = "detect cat ; dog ; red car"
-STEPS, BATCH = 8, 8
+STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -94,27 +92,6 @@ SETTINGS = {
     "2-3b-448-4bit": Setting("2-3B, 448 px, 4 bits", "paligemma2-3b-448", 4, PACKED),
 }
 """Those of published models have true widths and a head of 257216 rows, but few layers (--layers)."""
-
-
-@dataclass
-class Result:
-    """What one contestant made of a setting."""
-
-    setting: str
-    contestant: str
-    runs: list[Json] = field(default_factory=list)
-    batches: dict[int, list[Json]] = field(default_factory=dict)
-    starts: list[float] = field(default_factory=list)
-    error: str = ""
-
-    def median(self, name: str) -> float:
-        """Of "vision_s", "first_s", "peak_bytes" by run, or of "decode_s" by token."""
-        values = [run[name] for run in self.runs]
-        return statistics.median([x for value in values for x in (value if isinstance(value, list) else [value])])
-
-    def batch_seconds(self, at_once: int) -> float:
-        """For each picture."""
-        return statistics.median(found["seconds"] for found in self.batches[at_once]) / BATCH
 
 
 def as_on_the_hub(folder: Path) -> None:
@@ -293,25 +270,6 @@ def versions(threads: int) -> str:
         else:
             found |= answer
     return ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
-
-
-def kept(path: Path | None, about: Json) -> dict[str, list[Result]]:
-    """The results of each setting that an earlier run left. Raises InputError if it ran under other conditions."""
-    if path is None or not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    if found["about"] != about:
-        raise InputError(f"{path} holds results of another machine, other versions or other options")
-    return {
-        setting: [Result(**{**one, "batches": {int(n): runs for n, runs in one["batches"].items()}}) for one in results]
-        for setting, results in found["settings"].items()
-    }
-
-
-def keep(path: Path | None, about: Json, results: dict[str, list[Result]]) -> None:
-    if path is not None:
-        settings = {name: [asdict(one) for one in of] for name, of in results.items()}
-        path.write_text(json.dumps({"about": about, "settings": settings}))
 
 
 def main() -> None:

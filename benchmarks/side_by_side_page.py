@@ -6,14 +6,12 @@ import argparse
 import math
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+from side_by_side_results import Result
 
 from pg_mlx.errors import InputError
-
-if TYPE_CHECKING:
-    from side_by_side import Result
 
 BEGIN, END = "<!-- side_by_side.py writes from here -->", "<!-- to here -->"
 COLOURS = {

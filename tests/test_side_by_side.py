@@ -16,7 +16,8 @@ from model_fixtures import one_line_error
 import contestants  # isort: skip
 import side_by_side  # isort: skip
 import side_by_side_page  # isort: skip
-from side_by_side import Result  # isort: skip
+import side_by_side_results  # isort: skip
+from side_by_side_results import Result  # isort: skip
 
 MACHINE = dict(chip="Some chip", cpu_cores=2, cpu_flags=["avx2"], memory_bytes=8e9, backend="CPU", system="Linux 6.1",
                blas="libopenblas.so.0")  # fmt: skip
@@ -70,6 +71,16 @@ def test_the_page_says_who_is_faster_and_who_is_wrong(tmp_path: Path) -> None:
     page.write_text("no marks")
     with one_line_error("lacks the marks"):
         side_by_side_page.write(page, results, MACHINE, "", argparse.Namespace(threads=2, layers=4))
+
+
+def test_figures_are_kept_for_another_run(tmp_path: Path) -> None:
+    kept, about = tmp_path / "figures.json", {"machine": "this one"}
+    assert side_by_side_results.kept(kept, about) == {}
+    results = {"demo": [found("pg_mlx", 1, [5, 6]), Result("demo", "mlx-vlm", error="slow")]}
+    side_by_side_results.keep(kept, about, results)
+    assert side_by_side_results.kept(kept, about) == results
+    with one_line_error("another machine"):
+        side_by_side_results.kept(kept, {"machine": "that one"})
 
 
 def test_the_docs_have_the_marks() -> None:
