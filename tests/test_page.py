@@ -159,14 +159,16 @@ def test_a_dropped_picture_is_asked_about_and_boxes_are_drawn(page: Any):
 
 
 def test_masks_are_drawn_in_place_of_what_was_there(page: Any):
-    boxes = alone("detect blue star", (SCENE,), SamplingOptions()).regions
-    expected = alone("segment red circle", (SCENE,), SamplingOptions())
+    boxes = alone("detect red circle", (SCENE,), SamplingOptions()).regions
+    expected = alone("segment blue star", (SCENE,), SamplingOptions())
     assert all(region.mask is not None and region.mask.any() for region in expected.regions) and expected.regions
     drop(page, SCENE.read_bytes(), "image/png")
-    ask(page, "detect blue star")
+    ask(page, "detect red circle")
     assert_drawn(drawn(page), boxes)
-    assert ask(page, "segment red circle")[-1] == expected.text
+    assert ask(page, "segment blue star")[-1] == expected.text
     assert_drawn(drawn(page), expected.regions)
+    if picture := os.environ.get("PG_MLX_PAGE_PICTURE"):  # the one in docs/server.md
+        page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": 900, "height": 860})
 
 
 def test_what_is_no_picture_is_told(page: Any):
