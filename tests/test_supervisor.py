@@ -158,6 +158,28 @@ def test_gives_up_on_a_worker_that_never_lives(program: str, code: int, words: b
         assert words in raw.stderr and b"Traceback" not in raw.stderr
 
 
+ONCE = """
+import json, os, sys
+from pathlib import Path
+for answer in "hello", "loaded":
+    line = json.loads(sys.stdin.readline())
+    if Path({mark!r}).exists():
+        os._exit(4)
+    print(json.dumps({{"type": answer, "id": line["id"]}}), flush=True)
+Path({mark!r}).touch()
+"""
+
+
+def test_gives_up_when_what_was_loaded_cannot_be_loaded_again_however_long_it_takes(tmp_path: Path):
+    program = ONCE.format(mark=str(tmp_path / "mark"))
+    code = "import pg_mlx.serving.supervisor as s; s.QUICK_S = 0" + DYING.format(program=program)
+    with Raw(code=code) as raw:
+        raw.say("hello", id=1, protocols=[1])
+        raw.say("load", id=2)
+        assert [raw.messages.get(timeout=60)["id"] for _ in range(2)] == [1, 2]
+        assert raw.ended() == 1 and b"ended with 4; giving up" in raw.stderr
+
+
 def test_a_supervisor_loads_no_mlx():
     program = "import pg_mlx.cli.worker, pg_mlx.serving.supervisor, sys; sys.exit('mlx' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", program]) == 0

@@ -7,6 +7,7 @@ It passes lines and frames on, and looks at types and ids only. When the worker 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -34,7 +35,8 @@ from .schema import id_of
 
 QUICK_S = 10.0
 GIVE_UP = 3
-"""So many workers in a row that answer nothing and die within QUICK_S seconds: no other would do better."""
+"""So many workers in a row that answer nothing, and die before they are ready or QUICK_S seconds after: no other would
+do better."""
 
 _KEPT = ("hello", "load")
 _Worker = subprocess.Popen[bytes]
@@ -65,20 +67,20 @@ class Supervisor:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         failures = 0
         while True:
-            began = time.monotonic()
-            answered = self._live_one_life()
+            lived = self._live_one_life()
             code = self._bury()
             if self._ending:
                 return 0 if code in (0, -signal.SIGTERM) else 1
             if code == InputError.exit_code:
                 return code
-            failures = failures + 1 if not answered and time.monotonic() - began < QUICK_S else 0
+            failures = 0 if lived else failures + 1
             _note(f"the worker ended with {code}; " + ("giving up" if failures == GIVE_UP else "starting another"))
             if failures == GIVE_UP:
                 return 1
 
     def _live_one_life(self) -> bool:
-        """One worker from its start to the end of its stdout. Returns whether it answered anything."""
+        """One worker from its start to the end of its stdout. Returns whether it answered anything, or was ready for
+        some time."""
         try:
             # A group of its own: Ctrl-C in a terminal comes to us alone, who tell the worker once.
             self._worker = subprocess.Popen(
@@ -91,20 +93,21 @@ class Supervisor:
             self._worker.terminate()
         assert self._worker.stdout is not None
         incoming = Incoming(self._worker.stdout.fileno(), limit=ANSWER_BYTES)
-        answered = False
+        answered, began = False, math.inf
         try:
             if not self._prepare(self._worker, incoming):
                 return False
             with self._changed:
                 self._ready = True
                 self._changed.notify_all()
+            began = time.monotonic()
             while (line := incoming.line()) is not None:
                 answered |= self._take_note(parse(line))
                 self._write(line)
         except (BadJson, LineTooLong) as error:
             _note(f"the worker does not keep to the protocol: {type(error).__name__}: {error}")
             self._worker.kill()
-        return answered
+        return answered or time.monotonic() - began >= QUICK_S
 
     def _prepare(self, worker: _Worker, incoming: Incoming) -> bool:
         """Say again what made the last worker ready. False if this one has died."""
