@@ -38,6 +38,8 @@ SLICE_VALUES = 32 << 20
 
 TINY = dict(model_type="gemma2", hidden_size=128, num_hidden_layers=4, intermediate_size=256,
             num_attention_heads=4, num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32)  # fmt: skip
+GEMMA2 = dict(query_pre_attn_scalar=256, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=4096)
+"""Of the 3B and 10B ones. They are defaults in pg_mlx and transformers; mlx-vlm wants them said."""
 TINY_VISION = dict(hidden_size=128, intermediate_size=300, num_hidden_layers=2, num_attention_heads=4)
 
 
@@ -47,6 +49,8 @@ def raw_config(name: str, layers: int | None = None, vocab_size: int = 257216, p
     if size not in {*SIZES, "tiny"} or not pixels.isdigit():
         raise InputError(f"no model {name!r}; there are {', '.join(f'{size}-{{224,448,896}}' for size in SIZES)}")
     text: dict[str, Any] = {**(TINY if size == "tiny" else SIZES[size]), "vocab_size": vocab_size}
+    if text["model_type"] == "gemma2":
+        text = GEMMA2 | text
     vision: dict[str, Any] = dict(TINY_VISION) if size == "tiny" else {
         "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
     }  # fmt: skip
