@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from .backend import fused
+from . import host_functions
+from .backend import fused, on_gpu
+from .host_functions import CUBIC, LINEAR
 
-_LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
-_CUBIC = 0.044715 * _LINEAR
+
+def gelu(x: mx.array) -> mx.array:
+    """float32 inside, one rounding to x's dtype."""
+    return _gelu(x) if on_gpu() else host_functions.gelu(_gelu, x)
 
 
-def _sigmoid(z: mx.array) -> mx.array:
-    return mx.sigmoid(_LINEAR * z + (_CUBIC * z) * mx.square(z))
+def geglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gelu(gate) * up. float32 inside, one rounding to the inputs' dtype."""
+    return _geglu(gate, up) if on_gpu() else host_functions.gelu(_geglu, gate, up)
 
 
 @fused
-def gelu(x: mx.array) -> mx.array:
-    """float32 inside, one rounding to x's dtype."""
+def _gelu(x: mx.array) -> mx.array:
     z = x.astype(mx.float32)
     return (z * _sigmoid(z)).astype(x.dtype)
 
 
 @fused
-def geglu(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu(gate) * up. float32 inside, one rounding to the inputs' dtype."""
+def _geglu(gate: mx.array, up: mx.array) -> mx.array:
     z = gate.astype(mx.float32)
     return ((z * up.astype(mx.float32)) * _sigmoid(z)).astype(gate.dtype)
+
+
+def _sigmoid(z: mx.array) -> mx.array:
+    return mx.sigmoid(LINEAR * z + (CUBIC * z) * mx.square(z))

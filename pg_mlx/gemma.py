@@ -8,13 +8,15 @@ logits with a scaled tanh, and sets the score scale independently of head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import host_functions
 from .activations import geglu
-from .backend import begin, fused, settle
+from .backend import begin, fused, on_gpu, settle
 from .blocks import attend_in_blocks, rows_in_blocks
 from .cache import Appending, KVCache
 from .config import TextConfig
@@ -136,7 +138,9 @@ class Attention(nn.Module):
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
         -> [B, T, D]. Keys and values are never repeated for the query heads that share them."""
-        mixed = attend_in_blocks(self._plain if self.softcap is None else self._capped, query, key, value, mask)
+        plain = self._plain if self.softcap is None else self._capped
+        attend = plain if on_gpu() else partial(host_functions.attend, plain, scale=self.scale, softcap=self.softcap)
+        mixed = attend_in_blocks(attend, query, key, value, mask)
         batch, _, length, _ = query.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
 

@@ -2,8 +2,6 @@
 
 MLX multiplies one row by a float matrix with sgemm, which packs the whole matrix first, and unpacks quantized weights
 one value after the other, on one core. NumPy reaches the BLAS call made for one row, and unpacks by looking codes up.
-Both need their input now, so the graph up to it is evaluated; gradients flow as through MLX's own operations. Nothing
-is lost by that: on the CPU no step is begun ahead of the last one, since nothing runs beside Python.
 
 CPU time of one core, 33.5 M weights (benchmarks/cpu_products.py): one row by float32 32 ms in MLX, 8.5 here; unpacking
 4 bits 246 ms in MLX, 50 here; one row by 4 bits 33 ms, which cannot be helped but by more cores. 3, 5 and 6 bits are
@@ -13,18 +11,15 @@ MLX's to unpack, which takes memory of 16 to 28 bytes a weight, so it is given f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from .backend import cores, settle
+from .backend import cores
+from .eager import eagerly, in_threads, numpy
 from .quantization import Quantization
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 TILE = 8 << 20
 """Weights that are unpacked at once: 32 MiB in float32."""
@@ -50,11 +45,11 @@ def multiply(x: mx.array, weight: mx.array) -> mx.array:
         return plain(x, weight)
 
     def by_rows(x: mx.array, weight: mx.array) -> mx.array:
-        matrix = _numpy(weight)
-        y = np.stack([matrix @ row for row in _numpy(x).reshape(rows, -1)])
+        matrix = numpy(weight)
+        y = np.stack([matrix @ row for row in numpy(x).reshape(rows, -1)])
         return mx.array(y).reshape(*x.shape[:-1], -1)
 
-    return _eagerly(by_rows, plain, x, weight)
+    return eagerly(by_rows, plain, x, weight)
 
 
 def multiply_packed(
@@ -88,7 +83,7 @@ def multiply_unpacked(
     def tiled(x: mx.array) -> mx.array:
         step, done = min(rows, max(1, TILE // columns)), []
         tile = mx.zeros((step, columns))  # one for all: fresh memory costs more than what is done with it
-        values, read = _numpy(tile), _Reader(q, weight, scales, biases)
+        values, read = numpy(tile), _Reader(q, weight, scales, biases)
         for first in range(0, rows, step):
             last = min(first + step, rows)
             read(first, values[: last - first])
@@ -96,7 +91,7 @@ def multiply_unpacked(
             mx.eval(done[-1])  # before the tile is overwritten
         return mx.concatenate(done, -1) if len(done) > 1 else done[0]
 
-    return _eagerly(tiled, plain, x)
+    return eagerly(tiled, plain, x)
 
 
 def has_table(q: Quantization) -> bool:
@@ -113,7 +108,7 @@ def scratch_bytes(q: Quantization) -> int:
 def unpack(q: Quantization, weight: mx.array, scales: mx.array, biases: mx.array | None, columns: int) -> mx.array:
     """Packed arrays to float32 [rows, columns], as mx.dequantize does but for one rounding. Evaluates them."""
     result = mx.zeros((weight.shape[0], columns))
-    _Reader(q, weight, scales, biases)(0, _numpy(result))
+    _Reader(q, weight, scales, biases)(0, numpy(result))
     return result
 
 
@@ -127,9 +122,9 @@ class _Reader:
             return
         self._table, scale_table = _tables(q)
         self._group_size = q.group_size
-        self._codes = _numpy(weight).view(np.uint16)
-        self._scales = _numpy(scales.astype(mx.float32)) if scale_table is None else scale_table[_numpy(scales)]
-        self._biases = None if biases is None else _numpy(biases.astype(mx.float32))
+        self._codes = numpy(weight).view(np.uint16)
+        self._scales = numpy(scales.astype(mx.float32)) if scale_table is None else scale_table[numpy(scales)]
+        self._biases = None if biases is None else numpy(biases.astype(mx.float32))
 
     def __call__(self, first: int, values: np.ndarray) -> None:
         """Fill float32 values [n, columns] with the rows from `first` on."""
@@ -150,12 +145,12 @@ class _Reader:
             if self._biases is not None:
                 groups += self._biases[rows, :, None]
 
-        _in_threads(fill, range(0, len(values), step))
+        in_threads(fill, range(0, len(values), step))
 
     def _by_mlx(self, rows: slice) -> np.ndarray:
         q, weight, scales, biases = self._packed
         chosen = weight[rows], scales[rows], None if biases is None else biases[rows]
-        return _numpy(mx.dequantize(*chosen, q.group_size, q.bits, q.mode, dtype=mx.float32))
+        return numpy(mx.dequantize(*chosen, q.group_size, q.bits, q.mode, dtype=mx.float32))
 
 
 @functools.cache
@@ -173,53 +168,16 @@ def _tables(q: Quantization) -> tuple[np.ndarray, np.ndarray | None]:
             return mx.dequantize(weight, scales, None, q.group_size, q.bits, q.mode, dtype=mx.float32)
 
         codes = mx.arange(256, dtype=mx.uint8)[:, None]
-        by_scale = _numpy(floats(mx.broadcast_to(packed[-1:] * 0 + _ONES[q.bits], (256, words)), codes))[:, 0]
+        by_scale = numpy(floats(mx.broadcast_to(packed[-1:] * 0 + _ONES[q.bits], (256, words)), codes))[:, 0]
         one = int(np.flatnonzero(by_scale == 1)[0])
         values, factors = floats(packed, mx.full((len(packed), 1), one, dtype=mx.uint8)), by_scale
     per_piece = 16 // q.bits
-    table = np.ascontiguousarray(_numpy(values)).reshape(1 << 16, per_piece)
+    table = np.ascontiguousarray(numpy(values)).reshape(1 << 16, per_piece)
     return table.view(np.dtype((np.void, 4 * per_piece))).reshape(-1), factors
 
 
 _ONES = {4: 0x22222222, 8: 0x38383838}
 """Words of which each code is the number one, in e2m1 and e4m3."""
-
-
-def _eagerly(compute: Callable[..., mx.array], plain: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
-    """compute(*inputs), with plain's gradients; plain itself where nothing can be evaluated, as in mx.compile."""
-    if not settle(*inputs):
-        return plain(*inputs)
-    function: Any = mx.custom_function(compute)
-    function.vjp(lambda primals, cotangent, _: _gradients(plain, primals, cotangent))
-    return function(*inputs)
-
-
-def _gradients(plain: Callable[..., mx.array], primals: Any, cotangent: mx.array) -> Any:
-    several = isinstance(primals, (list, tuple))
-    gradients = mx.vjp(plain, list(primals) if several else [primals], [cotangent])[1]
-    return tuple(gradients) if several else gradients[0]
-
-
-def _numpy(array: mx.array) -> np.ndarray:
-    """The same memory, not a copy of it."""
-    mx.eval(array)
-    return np.array(array, copy=False)
-
-
-def _in_threads(work: Callable[[int], None], pieces: Iterable[int]) -> None:
-    if cores() == 1:
-        for piece in pieces:
-            work(piece)
-    else:
-        for _ in _pool().map(work, pieces):
-            pass
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(cores(), thread_name_prefix="pg_mlx-unpack")
 
 
 @functools.cache
