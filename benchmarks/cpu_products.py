@@ -1,4 +1,4 @@
-"""Time the products of the CPU backend, interleaved: OMP_NUM_THREADS=1 python benchmarks/cpu_products.py
+"""Time products and functions of the CPU backend, interleaved: OMP_NUM_THREADS=1 python benchmarks/cpu_products.py
 
 CPU time (all threads) tells what an operation costs on a busy machine; --wall measures what passes, on an idle one.
 """
@@ -9,12 +9,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pg_mlx import host
+from pg_mlx import activations, host, host_functions, siglip
 from pg_mlx.backend import cores, mx
 from pg_mlx.quantization import Quantization
 
@@ -41,6 +42,19 @@ def products(rows: int, columns: int, q: Quantization) -> dict[str, Callable[[],
     }
 
 
+def functions() -> dict[str, Callable[[], mx.array]]:
+    """A layer of the tower at 448 pixels."""
+    hidden, heads = mx.random.normal((1, 1024, 4304)), mx.random.normal((1, 16, 1024, 72))
+    mx.eval(hidden, heads)
+    plain = partial(siglip._attend, scale=1 / 8)
+    return {
+        "GELU of 4.4 M, MLX": lambda: activations._gelu(hidden),
+        "GELU of 4.4 M, NumPy": lambda: activations.gelu(hidden),
+        "attention, 16.8 M scores, MLX": lambda: plain(heads, heads, heads, None),
+        "attention, 16.8 M scores, NumPy": lambda: host_functions.attend(plain, heads, heads, heads, None, 1 / 8),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=16384)
@@ -53,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     mx.set_cache_limit(128 << 20)  # as loading a model does
     clock = time.perf_counter if args.wall else time.process_time
-    work = products(args.rows, args.columns, Quantization(args.q_bits, args.q_group_size, args.q_mode))
+    work = products(args.rows, args.columns, Quantization(args.q_bits, args.q_group_size, args.q_mode)) | functions()
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(args.repeat):
         for name, function in work.items():

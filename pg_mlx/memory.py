@@ -45,9 +45,9 @@ def pass_bytes(
 
 def _vision_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization | None) -> int:
     vision, patches = config.vision, config.vision.num_patches
-    scores = 0 if on_gpu() else 2 * min(vision.num_attention_heads * patches**2, blocks.VALUES)
+    scores = 0 if on_gpu() else _copies(itemsize) * min(vision.num_attention_heads * patches**2, blocks.VALUES)
     attention = (8 * patches * vision.hidden_size + scores) * itemsize
-    mlp = patches * vision.intermediate_size * (itemsize + _ACTIVATION_BYTES[on_gpu()])
+    mlp = patches * vision.intermediate_size * (itemsize + _activation_bytes(itemsize))
     residual = 2 * patches * vision.hidden_size * itemsize
     unpacked = _unpacked_bytes(packed, patches, vision.intermediate_size * vision.hidden_size, itemsize)
     return residual + max(attention, mlp) + unpacked
@@ -56,9 +56,9 @@ def _vision_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization |
 def _prefix_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization | None) -> int:
     text, tokens = config.text, config.vision.num_patches + PROMPT_TOKENS
     scores = text.num_attention_heads * tokens**2
-    attention = 2 * (scores if on_gpu() else min(scores, blocks.VALUES)) * itemsize
+    attention = _copies(itemsize) * (scores if on_gpu() else min(scores, blocks.VALUES)) * itemsize
     together = tokens if on_gpu() else min(tokens, max(1, blocks.VALUES // (2 * text.intermediate_size)))
-    mlp = together * text.intermediate_size * (2 * itemsize + _ACTIVATION_BYTES[on_gpu()])
+    mlp = together * text.intermediate_size * (2 * itemsize + _activation_bytes(itemsize))
     heads = (text.num_attention_heads + 2 * text.num_key_value_heads) * text.head_dim
     residual = tokens * ((8 * text.hidden_size + 3 * heads) * itemsize + 2 * text.hidden_size * 4)
     unpacked = _unpacked_bytes(packed, tokens, 2 * text.intermediate_size * text.hidden_size, itemsize)
@@ -66,8 +66,14 @@ def _prefix_bytes(config: PaliGemmaConfig, itemsize: int, packed: Quantization |
     return residual + max(attention, mlp) + unpacked + cache + 2 * 4 * text.vocab_size
 
 
-_ACTIVATION_BYTES = {True: 4, False: 16}
-"""For each value that a GELU gives: on a GPU its result, on the CPU also what it computes on the way, in float32."""
+def _copies(itemsize: int) -> int:
+    """Of attention scores; NumPy computes in place."""
+    return 1 if itemsize == 4 and not on_gpu() else 2
+
+
+def _activation_bytes(itemsize: int) -> int:
+    """For each value that a GELU gives: its result, and in 16 bits on the CPU float32 on the way."""
+    return 4 if itemsize == 4 or on_gpu() else 16
 
 
 def _unpacked_bytes(packed: Quantization | None, rows: int, largest: int, itemsize: int) -> int:
