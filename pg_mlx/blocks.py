@@ -2,7 +2,7 @@
 
 On a GPU attention is one kernel and activations have 16 bits; on the CPU every operation writes its result to memory,
 in float32. At 896 pixels the scores of one layer of the vision tower take 1.07 GB, those of the decoder 0.54 GB, and so
-do gate and up of its MLP; each of them is there two or three times. Blocks change results by rounding only. They are
+do gate and up of its MLP, of which some is there twice. Blocks change results by rounding only. They are
 evaluated one after the other, since MLX reserves memory for operations ahead of doing them.
 """
 
