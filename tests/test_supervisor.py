@@ -149,6 +149,8 @@ sys.exit(Supervisor(*guarded_pipes(), os.getppid(), [sys.executable, "-c", {prog
     [
         ("import os; os._exit(3)", 1, b"the worker ended with 3; giving up"),
         ("print('hello', flush=True)", 1, b"does not keep to the protocol"),
+        ("print('{}', flush=True)", 1, b"does not keep to the protocol"),
+        ('print(\'{"type": "done", "id": []}\', flush=True)', 1, b"does not keep to the protocol"),
         ("raise SystemExit(2)", 2, b""),
     ],
 )

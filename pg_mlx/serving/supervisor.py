@@ -104,7 +104,7 @@ class Supervisor:
             while (line := incoming.line()) is not None:
                 answered |= self._take_note(parse(line))
                 self._write(line)
-        except (BadJson, LineTooLong) as error:
+        except (BadJson, LineTooLong, KeyError, TypeError) as error:  # no type, or an id that is none
             _note(f"the worker does not keep to the protocol: {type(error).__name__}: {error}")
             self._worker.kill()
         return answered or time.monotonic() - began >= QUICK_S
