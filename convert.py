@@ -2,7 +2,7 @@
 
 import sys
 
-from pg_mlx.cli import main
+from pg_mlx.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main(["convert", *sys.argv[1:]], program="convert.py"))
+    command(["convert", *sys.argv[1:]], program="convert.py")

@@ -2,7 +2,7 @@
 
 import sys
 
-from pg_mlx.cli import main
+from pg_mlx.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main(["generate", *sys.argv[1:]], program="generate.py"))
+    command(["generate", *sys.argv[1:]], program="generate.py")

@@ -14,9 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image, ImageDraw
 
@@ -28,23 +29,23 @@ from pg_mlx import timeline
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import Flow, Request, SamplingOptions
 from pg_mlx.generation.stream import pictures_of
-from pg_mlx.threads import LOOK_AHEAD, THREADS, Ahead, Outcome
+from pg_mlx.threads import LOOK_AHEAD, THREADS, Prefetch, run_into
 
 PROMPT = "detect red circle ; blue square ; green star"
 COLORS = {"picture": "#4c78a8", "vision": "#f58518", "prefill": "#54a24b", "decode": "#b279a2"}
 SCALE = 7.8  # of a scene of 256 x 192
 
 
-class Inline(Ahead[Request]):
+class Inline(Prefetch[Request]):
     """Nothing ahead: whoever asks does the work."""
 
     def __init__(self, functions: Sequence[Callable[[], Request]]):
         super().__init__(functions, threads=0, limit=1)
 
-    def __next__(self) -> Outcome[Request]:
-        outcome = super().__next__()
-        outcome.run()
-        return outcome
+    def __next__(self) -> Future[Request]:
+        if not self.exhausted:
+            run_into(*cast(tuple, self._queued.get()))
+        return super().__next__()
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
@@ -68,7 +69,7 @@ def run(model: Any, processor: Any, paths: list[Path], batch_size: int, threads:
     timeline.record(spans)
     try:
         with timeline.timed("all"):
-            requests = Ahead(functions) if threads else Inline(functions)
+            requests = Prefetch(functions) if threads else Inline(functions)
             for _, step in Flow(model, processor, requests, batch_size):
                 if isinstance(step, Exception):
                     raise step

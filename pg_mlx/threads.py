@@ -1,13 +1,24 @@
-"""Work beside the thread that owns MLX: files, pictures, text. What runs here neither makes nor touches MLX arrays."""
+"""Work beside the thread that owns MLX: files, pictures, text. What runs here neither makes nor touches MLX arrays.
+
+These threads are daemons, so a stuck download never keeps a program from ending. But Python stops a daemon thread
+wherever it is, and inside a C++ library (SentencePiece, MLX) that aborts the whole process. So no such thread is left
+behind: `background` waits for its function before an error goes on, `finish_running` waits before Python shuts down,
+and a command ends through `leave`.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar, cast
+from typing import Generic, NoReturn, TypeVar
 
 R = TypeVar("R")
 
@@ -15,49 +26,63 @@ THREADS = min(4, os.cpu_count() or 1)
 LOOK_AHEAD = 16
 """Pictures made ready before they are asked for: 0.6 MB each at 224 px, 10 MB at 896."""
 
+END_S = 10.0
+"""How long the end of a program waits for functions that are still running."""
 
-class Outcome(Generic[R]):
-    """What a function returned or raised, once somebody has run it."""
-
-    def __init__(self, function: Callable[[], R]):
-        self._function: Callable[[], R] | None = function
-        self._done = threading.Event()
-        self._value: R | None = None
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        """Called once. Errors are kept for `result`; only what ends programs passes through."""
-        assert self._function is not None
-        try:
-            self._value = self._function()
-        except BaseException as error:
-            self._error = error
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._function = None
-            self._done.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Whether it is there, after at most this many seconds."""
-        return self._done.wait(timeout)
-
-    def result(self) -> R:
-        """Waits for it. Raises what the function raised."""
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return cast(R, self._value)
+_running: set[Future] = set()
+"""What daemon threads of this module are executing. Adding and removing one future is atomic."""
 
 
-def start(function: Callable[[], R]) -> Outcome[R]:
-    """Runs it on a thread of its own, which does not keep the program from ending."""
-    outcome = Outcome(function)
-    threading.Thread(target=outcome.run, daemon=True).start()
-    return outcome
+def run_into(future: Future[R], function: Callable[[], R]) -> None:
+    """Call the function here. The future gets its result or error, KeyboardInterrupt too; nothing is raised."""
+    _running.add(future)
+    try:
+        future.set_result(function())
+    except BaseException as error:
+        future.set_exception(error)
+    finally:
+        _running.discard(future)
 
 
-class Once(Generic[R]):
+def start(function: Callable[[], R]) -> Future[R]:
+    """Call the function on a new daemon thread."""
+    future: Future[R] = Future()
+    threading.Thread(target=run_into, args=(future, function), daemon=True).start()
+    return future
+
+
+@contextmanager
+def background(function: Callable[[], R]) -> Iterator[Future[R]]:
+    """As `start`, and wait for the function at the end of the block, however the block ends."""
+    future = start(function)
+    try:
+        yield future
+    finally:
+        wait([future])
+
+
+def finish_running(timeout: float = END_S) -> bool:
+    """Wait until no function of this module runs; False if some still do after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while _running and time.monotonic() < deadline:
+        wait(list(_running), 0.05)  # a future is done a moment before it leaves the set
+    return not _running
+
+
+atexit.register(finish_running)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program with this exit code, at once even if daemon threads are still working."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed, or none
+            stream.flush()
+    if any(thread.daemon for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
+
+
+class Shared(Generic[R]):
     """A function whose result several threads need: the first one calls it, the others wait."""
 
     def __init__(self, function: Callable[[], R]):
@@ -72,8 +97,8 @@ class Once(Generic[R]):
             return self._value[0]
 
 
-class Ahead(Iterator[Outcome[R]]):
-    """The outcomes of functions, in their order, each perhaps not there yet.
+class Prefetch(Iterator[Future[R]]):
+    """The results of functions as futures, in order, each perhaps not done yet.
 
     A few threads run up to `limit` functions before they are asked for, so memory is bounded however many there are.
     `functions` is iterated by the thread that asks.
@@ -82,12 +107,12 @@ class Ahead(Iterator[Outcome[R]]):
     def __init__(self, functions: Iterable[Callable[[], R]], *, threads: int = THREADS, limit: int = LOOK_AHEAD):
         self._functions = iter(functions)
         self._limit, self._left = limit, threads
-        self._queued: SimpleQueue[Outcome[R] | None] = SimpleQueue()
-        self._pending: deque[Outcome[R]] = deque()
-        self._running: list[threading.Thread] = []
+        self._queued: SimpleQueue[tuple[Future[R], Callable[[], R]] | None] = SimpleQueue()
+        self._pending: deque[Future[R]] = deque()
+        self._started = 0
         self._fill()
 
-    def __next__(self) -> Outcome[R]:
+    def __next__(self) -> Future[R]:
         if not self._pending:
             raise StopIteration
         first = self._pending.popleft()
@@ -100,11 +125,11 @@ class Ahead(Iterator[Outcome[R]]):
 
     @property
     def ready(self) -> bool:
-        """Whether the next outcome is there already."""
-        return bool(self._pending) and self._pending[0].wait(0)
+        """Whether the next result is there already."""
+        return bool(self._pending) and self._pending[0].done()
 
     def close(self) -> None:
-        """What has not begun will not begin. Threads end with what they are at."""
+        """What has not begun will not begin. Threads end with what they are doing."""
         self._functions = iter(())
         self._pending.clear()
         while not self._queued.empty():
@@ -112,20 +137,21 @@ class Ahead(Iterator[Outcome[R]]):
                 self._queued.get_nowait()
             except Empty:  # a thread was quicker
                 break
-        for _ in self._running:
+        for _ in range(self._started):
             self._queued.put(None)
 
     def _fill(self) -> None:
         while len(self._pending) < self._limit and (function := next(self._functions, None)) is not None:
-            outcome = Outcome(function)
-            self._pending.append(outcome)
-            self._queued.put(outcome)
+            future: Future[R] = Future()
+            self._pending.append(future)
+            self._queued.put((future, function))
             if self._left:
                 self._left -= 1
-                self._running.append(threading.Thread(target=_work, args=(self._queued,), daemon=True))
-                self._running[-1].start()
+                self._started += 1
+                threading.Thread(target=_work, args=(self._queued,), daemon=True).start()
 
 
-def _work(queued: SimpleQueue[Outcome[R] | None]) -> None:
-    while (outcome := queued.get()) is not None:
-        outcome.run()
+def _work(queued: SimpleQueue[tuple[Future, Callable] | None]) -> None:
+    while (item := queued.get()) is not None:
+        run_into(*item)
+        del item  # or a result would live until the next one

@@ -14,7 +14,7 @@ from test_engine import note_widths
 import pg_mlx
 from pg_mlx import PaliGemma, Processor
 from pg_mlx.generation import Engine, Flow, Generation, Picture, Request, SamplingOptions, Step, flow
-from pg_mlx.threads import Ahead
+from pg_mlx.threads import Prefetch
 
 TOKENS = (3, 7, 1, 5, 5, 2, 6, 4, 8, 3)
 
@@ -41,7 +41,7 @@ def run(loaded: tuple[PaliGemma, Processor], batch_size: int, wrong: Sequence[in
     ends: dict[int, Generation | Exception] = {}
     texts = [""] * len(TOKENS)
     order = []
-    for index, step in Flow(*loaded, Ahead(makers), batch_size, **options):
+    for index, step in Flow(*loaded, Prefetch(makers), batch_size, **options):
         if isinstance(step, Step):
             texts[index] += step.text
         if isinstance(step, Exception) or step.generation:
@@ -163,7 +163,7 @@ def test_waiting_for_a_picture_can_be_given_up(loaded) -> None:
 
     gate = Event()
     makers: list[Callable] = [gate.wait]
-    assert list(Flow(*loaded, Ahead(makers), 2, cancelled=lambda: True)) == []
+    assert list(Flow(*loaded, Prefetch(makers), 2, cancelled=lambda: True)) == []
     gate.set()
 
 

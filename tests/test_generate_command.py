@@ -292,7 +292,7 @@ def test_import_and_help_are_quick():
     assert package <= 0.1 and help_text <= 0.3
 
 
-HEAVY = ("transformers", "mlx_lm", "torch", "tokenizers", "huggingface_hub", "tqdm", "requests", "concurrent.futures")
+HEAVY = ("transformers", "mlx_lm", "torch", "tokenizers", "huggingface_hub", "tqdm", "requests")
 """And of our own what a plain answer has no use for."""
 UNUSED = ("pg_mlx.conversion", "pg_mlx.checkpoint.npz", "pg_mlx.regions.draw", "pg_mlx.regions.export")
 

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..memory import check_copies, check_fits, held_bytes, keep_floats, keep_floats_if_small, keep_within
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..sizes import parse_size
-from ..threads import start
+from ..threads import background
 from . import hub, mask_weights
 from .adapters import AdaptedSource, Adapter, AdapterPath, open_adapters
 from .assemble import Source, fill
@@ -62,11 +62,11 @@ def load(
     check_layers_at_once(layers_at_once)
     given = MaskDecoder.load(mask_decoder) if mask_decoder else None
     folder = hub.resolve(path_or_repo, revision)
-    tokenizer = start(lambda: Tokenizer.from_folder(folder))  # while the weights are read
-    masks = given or mask_weights.mask_decoder(folder)
-    model = _load_model(folder, dtype, adapters, progress, budget)
-    model.use_sliding_window, model.layers_at_once = use_sliding_window, layers_at_once
-    begin = time.perf_counter()
+    with background(lambda: Tokenizer.from_folder(folder)) as tokenizer:  # while the weights are read
+        masks = given or mask_weights.mask_decoder(folder)
+        model = _load_model(folder, dtype, adapters, progress, budget)
+        model.use_sliding_window, model.layers_at_once = use_sliding_window, layers_at_once
+        begin = time.perf_counter()
     resample = read_resample(folder / "preprocessor_config.json")
     processor = Processor(tokenizer.result(), model.config.vision.image_size, resample, masks)
     rows = model.config.text.vocab_size

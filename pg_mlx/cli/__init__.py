@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 from ..errors import PgMlxError
 
@@ -16,6 +18,19 @@ COMMANDS = {
     "bench": "time each stage on this machine",
     "doctor": "check that this machine computes right",
 }
+
+
+def command(argv: list[str] | None = None, program: str | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    try:
+        code = main(argv, program)
+    except Exception:  # with --debug
+        traceback.print_exc()
+        code = 1
+
+    from ..threads import leave
+
+    leave(code)
 
 
 def main(argv: list[str] | None = None, program: str | None = None) -> int:

@@ -7,11 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..threads import Ahead, Once, Outcome
+from ..threads import Prefetch, Shared, run_into
 from ..timeline import timed
 from .common import load_progress
 from .pictures import Picture
@@ -42,15 +43,15 @@ class Asking:
         self.images: dict[int, Image.Image] = {}
         """Those that will be drawn on and cannot be read again."""
         self._args, self._stop = args, stop
-        self._loaded = Outcome(self._load)
-        self._requests = Ahead(self._functions(pictures))
+        self._loaded: Future[tuple[PaliGemma, Processor]] = Future()
+        self._requests = Prefetch(self._functions(pictures))
         self._prompts = dict.fromkeys(picture.prompt for picture in pictures)
         self._count = len(pictures)
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
         from ..generation import Flow
 
-        self._loaded.run()
+        run_into(self._loaded, self._load)
         model, processor = self._loaded.result()
         for prompt in self._prompts:
             processor.prompt_ids(prompt)  # or a bad one would be the fault of every picture
@@ -63,7 +64,7 @@ class Asking:
         """What makes each one's request. Those that differ in their prompt only share the picture."""
         for _, same in groupby(enumerate(pictures), key=lambda one: one[1].source):
             row = list(same)
-            read = Once(partial(self._read, row[0][1]))
+            read = Shared(partial(self._read, row[0][1]))
             yield from (partial(self._request, index, picture, read) for index, picture in row)
 
     def _read(self, picture: Picture) -> tuple[Image.Image, Pixels, float]:

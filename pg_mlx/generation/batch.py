@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor
-from ..threads import Ahead, Once
+from ..threads import Prefetch, Shared
 from .flow import Flow
 from .grammar import grammar_for
 from .pictures import Picture
@@ -89,7 +89,7 @@ def _run(
     requests: Iterator[Callable[[], Request]],
     batch_size: int,
 ) -> Iterator[tuple[int, Generation]]:
-    for index, step in Flow(model, processor, Ahead(requests), batch_size):
+    for index, step in Flow(model, processor, Prefetch(requests), batch_size):
         if isinstance(step, Exception):
             raise step
         if step.generation is not None:
@@ -114,7 +114,7 @@ def _requests(
         with lock:
             return pictures_of(processor, image)
 
-    def request(prompt: str, pictures: Once[list[Picture]]) -> Request:
+    def request(prompt: str, pictures: Shared[list[Picture]]) -> Request:
         start = time.perf_counter()
         read, ids = pictures(), processor.prompt_ids(prompt)
         guide = grammar_for(processor.tokenizer, prompt, constrain, max_regions)
@@ -124,7 +124,7 @@ def _requests(
     for prompt, image in pairs:
         if pictures is None or image is not last:
             mx.eval([one for one in _listed(image) if isinstance(one, mx.array)])  # other threads may not
-            last, pictures = image, Once(partial(read, image))
+            last, pictures = image, Shared(partial(read, image))
         yield partial(request, prompt, pictures)
 
 

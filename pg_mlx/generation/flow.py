@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -12,7 +13,7 @@ from itertools import repeat
 from ..backend import on_gpu
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream
-from ..threads import Ahead
+from ..threads import Prefetch
 from .engine import Engine
 from .results import Step
 from .rows import Request, Row
@@ -50,7 +51,7 @@ class Flow:
 
     model: PaliGemma
     processor: Processor
-    requests: Ahead[Request]
+    requests: Prefetch[Request]
     batch_size: int
     window: int | None = None
     cancelled: Callable[[], bool] = lambda: False
@@ -107,13 +108,13 @@ class Flow:
         while len(self._ready) < count and not self.requests.exhausted:
             if self.window is not None and self._coming >= first + self.window:
                 return
-            outcome, index = next(self.requests), self._coming
+            future, index = next(self.requests), self._coming
             self._coming += 1
-            while not outcome.wait(_PATIENCE_S):
+            while wait([future], _PATIENCE_S).not_done:
                 if self.cancelled():
                     return self._cancel()
             try:
-                request = outcome.result()
+                request = future.result()
             except Exception as error:
                 yield index, error
                 continue
