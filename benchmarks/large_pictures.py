@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pg_mlx import load_model
 from pg_mlx.backend import mx
-from pg_mlx.checkpoint.needs import needed_bytes
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.footprint import needed_bytes
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
+from pg_mlx.files.json import read_json
 
 
 def main() -> None:

@@ -21,9 +21,10 @@ import random_checkpoint
 from PIL import Image
 
 from pg_mlx.backend import mx
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion import convert
 from pg_mlx.conversion.quality import Sample, compare
+from pg_mlx.files.json import read_json
 from pg_mlx.quantization import RECIPES, Quantization, Recipe, uniform
 from pg_mlx.quantization.modes import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
 

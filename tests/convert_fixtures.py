@@ -11,10 +11,10 @@ import mlx.core as mx
 from command_fixtures import ROOT
 from model_fixtures import Tensors, same
 
-from pg_mlx.checkpoint.assemble import Source
 from pg_mlx.checkpoint.layouts import slots
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source
 from pg_mlx.config import PaliGemmaConfig
+from pg_mlx.files.json import read_json
 from pg_mlx.quantization import Quantization
 
 GOLDEN = ROOT / "tests" / "golden"

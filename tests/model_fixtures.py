@@ -12,6 +12,7 @@ import pytest
 
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL, slots
 from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.errors import InputError
 from pg_mlx.paligemma import PaliGemma
@@ -58,7 +59,7 @@ def random_tensors(raw: Json, seed: int = 0) -> Tensors:
     return tensors
 
 
-class Memory:
+class Memory(Source):
     """A checkpoint in memory, under canonical names."""
 
     def __init__(self, tensors: Tensors):

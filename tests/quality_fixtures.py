@@ -9,8 +9,9 @@ from typing import Any
 from command_fixtures import tiny_checkpoint
 from model_fixtures import Json, Tensors, quantized, write_folder
 
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion.quality import Quality, compare, default_samples
+from pg_mlx.files.json import read_json
 from pg_mlx.quantization import pad_columns, pad_rows
 
 MAX_TOKENS = 12

@@ -11,9 +11,10 @@ import pytest
 
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
 from pg_mlx.checkpoint.load import build
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.errors import InputError
+from pg_mlx.files.json import read_json
 
 GOLDEN = Path(__file__).parent / "golden"
 

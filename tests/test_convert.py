@@ -26,11 +26,12 @@ from processor_fixtures import write_small_tokenizer_json
 import pg_mlx
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL, slots, tell
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.checkpoint.validate import validate
-from pg_mlx.checkpoint.writer import ShardWriter
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.conversion import pipeline
+from pg_mlx.files.json import read_json
+from pg_mlx.files.shards import ShardWriter
 
 FOLDERS = ["pg1_classic", "pg1_new", "pg2_classic", "pg2_new"]
 EMBEDDING = "language_model.model.embed_tokens.weight"

@@ -11,8 +11,8 @@ import pytest
 from command_fixtures import CAT, run, tiny_checkpoint
 from convert_fixtures import GOLDEN, PARTS_OF_A_FOLDER, contents, convert_py, names, packings
 
-from pg_mlx.checkpoint.safetensors import read_header
 from pg_mlx.cli import main
+from pg_mlx.files.safetensors import read_header
 from pg_mlx.quantization import Quantization
 
 ARCHIVE = GOLDEN / "pg1_big_vision.npz"

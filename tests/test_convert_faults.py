@@ -20,15 +20,15 @@ from convert_fixtures import PARTS_OF_A_FOLDER, WEIGHTS, contents, names
 from model_fixtures import one_line_error
 
 import pg_mlx
-from pg_mlx.checkpoint import writer
 from pg_mlx.conversion import pipeline
 from pg_mlx.errors import PgMlxError
+from pg_mlx.files import shards
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
 
 RUNNER = """
 import json, os, sys
-from pg_mlx.checkpoint.writer import ShardWriter
+from pg_mlx.files.shards import ShardWriter
 from pg_mlx.cli import main
 
 number, last, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -241,8 +241,8 @@ def test_writing_that_fails_is_one_line_and_leaves_all_as_it_was(
 ):
     target = Path(shutil.copytree(old, tmp_path / "out"))
     home, name, wanted = {
-        "first bytes": (writer, "_write", lambda file, data: True),
-        "last bytes": (writer, "_write", lambda file, data: bytes(data[8:9]) == b"{"),  # a shard's head
+        "first bytes": (shards, "_write", lambda file, data: True),
+        "last bytes": (shards, "_write", lambda file, data: bytes(data[8:9]) == b"{"),  # a shard's head
         "tokenizer": (pipeline.shutil, "copyfile", lambda path, to: True),
         "model card": (Path, "write_text", lambda path, text: path.name == "README.md"),
     }[place]

@@ -11,9 +11,10 @@ from model_fixtures import one_line_error
 from region_fixtures import ARCHIVE
 
 import pg_mlx
-from pg_mlx.checkpoint import hub, mask_weights
+from pg_mlx.checkpoint import hub, mask_decoder
 from pg_mlx.checkpoint.validate import validate
 from pg_mlx.cli import main
+from pg_mlx.files.arrays import read_arrays, write_arrays
 from pg_mlx.regions.masks import MaskDecoder, MaskEncoder
 
 CODES = [[7] * 16]
@@ -34,7 +35,7 @@ def test_the_command_puts_the_decoder_into_the_folder_where_generate_finds_it(so
     _, processor = pg_mlx.load(target)
     assert isinstance(processor.mask_decoder, MaskDecoder)
     assert mx.array_equal(processor.mask_decoder(CODES), MaskDecoder.load(ARCHIVE)(CODES))
-    MaskEncoder.load(target / mask_weights.FILE_NAME)  # training wants it
+    MaskEncoder.load(target / mask_decoder.FILE_NAME)  # training wants it
 
 
 def test_other_programs_do_not_take_it_for_weights(source: Path, tmp_path: Path):
@@ -46,17 +47,17 @@ def test_other_programs_do_not_take_it_for_weights(source: Path, tmp_path: Path)
     assert names[0] == names[1] and validate(plain) == validate(masked)
 
 
-@pytest.mark.parametrize("name", ["vae-oid.npz", mask_weights.FILE_NAME])
+@pytest.mark.parametrize("name", ["vae-oid.npz", mask_decoder.FILE_NAME])
 def test_a_decoder_in_the_source_comes_along_quantized_or_not(source: Path, tmp_path: Path, name: str):
     first, second = tmp_path / "first", tmp_path / "second"
     assert convert("--hf-path", source, "--mlx-path", first) == 0
     if name == "vae-oid.npz":
         (first / name).write_bytes(ARCHIVE.read_bytes())
     else:
-        mask_weights.write(first / name, mask_weights.read(ARCHIVE))
+        write_arrays(first / name, read_arrays(ARCHIVE))
     assert convert("--hf-path", first, "--mlx-path", second, "-q") == 0
     assert not (second / "vae-oid.npz").exists()
-    decode = MaskDecoder.load(second / mask_weights.FILE_NAME)
+    decode = MaskDecoder.load(second / mask_decoder.FILE_NAME)
     assert mx.array_equal(decode(CODES), MaskDecoder.load(ARCHIVE)(CODES))
 
 
@@ -67,7 +68,7 @@ def test_what_is_not_needed_stays_behind(source: Path, tmp_path: Path):
     with np.load(ARCHIVE) as archive:
         np.savez(more, **archive, **{"_vq_vae._ema_w": np.zeros((128, 24), np.float32)})
     convert("--hf-path", source, "--mlx-path", tmp_path / "out", "--mask-decoder", more)
-    assert "_vq_vae._ema_w" not in mask_weights.read(tmp_path / "out" / mask_weights.FILE_NAME)
+    assert "_vq_vae._ema_w" not in read_arrays(tmp_path / "out" / mask_decoder.FILE_NAME)
 
 
 def test_a_wrong_decoder_is_said_before_anything_is_written(source: Path, tmp_path: Path):

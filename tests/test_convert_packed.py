@@ -24,9 +24,10 @@ from model_fixtures import (
 )
 
 import pg_mlx
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.checkpoint.validate import validate
 from pg_mlx.conversion import pipeline, weights
+from pg_mlx.files.json import read_json
 from pg_mlx.quantization import Quantization
 
 TEXT, VISION = "language_model.model", "vision_tower.vision_model"

@@ -15,11 +15,11 @@ from command_fixtures import tiny_checkpoint
 from convert_fixtures import GOLDEN, WEIGHTS, assert_same, names, read_all, stored
 
 import pg_mlx
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder
-from pg_mlx.checkpoint.writer import ShardWriter
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.cli import main
 from pg_mlx.conversion import pipeline
 from pg_mlx.errors import PgMlxError
+from pg_mlx.files.shards import ShardWriter
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
 

@@ -294,7 +294,7 @@ def test_import_and_help_are_quick():
 
 HEAVY = ("transformers", "mlx_lm", "torch", "tokenizers", "huggingface_hub", "tqdm", "requests")
 """And of our own what a plain answer has no use for."""
-UNUSED = ("pg_mlx.conversion", "pg_mlx.checkpoint.npz", "pg_mlx.regions.draw", "pg_mlx.regions.export")
+UNUSED = ("pg_mlx.conversion", "pg_mlx.files.npz", "pg_mlx.regions.draw", "pg_mlx.regions.export")
 
 
 def test_the_greedy_path_imports_nothing_that_it_does_not_use(model: Path):

@@ -14,8 +14,9 @@ from model_fixtures import distance, one_line_error
 
 import pg_mlx
 from pg_mlx import MaskDecoder, MaskEncoder
-from pg_mlx.checkpoint import hub, mask_weights
+from pg_mlx.checkpoint import hub, mask_decoder
 from pg_mlx.errors import PgMlxError
+from pg_mlx.files.arrays import read_arrays, write_arrays
 from pg_mlx.regions import Region
 from pg_mlx.regions.paste import crop
 
@@ -125,8 +126,8 @@ def test_cropping_undoes_pasting():
 
 
 def test_safetensors_decode_as_the_archive_does_and_keep_the_encoder(tmp_path: Path, golden: dict[str, mx.array]):
-    path = tmp_path / mask_weights.FILE_NAME
-    mask_weights.write(path, mask_weights.read(ARCHIVE))
+    path = tmp_path / mask_decoder.FILE_NAME
+    write_arrays(path, read_arrays(ARCHIVE))
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
     assert mx.array_equal(
         MaskDecoder.load(path)(golden["seg_indices"]), MaskDecoder.load(ARCHIVE)(golden["seg_indices"])
@@ -221,16 +222,16 @@ def test_wrong_masks_are_one_line(shape: tuple[int, ...]):
 def test_the_folders_own_decoder_goes_before_the_published_file_and_that_before_the_hub(tmp_path: Path, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(hub, "space_file", lambda space, name: asked.append(name) or ARCHIVE)
-    found = mask_weights.mask_decoder(tmp_path)
+    found = mask_decoder.open_mask_decoder(tmp_path)
     assert not asked  # only when a mask is to be decoded
     assert found([[1] * 16]) is not None and found([[2] * 16]) is not None
     assert asked == ["vae-oid.npz"]
 
     (tmp_path / "vae-oid.npz").write_bytes(ARCHIVE.read_bytes())
-    assert mask_weights.find(tmp_path) == tmp_path / "vae-oid.npz"
-    mask_weights.write(tmp_path / mask_weights.FILE_NAME, mask_weights.read(ARCHIVE))
-    assert mask_weights.find(tmp_path) == tmp_path / mask_weights.FILE_NAME
-    assert isinstance(mask_weights.mask_decoder(tmp_path), MaskDecoder)
+    assert mask_decoder.find_mask_decoder(tmp_path) == tmp_path / "vae-oid.npz"
+    write_arrays(tmp_path / mask_decoder.FILE_NAME, read_arrays(ARCHIVE))
+    assert mask_decoder.find_mask_decoder(tmp_path) == tmp_path / mask_decoder.FILE_NAME
+    assert isinstance(mask_decoder.open_mask_decoder(tmp_path), MaskDecoder)
 
 
 def test_without_a_hub_there_are_no_masks_and_one_line_says_so(monkeypatch, capsys, tmp_path: Path):
@@ -238,7 +239,7 @@ def test_without_a_hub_there_are_no_masks_and_one_line_says_so(monkeypatch, caps
         raise PgMlxError(f"{name} could not be fetched")
 
     monkeypatch.setattr(hub, "space_file", away)
-    found = mask_weights.mask_decoder(tmp_path)
+    found = mask_decoder.open_mask_decoder(tmp_path)
     assert found([[1] * 16]) is None and found([[1] * 16]) is None
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "vae-oid.npz" in lines[0] and "--mask-decoder" in lines[0]
@@ -267,8 +268,8 @@ def test_the_space_is_asked_once_the_cache_does_not_know(monkeypatch, away: bool
     space, file = "big-vision/paligemma", ("big-vision/paligemma", "vae-oid.npz", "space")
     if away:
         with pytest.raises(PgMlxError) as caught:
-            hub.space_file(mask_weights.PUBLISHED_SPACE, mask_weights.PUBLISHED_NAME)
+            hub.space_file(mask_decoder.PUBLISHED_SPACE, mask_decoder.PUBLISHED_NAME)
         assert "\n" not in str(caught.value) and calls == [(*file, True), space]
     else:
-        found = hub.space_file(mask_weights.PUBLISHED_SPACE, mask_weights.PUBLISHED_NAME)
+        found = hub.space_file(mask_decoder.PUBLISHED_SPACE, mask_decoder.PUBLISHED_NAME)
         assert found == Path("/cache/vae-oid.npz") and calls == [(*file, True), space, (*file, False)]

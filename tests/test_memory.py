@@ -17,10 +17,11 @@ from worker_fixtures import Raw
 
 import pg_mlx
 from pg_mlx import host, load_model, memory
+from pg_mlx.checkpoint.footprint import needed_bytes
 from pg_mlx.checkpoint.load import DTYPES
-from pg_mlx.checkpoint.needs import needed_bytes
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder, read_json
+from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.demo import CHECKPOINT, PICTURES
+from pg_mlx.files.json import read_json
 from pg_mlx.linear import Linear, matrices
 from pg_mlx.quantization import Quantization
 from pg_mlx.sizes import parse_size

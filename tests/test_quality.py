@@ -16,10 +16,10 @@ from model_fixtures import Memory, config_json, one_line_error, random_tensors
 from quality_fixtures import MAX_TOKENS, SAMPLES, copy_of, loud_checkpoint, packed, padded, quality, tensors_of
 
 from pg_mlx import PaliGemma, PgMlxError, Processor, generate, load_model
-from pg_mlx.checkpoint.safetensors import read_json
-from pg_mlx.conversion import figures
+from pg_mlx.conversion import metrics
+from pg_mlx.conversion.layerwise import Streamed
 from pg_mlx.conversion.quality import Quality, Sample, compare, default_samples
-from pg_mlx.conversion.streamed import Streamed
+from pg_mlx.files.json import read_json
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,8 @@ def test_figures_equal_plain_computations(
     source: Path, result: Path, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full logits of the loaded models, in numpy; and really decoding with both."""
-    monkeypatch.setattr(figures, "ROWS", 500)
-    monkeypatch.setattr(figures, "POSITIONS", 7)
+    monkeypatch.setattr(metrics, "ROWS", 500)
+    monkeypatch.setattr(metrics, "POSITIONS", 7)
     processor = Processor.from_folder(result, 56)
     ours, theirs = load_model(result, dtype="float32"), load_model(source, dtype="float32")
     if stops:  # random models hardly ever end an answer, so let it be a token of one on which both agree
@@ -171,12 +171,12 @@ def test_ids_without_text_do_not_count(source: Path, tmp_path: Path) -> None:
 def test_many_positions_are_compared_in_slices() -> None:
     raw = config_json("gemma", dict(vocab_size=32768))
     model = Streamed(Memory(random_tensors(raw)), raw, "float32")
-    reading = figures.Reading(model, [], mx.random.normal((2048, 32)))
-    other = figures.Reading(model, [], reading.hidden + 0.1)
+    reading = metrics.Reading(model, [], mx.random.normal((2048, 32)))
+    other = metrics.Reading(model, [], reading.hidden + 0.1)
     mx.eval(reading.hidden, other.hidden)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    assert figures.predict(reading, other, 32768).kl.shape == (2048,)
+    assert metrics.predict(reading, other, 32768).kl.shape == (2048,)
     assert mx.get_peak_memory() - before < 2048 * 32768 * 4 / 2  # half of one model's logits
 
 

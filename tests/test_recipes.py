@@ -9,6 +9,7 @@ from model_fixtures import one_line_error
 from random_checkpoint import raw_config
 
 from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.conversion.plan import Module, Plan, make_plan
 from pg_mlx.quantization import RECIPES, Quantization, Recipe, uniform
@@ -18,7 +19,7 @@ FOUR, SIX, EIGHT = (Quantization(bits, 64) for bits in (4, 6, 8))
 TEXT, VISION = "language_model.model", "vision_tower.vision_model"
 
 
-class Shapes:
+class Shapes(Source):
     """A checkpoint that has no weights."""
 
     def __init__(self, config: PaliGemmaConfig):

@@ -22,15 +22,14 @@ from model_fixtures import (
     wide_config_json,
     write_folder,
 )
+from pg_mlx.checkpoint.adapters.merge.merge import AdaptedSource, Adapter
 
 from pg_mlx import load_model
-from pg_mlx.checkpoint.adapters import AdaptedSource, Adapter
-from pg_mlx.checkpoint.assemble import Source
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
 from pg_mlx.checkpoint.load import build
-from pg_mlx.checkpoint.safetensors import SafetensorsFolder
+from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source
 from pg_mlx.config import PaliGemmaConfig
-from pg_mlx.conversion.streamed import Streamed, Text
+from pg_mlx.conversion.layerwise import Streamed, Text
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXTS = [Text(0, [2, 9, 5], [7, 8, 1, 30]), Text(1, [2, 4], [3]), Text(0, [2, 50, 60, 70, 3], [90, 91])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,20 +12,12 @@ from ..errors import InputError
 from ..linear import Embedding, Linear, Parallel
 from ..paligemma import PaliGemma
 from ..quantization import Quantization
-from .adapters import AdaptedSource
 from .check import packing
 from .layouts import Slot
+from .tensors import Source
 
 Matrix = tuple[Quantization | None, dict[str, mx.array]]
 """How a stored matrix is packed (None: float), and its arrays by name, as linear.Linear has them."""
-
-
-class Source(Protocol):
-    """A checkpoint under canonical names, whatever its files look like."""
-
-    shapes: dict[str, tuple[int, ...]]
-
-    def read(self, name: str) -> mx.array: ...
 
 
 def fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Any:
@@ -81,15 +73,12 @@ def read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, 
         arrays["scales"] = source.read(f"{part}.scales")
         if arrays["scales"].dtype != mx.uint8:
             raise InputError(f"{part}.scales holds {arrays['scales'].dtype}, but {quantization.mode} has uint8")
-    if isinstance(source, AdaptedSource):
-        table = Embedding(weight.shape[0], slot.columns)
-        fill_matrix(table, [(quantization, arrays)])
-        adapter = source.beside(part, table.unpacked(mx.float32))
-        adapter = {name: array.astype(dtype) for name, array in adapter.items()}
-        if "weight" in adapter:
-            return None, adapter | bias
-        arrays |= adapter
-    return quantization, arrays
+    table = Embedding(weight.shape[0], slot.columns)
+    fill_matrix(table, [(quantization, arrays)])
+    adapter = {name: array.astype(dtype) for name, array in source.beside(part, table.unpacked(mx.float32)).items()}
+    if "weight" in adapter:
+        return None, adapter | bias
+    return quantization, arrays | adapter
 
 
 def fill_matrix(module: Linear | Embedding, parts: list[Matrix]) -> None:

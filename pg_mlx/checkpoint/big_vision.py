@@ -17,8 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import InputError
+from ..files.npz import NpzArchive
 from .layouts import CONNECTOR, TEXT, VISION
-from .npz import NpzArchive
+from .tensors import Source
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Piece:
     groups: tuple[tuple[int, ...], ...]
 
 
-class BigVisionArchive:
+class BigVisionArchive(Source):
     """A `assemble.Source`: `shapes` by canonical name, and `read`. Optimizer state (`opt/`, `chrono/`) is ignored.
 
     Raises InputError if the archive is broken or is no PaliGemma.

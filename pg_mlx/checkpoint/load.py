@@ -13,17 +13,19 @@ import mlx.core as mx
 from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
+from ..files.json import read_json
 from ..memory import check_copies, check_fits, held_bytes, keep_floats, keep_floats_if_small, keep_within
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..sizes import parse_size
 from ..threads import background
-from . import hub, mask_weights
-from .adapters import AdaptedSource, Adapter, AdapterPath, open_adapters
-from .assemble import Source, fill
+from . import hub
+from .adapters.merge import AdaptedSource, Adapter, AdapterPath, open_adapters
+from .assemble import fill
 from .check import check
+from .footprint import needed_bytes
 from .layouts import slots, tell
-from .needs import needed_bytes
-from .safetensors import SafetensorsFolder, read_json
+from .mask_decoder import open_mask_decoder
+from .tensors import SafetensorsFolder, Source
 
 if TYPE_CHECKING:
     from ..processor import Processor
@@ -63,7 +65,7 @@ def load(
     given = MaskDecoder.load(mask_decoder) if mask_decoder else None
     folder = hub.resolve(path_or_repo, revision)
     with background(lambda: Tokenizer.from_folder(folder)) as tokenizer:  # while the weights are read
-        masks = given or mask_weights.mask_decoder(folder)
+        masks = given or open_mask_decoder(folder)
         model = _load_model(folder, dtype, adapters, progress, budget)
         model.use_sliding_window, model.layers_at_once = use_sliding_window, layers_at_once
         begin = time.perf_counter()

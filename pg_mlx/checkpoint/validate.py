@@ -11,9 +11,11 @@ from typing import Any
 
 from ..config import PaliGemmaConfig
 from ..errors import InputError
+from ..files.json import read_json
+from ..files.safetensors import read_header
 from .check import check
 from .layouts import PATCH_KERNEL, canonical_name, slots, tell
-from .safetensors import SafetensorsFolder, read_header, read_json
+from .tensors import SafetensorsFolder
 
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
 _REQUIRED = {

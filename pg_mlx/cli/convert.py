@@ -12,7 +12,8 @@ from ..errors import InputError
 from .common import Parser
 
 if TYPE_CHECKING:
-    from ..conversion.pipeline import Job, Report
+    from ..conversion.pipeline import Job
+    from ..conversion.report import Report
     from ..conversion.weights import Progress
 
 DESCRIPTION = "Convert a PaliGemma checkpoint for MLX, quantized if wanted, whatever its size and your memory."

@@ -1,5 +1,6 @@
 """From any checkpoint to a folder that MLX programs load: read, merge, quantize, write, compare."""
 
-from .pipeline import Report, convert
+from .pipeline import convert
+from .report import Report
 
 __all__ = ["Report", "convert"]

@@ -17,38 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..checkpoint import mask_weights
 from ..checkpoint.layouts import tell
 from ..checkpoint.load import DTYPES
-from ..checkpoint.writer import ShardWriter, whole_folder
+from ..checkpoint.mask_decoder import FILE_NAME
+from ..checkpoint.open import Opened, open_source
 from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
+from ..files.arrays import write_arrays
+from ..files.folder import whole_folder
+from ..files.shards import ShardWriter
 from ..processor import Tokenizer
 from ..quantization import RECIPES, Recipe, uniform
 from ..regions.masks import read_masks
-from . import config_json
-from .card import model_card
+from . import side_files
 from .plan import Plan, make_plan
-from .source import Opened, open_source
+from .report import Report, model_card
 from .tokenizer_json import write_tokenizer_json
 from .weights import Progress, working_bytes, write_weights
 
 if TYPE_CHECKING:
     from .quality import Quality
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a conversion did."""
-
-    target: Path
-    bytes_before: int
-    bytes_after: int
-    bits_per_weight: float
-    left_float: list[str]
-    seconds: float
-    peak_memory_bytes: int
-    quality: Quality | None
 
 
 @dataclass(frozen=True)
@@ -266,16 +254,16 @@ def _write_side_files(job: Job, folder: Path) -> None:
         write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
     config = job.plan.config
     if job.masks:
-        mask_weights.write(folder / mask_weights.FILE_NAME, job.masks)
+        write_arrays(folder / FILE_NAME, job.masks)
     files: dict[str, dict[str, Any]] = {
-        "config.json": config_json.config_json(config, str(job.dtype).removeprefix("mlx.core.")),
-        "preprocessor_config.json": config_json.preprocessor_json(
+        "config.json": side_files.config_json(config, str(job.dtype).removeprefix("mlx.core.")),
+        "preprocessor_config.json": side_files.preprocessor_json(
             config.vision.image_size, config.vision.num_patches, job.opened.resample
         ),
     }
     if "generation_config.json" not in job.opened.side_files:
-        files["generation_config.json"] = config_json.GENERATION_JSON
+        files["generation_config.json"] = side_files.GENERATION_JSON
     if job.opened.side_files and "tokenizer_config.json" not in job.opened.side_files:
-        files["tokenizer_config.json"] = config_json.tokenizer_config_json()
+        files["tokenizer_config.json"] = side_files.tokenizer_config_json()
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ..checkpoint.assemble import Source
 from ..checkpoint.check import check, packing
 from ..checkpoint.layouts import TEXT, VISION, Slot, slots
+from ..checkpoint.tensors import Source
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..quantization import Quantization, Recipe, padded_size

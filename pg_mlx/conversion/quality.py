@@ -19,15 +19,16 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.load import Progress, Source, load_model
-from ..checkpoint.safetensors import SafetensorsFolder, read_json
+from ..checkpoint.tensors import SafetensorsFolder
 from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
+from ..files.json import read_json
 from ..generation import SamplingOptions
 from ..paligemma import PaliGemma
 from ..processor import Processor, load_image
-from .figures import Reading, box_drifts, feature_error, predict
+from .layerwise import Streamed, Text
+from .metrics import Reading, box_drifts, feature_error, predict
 from .samples import Sample, default_samples
-from .streamed import Streamed, Text
 
 __all__ = ["Quality", "Sample", "compare", "default_samples"]
 

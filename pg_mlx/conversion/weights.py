@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
-from ..checkpoint.assemble import Source
-from ..checkpoint.writer import ShardWriter
+from ..checkpoint.tensors import Source
 from ..errors import InputError, PgMlxError
+from ..files.shards import ShardWriter
 from ..quantization import Quantization, pad_columns, pad_rows
 from .plan import Module, Plan
 

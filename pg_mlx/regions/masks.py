@@ -79,9 +79,9 @@ def _residual(name: str, channels: int) -> dict[str, tuple[int, ...]]:
 
 def read_masks(path: str | Path) -> dict[str, mx.array]:
     """The decoder's arrays, and the encoder's where the file has them, checked. Raises InputError."""
-    from ..checkpoint.mask_weights import read
+    from ..files.arrays import read_arrays
 
-    weights = read(path)
+    weights = read_arrays(path)
     wanted = _chosen(weights, str(path), decoder_shapes)
     if any(name.startswith("encoder.") for name in weights):
         wanted |= _chosen(weights, str(path), encoder_shapes)
@@ -144,9 +144,9 @@ class MaskDecoder:
     @classmethod
     def load(cls, path: str | Path) -> MaskDecoder:
         """From vae-oid.npz, or the file that conversion makes of it. Raises InputError if it is neither."""
-        from ..checkpoint.mask_weights import read
+        from ..files.arrays import read_arrays
 
-        return cls(read(path), str(path))
+        return cls(read_arrays(path), str(path))
 
     def __call__(self, codes: Any) -> mx.array:
         """codes: int [B, 16] in 0..127, anything that mx.array takes. Returns float32 [B, 64, 64], nominally -1..1;
@@ -182,9 +182,9 @@ class MaskEncoder:
     @classmethod
     def load(cls, path: str | Path) -> MaskEncoder:
         """As MaskDecoder.load; raises InputError too if the file holds only the decoder."""
-        from ..checkpoint.mask_weights import read
+        from ..files.arrays import read_arrays
 
-        return cls(read(path), str(path))
+        return cls(read_arrays(path), str(path))
 
     def __call__(self, masks: Any) -> mx.array:
         """masks: [B, 64, 64], bool or floats in 0..1. Returns int32 [B, 16], for each cell the nearest codebook row.

@@ -13,7 +13,7 @@ from ..memory import pass_bytes
 from ..quantization import Quantization
 from .check import check, packing
 from .layouts import Slot, slots, tell
-from .safetensors import SafetensorsHeaders
+from .tensors import SafetensorsHeaders
 
 
 def needed_bytes(source: SafetensorsHeaders, raw_config: Mapping[str, Any], dtype: mx.Dtype) -> int:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .streamed import Streamed, Text
+from .layerwise import Streamed, Text
 
 ROWS, POSITIONS = 16384, 256
 """Rows of the vocabulary, and positions, whose logits are compared at a time: 16 MiB of float32."""

@@ -9,17 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..config import PaliGemmaConfig
-from ..errors import InputError
-from .layouts import slots
+from ...config import PaliGemmaConfig
+from ...errors import InputError
+from ..layouts import slots
+from ..tensors import Source
 from .peft import Adapter, Change
-
-if TYPE_CHECKING:
-    from .assemble import Source
 
 __all__ = ["AdaptedSource", "Adapter", "AdapterPath", "open_adapters"]
 
@@ -33,7 +30,7 @@ def open_adapters(adapter_path: AdapterPath) -> list[Adapter]:
     return [Adapter(path) for path in ([adapter_path] if isinstance(adapter_path, (str, Path)) else adapter_path)]
 
 
-class AdaptedSource:
+class AdaptedSource(Source):
     """A checkpoint with adapters put onto it, each on top of the former. A Source itself, of the same shapes.
 
     config: needed where the adapters change modules that are packed. Those are read unchanged, and `beside` has the

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..checkpoint.assemble import Source
-from ..checkpoint.check import check, packing
-from ..checkpoint.layouts import slots
-from ..config import PaliGemmaConfig
-from ..quantization import Quantization
+from ...config import PaliGemmaConfig
+from ...quantization import Quantization
+from ..check import check, packing
+from ..layouts import slots
+from ..tensors import Source
 
 
-class UnpackedSource:
+class UnpackedSource(Source):
     """A Source whose packed modules appear as float32 weights, each unpacked when it is read. Raises InputError if the
     tensors do not fit the config."""
 

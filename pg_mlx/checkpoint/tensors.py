@@ -1,91 +1,38 @@
-"""A folder of safetensors files as one set of lazily read tensors under canonical names.
-
-Headers come from strangers, so they are checked here, in bounded memory, before MLX maps a byte of them.
-Format: https://huggingface.co/docs/safetensors
-"""
+"""Where tensors come from: `Source`, and a folder of safetensors files as one, read lazily under canonical names."""
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Protocol, cast
 
 import mlx.core as mx
 
 from ..errors import InputError, PgMlxError
+from ..files.json import read_json
+from ..files.safetensors import ITEM_BYTES, Header, read_header
 from .layouts import FINAL_NORM, canonical_name, has_channels_second
 
-Header = Mapping[str, tuple[str, tuple[int, ...]]]
-"""The dtype and shape of every tensor in a file."""
-
-MAX_JSON_BYTES = 64 << 20
-"""Limit for a header or an index; a 28B model's takes well under one."""
-
 _FLOAT_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-_ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of bounded size. Raises InputError with one line."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no such file is")
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+class Source(Protocol):
+    """A checkpoint under canonical names, whatever its files look like."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> mx.array:
+        """The tensor in its stored dtype, perhaps not yet evaluated. Called once for each name."""
+        ...
+
+    def beside(self, module: str, weight: mx.array) -> dict[str, mx.array]:
+        """The adapter of a quantized module, to be computed beside it; empty if it has none (see AdaptedSource).
+        weight: float32 [rows, columns], the module's dequantized weight, not yet evaluated."""
+        return {}
 
 
-def read_header(path: Path) -> Header:
-    """The dtype and shape of every tensor in a file. Raises InputError if the file is not whole."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
-            if length is None or length > min(MAX_JSON_BYTES, size - 8):
-                raise InputError(f"{path} is not a safetensors file, or it is truncated ({size} bytes)")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except InputError:
-        raise
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not a safetensors file: its header is not valid JSON") from None
-    if not isinstance(header, dict):
-        raise InputError(f"{path} is not a safetensors file: its header is not a JSON object")
-    header.pop("__metadata__", None)
-    return check_header(path, header, size - 8 - length)
-
-
-def check_header(path: str | Path, header: Mapping[str, Any], data_bytes: int | None = None) -> Header:
-    """A header as it is written in a file, believed only then. data_bytes: what the file holds, where that is known."""
-    return {name: _check_entry(path, name, entry, data_bytes) for name, entry in header.items()}
-
-
-def _check_entry(path: str | Path, name: str, entry: Any, data_bytes: int | None) -> tuple[str, tuple[int, ...]]:
-    try:
-        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = [*shape, start, stop]
-        sound = all(type(n) is int and n >= 0 for n in numbers)
-        sound = sound and stop - start == math.prod(shape) * _ITEM_BYTES[dtype]
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path}: the entry of {name!r} is malformed or of an unknown dtype")
-    if data_bytes is not None and stop > data_bytes:
-        raise InputError(f"{path} is truncated: {name!r} ends at byte {stop} of {data_bytes} present")
-    return dtype, tuple(shape)
-
-
-class SafetensorsHeaders:
+class SafetensorsHeaders(Source):
     """What the headers of a checkpoint's files tell, by canonical name: a Source whose tensors cannot be read.
 
     Raises InputError if two files hold the same tensor.
@@ -113,7 +60,7 @@ class SafetensorsHeaders:
         if has_channels_second(name, shape):
             shape = (shape[0], *shape[2:], shape[1])
         self.shapes[name] = shape
-        self.sizes[name] = math.prod(shape) * _ITEM_BYTES[dtype]
+        self.sizes[name] = math.prod(shape) * ITEM_BYTES[dtype]
         if name == FINAL_NORM:
             self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
         self._places[name] = (file, key)

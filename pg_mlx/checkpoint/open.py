@@ -10,15 +10,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint import hub, mask_weights
-from ..checkpoint.assemble import Source
-from ..checkpoint.big_vision import BigVisionArchive
-from ..checkpoint.layouts import tell
-from ..checkpoint.safetensors import SafetensorsFolder, SafetensorsHeaders, check_header, read_json
 from ..config import PaliGemmaConfig
 from ..errors import InputError
+from ..files.json import read_json
+from ..files.safetensors import check_header
 from ..processor import read_resample
-from .unpacked import UnpackedSource
+from . import hub
+from .adapters.unpacked import UnpackedSource
+from .big_vision import BigVisionArchive
+from .layouts import tell
+from .mask_decoder import PUBLISHED_NAME, find_mask_decoder
+from .tensors import SafetensorsFolder, SafetensorsHeaders, Source
 
 SIDE_FILES = (
     "tokenizer.model",
@@ -89,12 +91,12 @@ def _on_hub(repo: str, revision: str | None) -> Opened:
 
 
 def _in_folder(name: str, folder: Path) -> Opened:
-    archives = [path for path in folder.glob("*.npz") if path.name != mask_weights.PUBLISHED_NAME]
+    archives = [path for path in folder.glob("*.npz") if path.name != PUBLISHED_NAME]
     if not (folder / "config.json").is_file() and len(archives) == 1:
         opened = _archive(archives[0])
     else:
         opened = _folder(name, folder)
-    return replace(opened, mask_decoder=mask_weights.find(folder))
+    return replace(opened, mask_decoder=find_mask_decoder(folder))
 
 
 def _archive(path: Path) -> Opened:
@@ -127,7 +129,7 @@ def _tokenizer_files(path: Path) -> dict[str, Path]:
 
 
 def _adapted(opened: Opened, adapters: Sequence[str | Path]) -> Opened:
-    from ..checkpoint.adapters import AdaptedSource, Adapter
+    from .adapters.merge import AdaptedSource, Adapter
 
     def reopen() -> Source:
         source = opened.open()

@@ -19,10 +19,11 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from ..errors import InputError
-from ..quantization import padded_size
-from .layouts import TEXT, VISION, canonical_name, has_channels_second
-from .safetensors import read_header, read_json
+from ...errors import InputError
+from ...files.json import read_json
+from ...files.safetensors import read_header
+from ...quantization import padded_size
+from ..layouts import TEXT, VISION, canonical_name, has_channels_second
 
 HEAD, EMBEDDING = "language_model.lm_head", f"{TEXT}.embed_tokens"
 

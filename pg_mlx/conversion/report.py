@@ -1,13 +1,26 @@
-"""README.md of a converted folder: what it is, where it comes from, how good it is."""
+"""What a conversion reports: its figures, and the model card (README.md) of the converted folder."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..quantization import Recipe
+from .quality import Quality
 
-if TYPE_CHECKING:
-    from .pipeline import Report
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+
+    target: Path
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    left_float: list[str]
+    seconds: float
+    peak_memory_bytes: int
+    quality: Quality | None
 
 
 def model_card(source: str, recipe: Recipe | None, report: Report) -> str:

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .. import gemma, siglip
-from ..checkpoint.assemble import Source, fill, fill_matrix, read_matrix
+from ..checkpoint.assemble import fill, fill_matrix, read_matrix
 from ..checkpoint.check import check
 from ..checkpoint.layouts import Slot, slots, tell
 from ..checkpoint.load import compute_dtype
+from ..checkpoint.tensors import Source
 from ..config import PaliGemmaConfig
 from ..linear import Embedding
 from ..masks import prefix_lm_mask

@@ -1,0 +1,60 @@
+"""Small files of named arrays in either of two forms, .npz and safetensors: read whole, bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+
+from ..errors import InputError
+from .safetensors import read_header
+
+MAX_BYTES = 64 << 20
+"""Of a file, packed and unpacked; the published one takes about a tenth."""
+
+
+def read_arrays(path: str | Path) -> dict[str, mx.array]:
+    """All arrays of either file form by name. Raises InputError if the file is neither, broken or too large."""
+    path = Path(path).expanduser()
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if size > MAX_BYTES:
+        raise _too_large(path)
+    if zipped:
+        return _read_npz(path)
+    read_header(path)  # which checks it
+    try:
+        return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def write_arrays(path: Path, weights: dict[str, mx.array]) -> None:
+    """Save as safetensors under any name."""
+    whole = path.with_name(f"{path.name}.safetensors")  # MLX writes to no other suffix
+    mx.save_safetensors(str(whole), weights, {"format": "mlx"})
+    whole.replace(path)
+
+
+def _read_npz(path: Path) -> dict[str, mx.array]:
+    import numpy as np  # not where every model is loaded: it costs more than reading a small one
+
+    from ..files.npz import NpzArchive
+
+    archive = NpzArchive(path)
+    if sum(member.info.file_size for member in archive.members.values()) > MAX_BYTES:
+        raise _too_large(path)
+    weights = {}
+    for name, member in archive.members.items():
+        if member.dtype.kind in "fiu":  # others could only be wrong
+            weights[name] = mx.array(np.asarray(archive.read(name)))
+    return weights
+
+
+def _too_large(path: Path) -> InputError:
+    return InputError(f"{path} holds more than {MAX_BYTES >> 20} MiB, which no mask decoder does")
