@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import random_checkpoint
 
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.checkpoint.load import load
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
@@ -31,6 +30,7 @@ from pg_mlx.conversion.pipeline import convert
 from pg_mlx.conversion.side_files import preprocessor_json, tokenizer_config_json
 from pg_mlx.conversion.tokenizer_json import write_tokenizer_json
 from pg_mlx.generation import generate
+from pg_mlx.ops.device import mx
 
 Json = dict[str, Any]
 

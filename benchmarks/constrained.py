@@ -31,10 +31,10 @@ import random_checkpoint
 from evaluate import Case, cases, labels, score
 
 import pg_mlx
-from pg_mlx.backend import mx
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import Generation
 from pg_mlx.linear import Ids
+from pg_mlx.ops.device import mx
 from pg_mlx.processor import Tokenizer
 from pg_mlx.quantization import Quantization, padded_size
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import random_checkpoint
 
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion import convert
+from pg_mlx.ops.device import mx
 from pg_mlx.quantization import Quantization
 
 

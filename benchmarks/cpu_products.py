@@ -9,36 +9,35 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pg_mlx import activations, host, host_functions, siglip
-from pg_mlx.backend import cores, mx
-from pg_mlx.quantization import Quantization
+import mlx.core as mx
+
+from pg_mlx.ops import attention, gelu, products
+from pg_mlx.ops.device import cores
+from pg_mlx.quantization import Packed, Quantization
 
 
-def products(rows: int, columns: int, q: Quantization) -> dict[str, Callable[[], mx.array]]:
+def of_a_matrix(rows: int, columns: int, q: Quantization) -> dict[str, Callable[[], mx.array]]:
     weight = mx.random.normal((rows, columns))
     arrays = q.pack(weight)
-    packed = arrays["weight"], arrays["scales"], arrays.get("biases")
+    packed = Packed(q, arrays["weight"], arrays["scales"], arrays.get("biases"))
     one, eight, prefix = (mx.random.normal((n, columns)) for n in (1, 8, 276))
     mx.eval(weight, list(arrays.values()), one, eight, prefix)
     return {
         "float, 1 row, MLX": lambda: one @ weight.T,
-        "float, 1 row, NumPy": lambda: host.multiply(one, weight),
+        "float, 1 row, NumPy": lambda: products.multiply_floats(one, weight),
         "float, 8 rows": lambda: eight @ weight.T,
         "float, 276 rows": lambda: prefix @ weight.T,
-        "packed, 1 row, one stream": lambda: mx.quantized_matmul(
-            one, *packed, group_size=q.group_size, bits=q.bits, mode=q.mode
-        ),
-        "packed, 1 row, a stream a core": lambda: host.multiply_packed(one, q, *packed),
-        "packed, 8 rows": lambda: host.multiply_packed(eight, q, *packed),
-        "unpack, MLX": lambda: mx.dequantize(*packed, q.group_size, q.bits, q.mode, dtype=mx.float32),
-        "unpack and multiply, 8 rows": lambda: host.multiply_unpacked(eight, q, *packed),
-        "unpack and multiply, 276 rows": lambda: host.multiply_unpacked(prefix, q, *packed),
+        "packed, 1 row, one stream": lambda: packed.matmul(one),
+        "packed, 1 row, a stream a core": lambda: products.multiply_packed(one, packed),
+        "packed, 8 rows": lambda: products.multiply_packed(eight, packed),
+        "unpack, MLX": lambda: packed.dequantize(mx.float32),
+        "unpack and multiply, 8 rows": lambda: products.multiply_unpacked(eight, packed),
+        "unpack and multiply, 276 rows": lambda: products.multiply_unpacked(prefix, packed),
     }
 
 
@@ -46,12 +45,11 @@ def functions() -> dict[str, Callable[[], mx.array]]:
     """A layer of the tower at 448 pixels."""
     hidden, heads = mx.random.normal((1, 1024, 4304)), mx.random.normal((1, 16, 1024, 72))
     mx.eval(hidden, heads)
-    plain = partial(siglip._attend, scale=1 / 8)
     return {
-        "GELU of 4.4 M, MLX": lambda: activations._gelu(hidden),
-        "GELU of 4.4 M, NumPy": lambda: activations.gelu(hidden),
-        "attention, 16.8 M scores, MLX": lambda: plain(heads, heads, heads, None),
-        "attention, 16.8 M scores, NumPy": lambda: host_functions.attend(plain, heads, heads, heads, None, 1 / 8),
+        "GELU of 4.4 M, MLX": lambda: gelu._gelu(hidden),
+        "GELU of 4.4 M, NumPy": lambda: gelu.gelu(hidden),
+        "attention, 16.8 M scores, MLX": lambda: attention._kernel(heads, heads, heads, None, 1 / 8),
+        "attention, 16.8 M scores, NumPy": lambda: attention.attention(heads, heads, heads, None, scale=1 / 8),
     }
 
 
@@ -67,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     mx.set_cache_limit(128 << 20)  # as loading a model does
     clock = time.perf_counter if args.wall else time.process_time
-    work = products(args.rows, args.columns, Quantization(args.q_bits, args.q_group_size, args.q_mode)) | functions()
+    work = of_a_matrix(args.rows, args.columns, Quantization(args.q_bits, args.q_group_size, args.q_mode)) | functions()
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(args.repeat):
         for name, function in work.items():

@@ -18,10 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pg_mlx import load_model
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.footprint import needed_bytes
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.files.json import read_json
+from pg_mlx.ops.device import mx
 
 
 def main() -> None:

@@ -130,7 +130,7 @@ DO: dict[str, Callable[..., Result]] = {
 
 def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with contextlib.suppress(OSError):  # MLX's Linux wheel has a slow BLAS; see pg_mlx/blas.py
+    with contextlib.suppress(OSError):  # MLX's Linux wheel has a slow BLAS; see pg_mlx/ops/blas.py
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     jobs, results = (Path(argument) for argument in sys.argv[1:])
     done = []

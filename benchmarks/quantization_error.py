@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import random_checkpoint
 from PIL import Image
 
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion import convert
 from pg_mlx.conversion.quality import Sample, compare
 from pg_mlx.files.json import read_json
+from pg_mlx.ops.device import mx
 from pg_mlx.quantization import RECIPES, Quantization, Recipe, uniform
 from pg_mlx.quantization.modes import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
 

@@ -22,12 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.layouts import FINAL_NORM, Slot, slots
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.errors import InputError
 from pg_mlx.files.folder import whole_folder
 from pg_mlx.files.shards import ShardWriter
+from pg_mlx.ops.device import mx
 from pg_mlx.processor.tokenizer import Tokenizer
 from pg_mlx.quantization import Quantization, padded_size
 

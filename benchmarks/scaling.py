@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from pg_mlx.ops.device import dtype_name
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.load import load_model
+from pg_mlx.ops.device import mx
 from pg_mlx.paligemma import PaliGemma
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
@@ -182,7 +184,7 @@ def round_trip_table() -> list[str]:
         for width in WIDTHS:
             found = round_trip(width, dtype)
             lines.append(
-                f"| {width} | {width**0.5:.4f} | {str(dtype).removeprefix('mlx.core.')} | {found.factor:g} "
+                f"| {width} | {width**0.5:.4f} | {dtype_name(dtype)} | {found.factor:g} "
                 f"| {found.exact:.0%} | {found.mean:.3%} | {round(found.bias, 4) + 0.0:+.2%} | {found.largest:.2%} |"
             )
     return lines

@@ -31,12 +31,12 @@ import random_checkpoint
 from contestants import CONTESTANTS
 from side_by_side_results import BATCH, Json, Result, keep, kept
 
-from pg_mlx.backend import mx
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.conversion.pipeline import convert
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
 from pg_mlx.measure import machine
+from pg_mlx.ops.device import mx
 from pg_mlx.processor import Processor
 from pg_mlx.quantization import Quantization
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pg_mlx.backend import mx
 from pg_mlx.measure import answers
+from pg_mlx.ops.device import mx
 
 
 def main() -> None:

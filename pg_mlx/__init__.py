@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import blas
+from .ops import blas
 
 __version__ = "0.1.0"
 

@@ -66,8 +66,8 @@ class KVCache:
         return KVCache(tuple(mx.concatenate(list(pair), axis=1) for pair in pairs), self.lengths + other.lengths)
 
 
-class Appending:
-    """`count` more tokens for every row of a cache: where they stand, and whom they see. One serves all layers.
+class CacheUpdate:
+    """Appends `count` tokens to each row: their positions, cache slots and mask, computed once for all layers.
 
     Rows may append different numbers of tokens: `counts` says how many of a row's `count` are real. The others are
     written behind them, where nobody sees them and the row's next token overwrites them.

@@ -8,19 +8,19 @@ logits with a scaled tanh, and sets the score scale independently of head_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import host_functions
-from .activations import geglu
-from .backend import begin, fused, on_gpu, settle
-from .blocks import attend_in_blocks, rows_in_blocks
-from .cache import Appending, KVCache
+from .cache import CacheUpdate, KVCache
 from .config import TextConfig
 from .linear import Embedding, Ids, Linear, unpacks_any
+from .ops import device
+from .ops.attention import attention
+from .ops.blocks import tokens_in_blocks
+from .ops.device import fused
+from .ops.gelu import geglu
 
 
 class RMSNorm(nn.Module):
@@ -83,12 +83,6 @@ def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
     return cap * mx.tanh(x.astype(mx.float32) * (scale / cap))
 
 
-@fused
-def cap_scores(x: mx.array, cap: float, scale: float) -> mx.array:
-    """As cap_logits, rounded once to x's dtype."""
-    return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)
-
-
 class Attention(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -137,28 +131,10 @@ class Attention(nn.Module):
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
-        -> [B, T, D]. Keys and values are never repeated for the query heads that share them."""
-        plain = self._plain if self.softcap is None else self._capped
-        attend = plain if on_gpu() else partial(host_functions.attend, plain, scale=self.scale, softcap=self.softcap)
-        mixed = attend_in_blocks(attend, query, key, value, mask)
+        -> [B, T, D]."""
+        mixed = attention(query, key, value, mask, scale=self.scale, softcap=self.softcap)
         batch, _, length, _ = query.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
-
-    def _plain(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
-        return mx.fast.scaled_dot_product_attention(query, key, value, scale=self.scale, mask=mask)
-
-    def _capped(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
-        assert self.softcap is not None
-        batch, heads, length, head_dim = query.shape
-        # Query heads that share a key head become more rows of one product: [B, kv_heads, group * T, head_dim].
-        grouped = query.reshape(batch, self.kv_heads, -1, head_dim)
-        scores = cap_scores(grouped @ key.swapaxes(-1, -2), self.softcap, self.scale)
-        if mask is not None:  # after the cap, or -inf would become -cap
-            shape = scores.shape
-            scores = scores.reshape(batch, heads, length, -1)
-            scores = mx.where(mask, scores, mx.finfo(scores.dtype).min).reshape(shape)
-        mixed = mx.softmax(scores, axis=-1, precise=True) @ value
-        return mixed.reshape(query.shape)
 
     def _heads(self, x: mx.array) -> mx.array:
         batch, length, _ = x.shape
@@ -176,7 +152,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return rows_in_blocks(self._some, x, self.width)
+        return tokens_in_blocks(self._some, x, self.width)
 
     def _some(self, x: mx.array) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
@@ -280,7 +256,7 @@ class Gemma(nn.Module):
             # weights are unpacked, a GPU would unpack the next layer's before this one is done with its own.
             waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
             waits = waits or unpacks_any(layer, batch * length)
-            (settle if waits else begin)(*state, layers[-1])
+            (device.evaluate if waits else device.evaluate_soon)(*state, layers[-1])
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
@@ -289,7 +265,7 @@ class Gemma(nn.Module):
         A token sees what its row has read before, itself and the new ones before it. counts says how many of a row's
         T tokens are real, if not all are; hidden states after those have no meaning.
         """
-        new = Appending(cache, x.shape[1], counts)
+        new = CacheUpdate(cache, x.shape[1], counts)
         angles = self.layers[0].self_attn.angles(new.positions)
         layers, state = [], Residual.of(x)
         for index, layer in enumerate(self.layers):

@@ -13,9 +13,8 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import host
-from .backend import on_gpu, unpacks
-from .quantization import Quantization
+from .ops import products
+from .quantization import Packed, Quantization
 
 M = TypeVar("M", bound="Matrix")
 
@@ -40,16 +39,15 @@ class Matrix(nn.Module):
         self.num_rows, self.num_columns = rows, columns
         self.weight = mx.zeros((rows, columns))  # a placeholder, never evaluated: loading replaces it
 
+    @property
+    def packed(self) -> Packed | None:
+        """The quantized weight without its adapter; None for a float one."""
+        q = self.quantization
+        return None if q is None else Packed(q, self.weight, self.scales, self.get("biases"))
+
     def multiply(self, x: mx.array) -> mx.array:
-        """x [..., columns] -> x @ weight.T [..., rows], in the promoted dtype of x and the scales."""
-        q, gpu = self.quantization, on_gpu()
-        if q is None:
-            return x @ self.weight.T if gpu else host.multiply(x, self.weight)
-        packed = self.weight, self.scales, self.get("biases")
-        if unpacks(q, x.size // x.shape[-1]):
-            y = x @ self._stored(x.dtype).T if gpu else host.multiply_unpacked(x, q, *packed)
-        else:
-            y = q.multiply(x, *packed) if gpu else host.multiply_packed(x, q, *packed)
+        """x [..., columns] -> x @ weight.T [..., outputs], in the promoted dtype of x and the weight or scales."""
+        y = products.multiply(x, self.packed or self.weight)
         if "row_scale" in self:
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
@@ -63,24 +61,22 @@ class Matrix(nn.Module):
             part.down = self.down
         return part
 
-    def unpacked(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
+    def dequantized(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
         """The float weight [rows, columns], adapted, or only the rows `ids` [...] -> [..., columns]."""
         return self._adapted(self._stored(dtype, ids), ids)
 
-    def widen(self) -> None:
-        """Hold the float32 weight, adapted, in place of the packed one, on the CPU backend."""
-        q = self.quantization
-        if q is None:
+    def dequantize_in_place(self) -> None:
+        """Hold the float32 weight, adapted, instead of the packed one. For the CPU backend."""
+        if self.packed is None:
             return
-        stored = host.unpack(q, self.weight, self.scales, self.get("biases"), self.num_columns)
-        self.weight, self.quantization = self._adapted(stored), None
+        self.weight, self.quantization = self._adapted(products.unpack(self.packed)), None
         for name in _PACKED[1:]:
             self.pop(name, None)
         mx.eval(self.weight)
 
     @property
     def packed_bytes(self) -> int:
-        """Of all that `widen` gives up."""
+        """Of all that `dequantize_in_place` gives up."""
         return sum(self[name].nbytes for name in _PACKED if name in self)
 
     def _adapted(self, weight: mx.array, ids: mx.array | None = None) -> mx.array:
@@ -92,19 +88,11 @@ class Matrix(nn.Module):
         return weight
 
     def _stored(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
-        """As `unpacked`, without the adapter."""
-        if self.quantization is None:
+        """As `dequantized`, without the adapter."""
+        packed = self.packed
+        if packed is None:
             return _chosen(self.weight, ids).astype(dtype)
-        q = self.quantization
-        return mx.dequantize(
-            _chosen(self.weight, ids),
-            scales=_chosen(self.scales, ids),
-            biases=_chosen(self.biases, ids) if "biases" in self else None,
-            group_size=q.group_size,
-            bits=q.bits,
-            mode=q.mode,
-            dtype=dtype,
-        )
+        return (packed if ids is None else packed.outputs(ids)).dequantize(dtype)
 
 
 def matrices(module: nn.Module) -> list[Matrix]:
@@ -114,7 +102,7 @@ def matrices(module: nn.Module) -> list[Matrix]:
 
 def unpacks_any(module: nn.Module, rows: int) -> bool:
     """Whether a matrix of the module would be unpacked for that many rows of input."""
-    return any(part.quantization is not None and unpacks(part.quantization, rows) for part in matrices(module))
+    return any(part.quantization is not None and products.unpacks(part.quantization, rows) for part in matrices(module))
 
 
 def _chosen(array: mx.array, ids: mx.array | None) -> mx.array:
@@ -170,7 +158,7 @@ class Embedding(Matrix):
 
     def __call__(self, ids: mx.array) -> mx.array:
         """ids int [...] -> float32 rows [..., columns], unscaled."""
-        return self.unpacked(mx.float32, ids)
+        return self.dequantized(mx.float32, ids)
 
     def as_head(self, x: mx.array, ids: Ids | None = None) -> mx.array:
         """x [..., columns] -> logits [..., rows] in x's dtype; [..., len(ids)] for some ids."""

@@ -16,13 +16,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .attention_mask import prefix_lm_mask
 from .cache import KVCache
 from .config import PaliGemmaConfig
 from .connector import Connector
 from .errors import InputError
 from .gemma import Gemma, take_row
 from .linear import Ids, matrices
-from .masks import prefix_lm_mask
 from .siglip import VisionTower
 
 Lengths = Sequence[int] | mx.array

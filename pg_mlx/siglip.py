@@ -6,17 +6,14 @@ No class token, learned positions, full attention, and no pooling head: PaliGemm
 
 from __future__ import annotations
 
-from functools import partial
-
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import host_functions
-from .activations import gelu
-from .backend import on_gpu, settle
-from .blocks import attend_in_blocks
 from .config import VisionConfig
 from .linear import Linear
+from .ops import device
+from .ops.attention import attention
+from .ops.gelu import gelu
 
 
 class LayerNorm(nn.LayerNorm):
@@ -38,15 +35,8 @@ class Attention(nn.Module):
         # [B, N, 3C] -> three of [B, heads, N, head_dim]
         projected = self.qkv_proj(x).reshape(batch, length, 3 * self.heads, -1).swapaxes(1, 2)
         query, key, value = mx.split(projected, 3, axis=1)
-        scale = query.shape[-1] ** -0.5
-        plain = partial(_attend, scale=scale)
-        attend = plain if on_gpu() else partial(host_functions.attend, plain, scale=scale)
-        mixed = attend_in_blocks(attend, query, key, value, None)
+        mixed = attention(query, key, value, None, scale=query.shape[-1] ** -0.5)
         return self.out_proj(mixed.swapaxes(1, 2).reshape(batch, length, width))
-
-
-def _attend(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float) -> mx.array:
-    return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
 
 
 class MLP(nn.Module):
@@ -91,7 +81,7 @@ class VisionTower(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x)
             if self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0:
-                settle(x)
+                device.evaluate(x)
         return self.post_layernorm(x)
 
 

@@ -22,9 +22,9 @@ from model_fixtures import (
     text_logits,
     wide_config_json,
 )
-from pg_mlx.checkpoint.adapters.merge.merge import AdaptedSource, Adapter
 
 from pg_mlx import PaliGemma
+from pg_mlx.checkpoint.adapters.merge import AdaptedSource, Adapter
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 
 TOLERANCE = 1e-4

@@ -38,9 +38,9 @@ from model_fixtures import (
     text_logits,
     write_folder,
 )
-from pg_mlx.checkpoint.adapters.merge.merge import Adapter
 
 from pg_mlx import load_model
+from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.checkpoint.load import build
 from pg_mlx.checkpoint.tensors import SafetensorsFolder

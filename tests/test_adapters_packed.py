@@ -18,9 +18,9 @@ from model_fixtures import (
     text_logits,
     write_folder,
 )
-from pg_mlx.checkpoint.adapters.merge.merge import Adapter
 
 from pg_mlx import load_model
+from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.load import build
 from pg_mlx.linear import Linear, Parallel
 from pg_mlx.quantization import pad_columns, pad_rows

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from adapter_fixtures import CONNECTOR, DOWN, EMBEDDING, GATE, O, Q, Trained, is_packed, opened, wide, write_adapter
 from model_fixtures import Json, Memory, one_line_error, quantized, random_tensors, wide_config_json
-from pg_mlx.checkpoint.adapters.merge.merge import Adapter
 
 from pg_mlx import load
+from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.load import build
 
 

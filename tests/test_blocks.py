@@ -19,8 +19,9 @@ from model_fixtures import (
     wide_config_json,
 )
 
-from pg_mlx import backend, blocks, gemma, host
 from pg_mlx.linear import Linear
+from pg_mlx.ops import blocks, device, products
+from pg_mlx.ops.attention import attention
 from pg_mlx.paligemma import PaliGemma
 from pg_mlx.quantization import Quantization
 
@@ -40,13 +41,13 @@ def test_blocks_change_nothing(family: str, values: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(blocks, "VALUES", values)
     count = 0
 
-    def settle(*arrays: mx.array) -> bool:
+    def evaluate(*arrays: mx.array) -> bool:
         nonlocal count
         count += 1
         mx.eval(arrays)
         return True
 
-    monkeypatch.setattr(blocks, "settle", settle)
+    monkeypatch.setattr(device, "evaluate", evaluate)
     for actual, whole in zip(everything(model), expected, strict=True):
         assert distance(actual, whole) <= 1e-5
     assert count > 10
@@ -64,13 +65,11 @@ def test_every_query_is_attended_once(length: int, keys: int, rows: int, own: bo
     query, key, value = (mx.random.normal((rows, 4, n, 8)) for n in (length, keys, keys))
     mask = mx.random.uniform(shape=(rows, 1, length if own else 1, keys)) > 0.3
 
-    def attend(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
-        return mx.fast.scaled_dot_product_attention(query, key, value, scale=0.4, mask=mask)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "VALUES", rows * 4 * keys * step)
-        actual = blocks.attend_in_blocks(attend, query, key, value, mask)
-    assert distance(actual, attend(query, key, value, mask)) <= 1e-5
+        actual = attention(query, key, value, mask, scale=0.4)
+    whole = mx.fast.scaled_dot_product_attention(query, key, value, scale=0.4, mask=mask)
+    assert distance(actual, whole) <= 1e-5
 
 
 def peak(work: object) -> int:
@@ -122,10 +121,10 @@ def test_a_gpu_computes_in_one_piece_and_by_itself(monkeypatch: pytest.MonkeyPat
     packed, plain = Linear(128, 64, quantization=q), Linear(128, 64)
     for name, array in q.pack(mx.random.normal((64, 128))).items():
         packed[name] = array
-    plain.weight = packed.unpacked(mx.float32)
-    for name in ("multiply", "multiply_packed", "multiply_unpacked"):
-        monkeypatch.setattr(host, name, lambda *_, name=name: pytest.fail(f"host.{name} on a GPU"))
-    monkeypatch.setattr(blocks, "settle", lambda *_: pytest.fail("evaluated on a GPU"))
+    plain.weight = packed.dequantized(mx.float32)
+    for name in ("multiply_floats", "multiply_packed", "multiply_unpacked"):
+        monkeypatch.setattr(products, name, lambda *_, name=name: pytest.fail(f"products.{name} on a GPU"))
+    monkeypatch.setattr(device, "evaluate", lambda *_: pytest.fail("evaluated on a GPU"))
     monkeypatch.setattr(blocks, "VALUES", 1)
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
@@ -133,7 +132,7 @@ def test_a_gpu_computes_in_one_piece_and_by_itself(monkeypatch: pytest.MonkeyPat
         x = mx.random.normal((1, rows, 128))
         assert distance(packed(x), x @ plain.weight.T) <= 1e-4
         assert distance(plain(x), x @ plain.weight.T) == 0
-        assert distance(blocks.rows_in_blocks(packed, x, 64), packed(x)) == 0
+        assert distance(blocks.tokens_in_blocks(packed, x, 64), packed(x)) == 0
 
 
 def test_on_a_gpu_nobody_waits_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,16 +147,16 @@ def test_on_a_gpu_nobody_waits_for_a_picture(monkeypatch: pytest.MonkeyPatch) ->
     evaluated, begun = list[tuple[mx.array, ...]](), list[tuple[mx.array, ...]]()
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(gemma, "settle", lambda *arrays: evaluated.append(arrays))
+    monkeypatch.setattr(device, "evaluate", lambda *arrays: evaluated.append(arrays))
     monkeypatch.setattr(mx, "async_eval", lambda arrays: begun.append(arrays))
     monkeypatch.setattr(mx, "eval", lambda *_: pytest.fail("evaluated"))
-    monkeypatch.setattr(backend, "wanted_unpack_rows", lambda: 2)
+    monkeypatch.setattr(products, "wanted_unpack_rows", lambda: 2)
     model.encode_image(pixels)
     model.step(mx.array([1]), cache)
     assert not evaluated
     model.prefill(features, ids, capacity=12)
     assert (len(evaluated), len(begun)) == (2, 0)
-    monkeypatch.setattr(backend, "wanted_unpack_rows", lambda: math.inf)
+    monkeypatch.setattr(products, "wanted_unpack_rows", lambda: math.inf)
     model.prefill(features, ids, capacity=12)
     assert (len(evaluated), len(begun)) == (2, 2)
     model.layers_at_once = 2

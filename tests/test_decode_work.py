@@ -6,11 +6,12 @@ import mlx.core as mx
 import pytest
 from model_fixtures import FAMILIES, config_json, model_of, quantized, random_tensors, wide_config_json
 
-from pg_mlx import PaliGemma, backend, gemma
-from pg_mlx.activations import geglu, gelu
+from pg_mlx import PaliGemma, gemma
 from pg_mlx.checkpoint.layouts import slots
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.measure import decode_work, graph
+from pg_mlx.ops import device
+from pg_mlx.ops.gelu import geglu, gelu
 
 KERNELS_A_LAYER = {"gemma": 14, "gemma2": 19}
 
@@ -100,10 +101,10 @@ def test_activations_are_one_kernel_each() -> None:
 def test_the_rule_of_counting() -> None:
     x = bfloat16(4, 4)
     with decode_work.graph_of_a_gpu():
-        assert backend.on_gpu()
+        assert device.gpu_ops()
         assert graph.kernels(x.reshape(2, 8).swapaxes(0, 1)[:, :1][None]).total() == 0  # views
         assert graph.kernels(x + x, x * x).total() == 2
         normed = mx.fast.rms_norm(x + x, None, 1e-6)
         assert normed.dtype == mx.bfloat16 and graph.kernels(normed @ normed.T).total() == 3
-    assert backend.on_gpu() == (mx.default_device() == mx.gpu)
+    assert device.gpu_ops() == (mx.default_device() == mx.gpu)
     mx.eval(mx.fast.rms_norm(x, None, 1e-6))

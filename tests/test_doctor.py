@@ -17,6 +17,7 @@ from pg_mlx import gemma, load_model
 from pg_mlx.cli import main
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.measure import answers, machine, paths
+from pg_mlx.ops import device
 from pg_mlx.quantization import Quantization
 from pg_mlx.quantization.plain import spelled_out
 
@@ -168,13 +169,11 @@ def test_a_doctor_with_a_gpu_compares_both(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reference: answers.Run
 ) -> None:
     """A pretended GPU, whose second run has lost its features."""
-    from pg_mlx import backend
 
     lost = answers.Run(-reference.features, reference.logits, reference.tokens, reference.texts, reference.eos_id)
     monkeypatch.setattr(paths, "checks", lambda model: iter(()))
     monkeypatch.setattr(answers, "run", lambda device, dtype, expected: reference if device == mx.cpu else lost)
-    monkeypatch.setattr(backend, "on_gpu", lambda: True)
-    monkeypatch.setattr(machine, "on_gpu", lambda: True)
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
     assert main(["doctor", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert [check["name"] for check in report["checks"] if not check["healthy"]] == [

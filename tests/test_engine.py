@@ -17,6 +17,7 @@ from pg_mlx import InputError, PaliGemma
 from pg_mlx.generation import Engine, FeatureCache, Picture, Request, Row, SamplingOptions
 from pg_mlx.generation import engine as engine_module
 from pg_mlx.generation import pictures as pictures_module
+from pg_mlx.ops import device
 
 EOS = 1
 KINDS = ("gemma", "gemma2", "gemma2 with window")
@@ -107,7 +108,7 @@ def test_each_row_says_what_it_says_alone(
 ) -> None:
     """Requests arrive some steps after one another, and some are cancelled some steps after that."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "on_gpu", lambda: ahead)
+        patch.setattr(device, "_wanted", ahead)
         engine = engine_of(kind, batch_size)
         rows: list[Row] = []
         seen: dict[Row, list[int]] = {}

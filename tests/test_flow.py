@@ -14,6 +14,7 @@ from test_engine import note_widths
 import pg_mlx
 from pg_mlx import PaliGemma, Processor
 from pg_mlx.generation import Engine, Flow, Generation, Picture, Request, SamplingOptions, Step, flow
+from pg_mlx.ops import device
 from pg_mlx.threads import Prefetch
 
 TOKENS = (3, 7, 1, 5, 5, 2, 6, 4, 8, 3)
@@ -134,7 +135,7 @@ def test_nobody_runs_ahead_of_the_window(loaded, alone, window: int) -> None:
 
 
 def test_on_a_gpu_pictures_are_encoded_before_their_rows_enter(loaded, alone, monkeypatch) -> None:
-    monkeypatch.setattr(flow, "on_gpu", lambda: True)
+    monkeypatch.setattr(device, "_wanted", True)
     widths = note_widths(monkeypatch, "encode_image")
     prefills = note_widths(monkeypatch, "prefill")
     ends, texts, _ = run(loaded, 4)

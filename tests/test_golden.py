@@ -11,7 +11,7 @@ import pytest
 from model_fixtures import distance, greedy, same
 
 from pg_mlx import PaliGemma, load_model
-from pg_mlx.masks import prefix_lm_mask
+from pg_mlx.attention_mask import prefix_lm_mask
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import distance, same
 
-from pg_mlx import activations, eager, gemma, host_functions, siglip
+from pg_mlx.ops import attention, device, gelu, via_numpy
 
 FAR = [-1e20, -1e10, -200.0, -88.0, -20.0, -0.0, 0.0, 1e-30, 20.0, 88.0, 200.0, 1e20]
 Function = Callable[..., mx.array]
@@ -19,19 +18,19 @@ Function = Callable[..., mx.array]
 @pytest.fixture(autouse=True)
 def however_few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By NumPy, in many pieces, on three threads."""
-    monkeypatch.setattr(host_functions, "LARGE", 1)
-    monkeypatch.setattr(host_functions, "_CHUNK", 50)
-    monkeypatch.setattr(eager, "cores", lambda: 3)
-    eager._pool.cache_clear()
+    for ops in (attention, gelu):
+        monkeypatch.setattr(ops, "LARGE_VALUES", 1)
+        monkeypatch.setattr(ops, "CHUNK_VALUES", 50)
+    monkeypatch.setattr(device, "cores", lambda: 3)
+    via_numpy._pool.cache_clear()
     yield
-    eager._pool.cache_clear()
+    via_numpy._pool.cache_clear()
 
 
-def plain_attend(query: mx.array, key: mx.array, softcap: float | None) -> Function:
+def plain_attention(softcap: float | None) -> Function:
     if softcap is None:
-        return partial(siglip._attend, scale=0.3)
-    own = SimpleNamespace(softcap=softcap, scale=0.3, kv_heads=key.shape[1])
-    return partial(gemma.Attention._capped, own)
+        return partial(attention._kernel, scale=0.3)
+    return partial(attention.capped, scale=0.3, softcap=softcap)
 
 
 def loss(function: Function, *inputs: mx.array) -> list[mx.array]:
@@ -44,7 +43,7 @@ def test_gelu_is_mlxs(name: str) -> None:
     both = mx.random.normal((2, 7, 46)) * 6
     both[0, 0, :12] = mx.array(FAR)
     inputs = mx.split(both, 2, axis=-1)[: 1 if name == "gelu" else 2]  # not contiguous
-    plain, function = getattr(activations, f"_{name}"), getattr(activations, name)
+    plain, function = getattr(gelu, f"_{name}"), getattr(gelu, name)
     result, expected = function(*inputs), plain(*inputs)
     assert not same(result, expected), "both are MLX's"
     assert (mx.abs(result - expected) <= 2e-6 * mx.abs(expected) + 1e-7).all().item()
@@ -72,8 +71,8 @@ def test_attention_is_mlxs(
     key, value = (mx.random.normal((batch, keys, kv_heads, 8)).swapaxes(1, 2) for _ in range(2))
     rows = {"one row": 1, "every row": length}.get(masked)
     mask = None if rows is None else (mx.random.uniform(shape=(batch, 1, rows, keys)) < 0.5) | (mx.arange(keys) == 0)
-    plain = plain_attend(query, key, softcap)
-    function = partial(host_functions.attend, plain, scale=0.3, softcap=softcap)
+    plain = plain_attention(softcap)
+    function = partial(attention.attention, scale=0.3, softcap=softcap)
     assert distance(function(query, key, value, mask), plain(query, key, value, mask)) <= 1e-5
     actual, wanted = (loss(lambda *a: f(*a, mask), query, key, value) for f in (function, plain))  # noqa: B023
     for one, other in zip(actual, wanted, strict=True):
@@ -82,7 +81,7 @@ def test_attention_is_mlxs(
 
 def test_sixteen_bits_stay_with_mlx() -> None:
     x = mx.random.normal((64, 64)).astype(mx.bfloat16)
-    assert same(activations.gelu(x), activations._gelu(x))
+    assert same(gelu.gelu(x), gelu._gelu(x))
     query = x.reshape(1, 2, 32, 64)
-    plain = plain_attend(query, query, None)
-    assert same(host_functions.attend(plain, query, query, query, None, 0.3), plain(query, query, query, None))
+    plain = plain_attention(None)
+    assert same(attention.attention(query, query, query, None, scale=0.3), plain(query, query, query, None))

@@ -23,8 +23,8 @@ from model_fixtures import (
 )
 
 from pg_mlx import PaliGemma
+from pg_mlx.attention_mask import prefix_lm_mask
 from pg_mlx.cache import KVCache
-from pg_mlx.masks import prefix_lm_mask
 
 TOLERANCE = 1e-5
 """Logits are below 10, so this is some ten roundings of float32."""

@@ -16,15 +16,17 @@ from model_fixtures import random_tensors as tensors_of
 from worker_fixtures import Raw
 
 import pg_mlx
-from pg_mlx import host, load_model, memory
+from pg_mlx import load_model
 from pg_mlx.checkpoint.footprint import needed_bytes
 from pg_mlx.checkpoint.load import DTYPES
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.demo import CHECKPOINT, PICTURES
 from pg_mlx.files.json import read_json
 from pg_mlx.linear import Linear, matrices
+from pg_mlx.memory import residency
+from pg_mlx.memory.size import parse_size
+from pg_mlx.ops import device, products
 from pg_mlx.quantization import Quantization
-from pg_mlx.sizes import parse_size
 
 MB = 10**6
 SIZES = [("8GB", 8 * 10**9), ("6.5GiB", 13 << 29), ("6.5 g", 13 << 29), ("500MB", 500 * MB), ("1 kib", 1024),
@@ -106,7 +108,7 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
     for size, least, most in ((needed(), 0, 0), (needed() + 3 * layer_bytes, 3, layers - 1), ("1GB", layers, layers)):
         model = load_model(CHECKPOINT, memory=size)
         assert least <= model.float_layers <= most
-        grown = memory.held_bytes(model) - memory.held_bytes(reference)
+        grown = residency.held_bytes(model) - residency.held_bytes(reference)
         assert grown <= parse_size(size) - needed()
         packed = [matrix for matrix in matrices(model) if matrix.quantization]
         assert bool(packed) == (size != "1GB")
@@ -116,14 +118,14 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
 
 def test_small_models_are_float_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless a limit was given, 16 bits are computed in, or it is larger than that."""
-    packed = memory.held_bytes(load_model(CHECKPOINT))
-    monkeypatch.setattr(memory, "SMALL_BYTES", 64 << 20)
+    packed = residency.held_bytes(load_model(CHECKPOINT))
+    monkeypatch.setattr(residency, "SMALL_BYTES", 64 << 20)
     model = load_model(CHECKPOINT)
-    assert not any(matrix.quantization for matrix in matrices(model)) and memory.held_bytes(model) > 3 * packed
-    assert memory.held_bytes(load_model(CHECKPOINT, max_memory="1GB")) == packed
+    assert not any(matrix.quantization for matrix in matrices(model)) and residency.held_bytes(model) > 3 * packed
+    assert residency.held_bytes(load_model(CHECKPOINT, max_memory="1GB")) == packed
     assert any(matrix.quantization for matrix in matrices(load_model(CHECKPOINT, dtype="bfloat16")))
-    monkeypatch.setattr(memory, "SMALL_BYTES", 3 * packed // 2)
-    assert memory.held_bytes(load_model(CHECKPOINT)) == packed
+    monkeypatch.setattr(residency, "SMALL_BYTES", 3 * packed // 2)
+    assert residency.held_bytes(load_model(CHECKPOINT)) == packed
 
 
 def test_the_command_tells_how_many_layers_are_float() -> None:
@@ -134,7 +136,7 @@ def test_the_command_tells_how_many_layers_are_float() -> None:
 def test_a_worker_holds_float_copies_too() -> None:
     with Raw("--memory", "1GB", "--layers-at-once", "2") as worker:
         info = worker.greet(load=False).ask("load")["model"]
-        assert info["weight_bytes"] > 2 * memory.held_bytes(load_model(CHECKPOINT))
+        assert info["weight_bytes"] > 2 * residency.held_bytes(load_model(CHECKPOINT))
 
 
 @pytest.mark.parametrize("q", [Quantization(4, 64), Quantization(6, 32), Quantization(4, 32, "mxfp4")], ids=str)
@@ -146,13 +148,13 @@ def test_an_unpacked_matrix_has_its_adapter_in_it(q: Quantization) -> None:
     layer.row_scale = mx.random.uniform(shape=(96,))
     x = mx.random.normal((5, 128))
     expected = layer(x)
-    layer.widen()
+    layer.dequantize_in_place()
     assert layer.quantization is None and set(layer.parameters()) == {"weight", "bias"}
     assert distance(layer(x), expected) <= 1e-4
 
 
 def test_copies_are_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "on_gpu", lambda: True)
+    monkeypatch.setattr(device, "gpu_ops", lambda: True)
     with one_line_error("only serves the CPU"):
         load_model(CHECKPOINT, memory="8GB", dtype="float32")
 
@@ -176,23 +178,23 @@ def test_no_more_than_a_layer_is_unpacked_at_a_time(bits: int) -> None:
     layer = 4 * sum(m.num_rows * m.num_columns for m in matrices(model.language_model.layers[0]))
     grown = mx.get_peak_memory() - before
     print(f"a layer is {layer / 1e6:.1f} MB; {bits} bits: {grown / 1e6:.1f} MB")
-    assert grown < 1.1 * layer + host.scratch_bytes(Quantization(bits, 64)) + 0.5e6 < 8 * layer / 2
+    assert grown < 1.1 * layer + products.scratch_bytes(Quantization(bits, 64)) + 0.5e6 < 8 * layer / 2
 
 
 def wired(monkeypatch: pytest.MonkeyPatch, model_bytes: int, previous: int = 0) -> list[int]:
     """What is asked for on a Mac that recommends 16 GB."""
     asked: list[int] = []
-    monkeypatch.setattr(memory, "on_gpu", lambda: True)
+    monkeypatch.setattr(device, "gpu_ops", lambda: True)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 16 * 10**9})
     monkeypatch.setattr(mx, "set_wired_limit", lambda size: (asked.append(size), previous)[1])
     monkeypatch.setattr(mx, "set_cache_limit", lambda size: None)
-    memory.keep_within(model_bytes)
+    residency.keep_within(model_bytes)
     return asked
 
 
 def test_a_mac_keeps_the_model_resident_but_never_all_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wired(monkeypatch, 3 * 10**9) == [3 * 10**9 + memory.SPARE_BYTES["gpu"] + 10**9]
+    assert wired(monkeypatch, 3 * 10**9) == [3 * 10**9 + residency.SPARE_BYTES["gpu"] + 10**9]
     assert wired(monkeypatch, 15 * 10**9) == []
     assert wired(monkeypatch, 3 * 10**9, previous=9 * 10**9)[1:] == [9 * 10**9]
 
@@ -201,4 +203,4 @@ def test_loading_bounds_what_mlx_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[int] = []
     monkeypatch.setattr(mx, "set_cache_limit", limits.append)
     load_model(CHECKPOINT)
-    assert limits == [memory.SPARE_BYTES["cpu"]]
+    assert limits == [residency.SPARE_BYTES["cpu"]]

@@ -22,9 +22,9 @@ from model_fixtures import (
     wide_config_json,
     write_folder,
 )
-from pg_mlx.checkpoint.adapters.merge.merge import AdaptedSource, Adapter
 
 from pg_mlx import load_model
+from pg_mlx.checkpoint.adapters.merge import AdaptedSource, Adapter
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
 from pg_mlx.checkpoint.load import build
 from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source

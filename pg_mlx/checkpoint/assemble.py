@@ -28,7 +28,7 @@ def fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, 
     if slot.kind == "array":
         table = Embedding(slot.rows[0], slot.columns)
         fill_matrix(table, [read_matrix(slot, first, source, config, dtype)])
-        parent[name] = table.unpacked(dtype)
+        parent[name] = table.dequantized(dtype)
         return parent[name]
     module = parent[name]
     if slot.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight
@@ -75,7 +75,7 @@ def read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, 
             raise InputError(f"{part}.scales holds {arrays['scales'].dtype}, but {quantization.mode} has uint8")
     table = Embedding(weight.shape[0], slot.columns)
     fill_matrix(table, [(quantization, arrays)])
-    adapter = {name: array.astype(dtype) for name, array in source.beside(part, table.unpacked(mx.float32)).items()}
+    adapter = {name: array.astype(dtype) for name, array in source.beside(part, table.dequantized(mx.float32)).items()}
     if "weight" in adapter:
         return None, adapter | bias
     return quantization, arrays | adapter

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import PaliGemmaConfig
-from ..memory import pass_bytes
+from ..memory.estimate import pass_bytes
 from ..quantization import Quantization
 from .check import check, packing
 from .layouts import Slot, slots, tell

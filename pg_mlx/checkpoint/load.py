@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..backend import default_dtype, warn_if_slow
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..files.json import read_json
-from ..memory import check_copies, check_fits, held_bytes, keep_floats, keep_floats_if_small, keep_within
+from ..memory.estimate import check_fits
+from ..memory.residency import check_copies, dequantize_if_small, dequantize_within, held_bytes, keep_within
+from ..memory.size import parse_size
+from ..ops import device
 from ..paligemma import PaliGemma, check_layers_at_once
-from ..sizes import parse_size
 from ..threads import background
 from . import hub
 from .adapters.merge import AdaptedSource, Adapter, AdapterPath, open_adapters
@@ -95,7 +96,7 @@ def load_model(
     weights, and computed beside packed ones. Peak memory is the model plus one layer's projections.
     max_memory: bytes, or a size like "6GB", that loading and one answer may take; a model that needs more is refused
     before any weight is read. memory: the same, and what is left of it goes to float32 copies in place of packed
-    weights, which the CPU backend multiplies some four times faster (see memory.keep_floats). Without either, small
+    weights, which the CPU backend multiplies some four times faster (memory.dequantize_within). Without either, small
     models are float32 there as a whole (memory.SMALL_BYTES). Raises InputError.
     """
     budget = Budget.of(max_memory, memory, dtype)
@@ -141,9 +142,9 @@ def _load_model(
         room = budget.allowed - needed
     model = build(source, raw_config, dtype, progress, adapters)
     if budget.copies:
-        keep_floats(model, room)
+        dequantize_within(model, room)
     elif budget.allowed is None:
-        keep_floats_if_small(model)
+        dequantize_if_small(model)
     keep_within(held_bytes(model))
     model.load_s = time.perf_counter() - start
     return model
@@ -157,7 +158,7 @@ def build(
     adapters: Sequence[Adapter] = (),
 ) -> PaliGemma:
     """Assemble a model from canonical tensors, a parsed config.json and adapters. Raises InputError."""
-    warn_if_slow()
+    device.warn_if_slow()
     dtype = compute_dtype(dtype)
     config = PaliGemmaConfig.from_dict(raw_config, tell(source.shapes))
     model = PaliGemma(config)
@@ -178,7 +179,7 @@ def build(
 
 def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
     if dtype is None:
-        return default_dtype()
+        return device.default_dtype()
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")

@@ -104,17 +104,15 @@ class Asking:
         )
 
     def _load(self) -> tuple[PaliGemma, Processor]:
-        import mlx.core as mx
 
-        from ..backend import on_gpu
         from ..checkpoint.load import load
         from ..demo import CHECKPOINT
         from ..generation import SamplingOptions
+        from ..ops import device
+        from ..ops.device import dtype_name
 
         args = self._args
         SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)
-        if not on_gpu():
-            mx.disable_compile()  # for the CPU it starts a C++ compiler, longer than most answers take
 
         if args.model is None:
             note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
@@ -139,7 +137,7 @@ class Asking:
             print(
                 f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}{unpacked}; "
                 f"{vision.image_size} px, {vision.num_patches} image tokens; "
-                f"computing in {str(model.dtype).removeprefix('mlx.core.')} on the {'GPU' if on_gpu() else 'CPU'}",
+                f"computing in {dtype_name(model.dtype)} on the {'GPU' if device.is_gpu() else 'CPU'}",
                 file=sys.stderr,
             )
         return model, processor

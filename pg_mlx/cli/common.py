@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import InputError
-from ..sizes import parse_size
+from ..memory.size import parse_size
 
 
 class Parser(argparse.ArgumentParser):

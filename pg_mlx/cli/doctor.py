@@ -65,10 +65,10 @@ def run(argv: list[str], program: str) -> int:
 def _checks(folder: str | None, program: str) -> Iterator[Check]:
     import mlx.core as mx
 
-    from ..backend import default_dtype, on_gpu
     from ..checkpoint.load import load_model
     from ..demo import CHECKPOINT
     from ..measure import answers, paths
+    from ..ops import device
 
     def note(what: str) -> None:
         print(f"{program}: {what} ...", file=sys.stderr)
@@ -77,15 +77,15 @@ def _checks(folder: str | None, program: str) -> Iterator[Check]:
     yield from paths.checks(load_model(folder or CHECKPOINT, max_memory="1TB"))  # with a limit it stays packed
     expected = [answer["tokens"] for answer in answers.stored()]
 
-    def run(device: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, answers.Run]:
-        name = answers.description(device, dtype)
+    def run(where: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, answers.Run]:
+        name = answers.description(where, dtype)
         note(f"bundled checkpoint on the {name}")
-        return name, answers.run(device, dtype, expected)
+        return name, answers.run(where, dtype, expected)
 
     name, reference = run(mx.cpu, mx.float32)
     yield from answers.against_stored(name, reference, mx.float32)
-    if on_gpu():
-        for dtype in (mx.float32, default_dtype()):
+    if device.is_gpu():
+        for dtype in (mx.float32, device.default_dtype()):
             name, found = run(mx.gpu, dtype)
             yield from answers.against_run(name, found, reference, dtype)
 

@@ -86,17 +86,12 @@ def run(argv: list[str], program: str) -> int:
 
     listener = listen_at(Path(args.uds)) if args.uds else listen(args.host, args.port)
     try:
-        import mlx.core as mx
-
-        from ..backend import on_gpu
         from ..checkpoint.load import compute_dtype
         from ..demo import CHECKPOINT
-        from ..memory import check_copies
+        from ..memory.residency import check_copies
         from ..serving.limits import Limits
         from ..serving.runner import Source
 
-        if not on_gpu():
-            mx.disable_compile()  # for the CPU it starts a C++ compiler
         if args.memory is not None:
             check_copies(compute_dtype(args.dtype))
         if args.model is None:

@@ -67,13 +67,10 @@ def run(argv: list[str], program: str) -> int:
 
     import mlx.core as mx
 
-    from ..backend import on_gpu
-    from ..memory import check_copies
+    from ..memory.residency import check_copies
     from ..serving.limits import Limits
     from ..serving.worker import Worker
 
-    if not on_gpu():
-        mx.disable_compile()  # for the CPU it starts a C++ compiler
     if args.memory is not None:
         check_copies(mx.float32)
     limits = Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=limit)

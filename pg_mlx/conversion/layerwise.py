@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .. import gemma, siglip
+from ..attention_mask import prefix_lm_mask
 from ..checkpoint.assemble import fill, fill_matrix, read_matrix
 from ..checkpoint.check import check
 from ..checkpoint.layouts import Slot, slots, tell
@@ -24,7 +25,6 @@ from ..checkpoint.load import compute_dtype
 from ..checkpoint.tensors import Source
 from ..config import PaliGemmaConfig
 from ..linear import Embedding
-from ..masks import prefix_lm_mask
 from ..paligemma import PaliGemma
 
 

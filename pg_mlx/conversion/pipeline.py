@@ -26,6 +26,7 @@ from ..errors import InputError, PgMlxError
 from ..files.arrays import write_arrays
 from ..files.folder import whole_folder
 from ..files.shards import ShardWriter
+from ..ops.device import dtype_name
 from ..processor import Tokenizer
 from ..quantization import RECIPES, Recipe, uniform
 from ..regions.masks import read_masks
@@ -256,7 +257,7 @@ def _write_side_files(job: Job, folder: Path) -> None:
     if job.masks:
         write_arrays(folder / FILE_NAME, job.masks)
     files: dict[str, dict[str, Any]] = {
-        "config.json": side_files.config_json(config, str(job.dtype).removeprefix("mlx.core.")),
+        "config.json": side_files.config_json(config, dtype_name(job.dtype)),
         "preprocessor_config.json": side_files.preprocessor_json(
             config.vision.image_size, config.vision.num_patches, job.opened.resample
         ),

@@ -24,6 +24,7 @@ from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
 from ..files.json import read_json
 from ..generation import SamplingOptions
+from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
 from ..processor import Processor, load_image
 from .layerwise import Streamed, Text
@@ -138,7 +139,7 @@ def compare(
         samples=len(texts),
         positions=sum(lengths),
         max_tokens=max_tokens,
-        dtype=str(ours.dtype).rpartition(".")[2],
+        dtype=dtype_name(ours.dtype),
         kl_mean=float(predictions.kl.mean()),
         kl_max=float(predictions.kl.max()),
         kl_first=float(predictions.kl[firsts].mean()),

@@ -44,7 +44,7 @@ def write_arrays(path: Path, weights: dict[str, mx.array]) -> None:
 def _read_npz(path: Path) -> dict[str, mx.array]:
     import numpy as np  # not where every model is loaded: it costs more than reading a small one
 
-    from ..files.npz import NpzArchive
+    from .npz import NpzArchive
 
     archive = NpzArchive(path)
     if sum(member.info.file_size for member in archive.members.values()) > MAX_BYTES:

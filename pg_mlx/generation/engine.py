@@ -9,9 +9,9 @@ from itertools import groupby
 
 import mlx.core as mx
 
-from ..backend import on_gpu
 from ..cache import KVCache
 from ..errors import InputError
+from ..ops import device
 from ..paligemma import PaliGemma
 from ..timeline import timed
 from .choice import Choice, choose, needed
@@ -96,7 +96,9 @@ class Engine:
             return progress
         following = self._next
         assert following is not None
-        ahead = on_gpu() and all(row.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
+        ahead = (
+            device.gpu_ops() and all(row.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
+        )
         if ahead:
             self._advance(following.tokens[:, None], [1] * len(self._rows))
         with timed("decode"):
@@ -201,5 +203,5 @@ class Engine:
         after = places if len(places) > len(asks) else None
         logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab, after=after)
         self._next = choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
-        if on_gpu():
+        if device.gpu_ops():
             mx.async_eval(self._next.arrays)

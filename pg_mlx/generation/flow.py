@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from ..backend import on_gpu
+from ..ops import device
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream
 from ..threads import Prefetch
@@ -98,7 +98,8 @@ class Flow:
             yield from self._fetch(engine.free)
             while self._ready:
                 yield from self._enter(engine, self._ready.popleft())
-        elif on_gpu() and not self._ready and (self.batch_size > 1 or self.requests.ready):  # alone, nothing is shared
+        elif device.gpu_ops() and not self._ready and (self.batch_size > 1 or self.requests.ready):
+            # alone, nothing is shared
             yield from self._fetch(enough)
             engine.expect([asked.request for asked in self._ready])
 

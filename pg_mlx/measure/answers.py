@@ -13,7 +13,7 @@ import numpy as np
 
 from ..checkpoint.load import load
 from ..demo import CHECKPOINT
-from .machine import dtype_name
+from ..ops.device import dtype_name
 from .paths import Check, relative_error
 
 SCENE = CHECKPOINT.parent / "scene.png"

@@ -9,12 +9,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import backend, gemma
+from .. import gemma
 from ..cache import KVCache
+from ..ops import attention, device
 from ..paligemma import PaliGemma
 from . import graph, work
 
-FUSED = [(gemma, name) for name in ("_add", "_add_weighted", "cap_logits", "cap_scores", "geglu")]
+FUSED = [
+    *((gemma, name) for name in ("_add", "_add_weighted", "cap_logits", "geglu")),
+    (attention, "cap_scores"),
+]
 """Functions that mx.compile makes one operation, as counting kernels shows."""
 
 
@@ -71,10 +75,5 @@ def _prefilled(model: PaliGemma, lengths: Sequence[int]) -> KVCache:
 @contextmanager
 def graph_of_a_gpu(*single: tuple[Any, str]) -> Iterator[None]:
     """Within, the graphs of this program are those of a GPU, and the functions given as (where, name) one operation."""
-    on_gpu = backend.on_gpu
-    try:
-        backend.on_gpu = lambda: True
-        with graph.single_operations(*single):
-            yield
-    finally:
-        backend.on_gpu = on_gpu
+    with device.use("gpu"), graph.single_operations(*single):
+        yield

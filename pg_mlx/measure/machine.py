@@ -16,8 +16,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import __version__, blas
-from ..backend import default_dtype, on_gpu
+from .. import __version__
+from ..ops import blas, device
+from ..ops.device import dtype_name
 
 _VECTOR_FLAGS = {
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"),
@@ -66,21 +67,17 @@ def description() -> dict[str, Any]:
 
 def backend_name() -> str:
     """ "Metal", "CUDA" or "CPU": where MLX's default device computes."""
-    if not on_gpu():
+    if not device.is_gpu():
         return "CPU"
     return "Metal" if mx.metal.is_available() else "CUDA"
 
 
 def chosen_dtype() -> tuple[str, str]:
     """The dtype that is computed in unless the user says otherwise, and why."""
-    name = dtype_name(default_dtype())
-    if on_gpu():
+    name = dtype_name(device.default_dtype())
+    if device.is_gpu():
         return name, "a GPU multiplies 16-bit matrices at least as fast and reads half the bytes"
     return name, "no GPU, and on the CPU 16-bit matrix products are some 50 times slower"
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")
 
 
 def cpu_flags() -> list[str]:
@@ -113,7 +110,7 @@ def blas_name() -> str | None:
 def copy_bandwidth(size: int = 128 << 20) -> float:
     """Bytes read and written a second by copying `size` bytes: on the GPU, or with one thread a CPU core. The best of
     a few attempts, since it is to be a limit."""
-    if on_gpu():
+    if device.is_gpu():
         source = mx.zeros((size // 4,), dtype=mx.float32)
         mx.eval(source)
         return 2 * size / min(seconds(lambda: source + 1, 5))
@@ -126,7 +123,7 @@ def copy_bandwidth(size: int = 128 << 20) -> float:
 
 def matmul_rate(dtype: mx.Dtype, size: int | None = None) -> float:
     """Floating-point operations a second in products of two square matrices of `dtype`; the best of a few attempts."""
-    size = size or (4096 if on_gpu() else 1024)
+    size = size or (4096 if device.is_gpu() else 1024)
     a, b = (mx.random.normal((size, size)).astype(dtype) for _ in range(2))
     mx.eval(a, b)
     return 2 * size**3 / min(seconds(lambda: a @ b, 4))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from .. import gemma
-from ..activations import geglu, gelu
 from ..linear import Embedding, Linear
+from ..ops.attention import cap_scores, capped
+from ..ops.device import dtype_name
+from ..ops.gelu import geglu, gelu
 from ..paligemma import PaliGemma
 from ..quantization import Quantization
 from ..quantization.plain import spelled_out
 from . import graph
-from .machine import dtype_name
 
 BOUNDS = {mx.float32: 1e-3, mx.float16: 8e-3, mx.bfloat16: 5e-2}
 """Largest |difference| / |formula| (Euclidean norms) of a kernel that is right. Some roundings to the dtype (the
@@ -204,7 +206,10 @@ def _capped(model: PaliGemma, of: str) -> Check:
     def plain() -> mx.array:
         return _plain_attention(query, key, value, attention.scale, None, attention.softcap)
 
-    return check(f"capped attention, {of}", model.dtype, lambda: attention._capped(query, key, value, None), plain)
+    softcap = attention.softcap
+    assert softcap is not None
+    fused = partial(capped, query, key, value, None, attention.scale, softcap)
+    return check(f"capped attention, {of}", model.dtype, fused, plain)
 
 
 def _elementwise(model: PaliGemma) -> Iterator[Check]:
@@ -225,7 +230,7 @@ def _elementwise(model: PaliGemma) -> Iterator[Check]:
         yield check(
             "weighted addition", dtype, lambda: gemma._add_weighted(x, y, weight)[1], lambda: wide + other * weight
         )
-        yield check("cap of scores", dtype, lambda: gemma.cap_scores(x, 3.0, 2.0), lambda: 3 * mx.tanh(wide * 2 / 3))
+        yield check("cap of scores", dtype, lambda: cap_scores(x, 3.0, 2.0), lambda: 3 * mx.tanh(wide * 2 / 3))
         yield check("cap of logits", mx.float32, lambda: gemma.cap_logits(x, 3.0), lambda: 3 * mx.tanh(wide / 3))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backend import on_gpu
+from ..ops import device
 from ..paligemma import PaliGemma
 from .decode_work import decode_kernels
 from .machine import dtype_name, matmul_rate, median_seconds
@@ -47,7 +47,7 @@ class Answer:
 
 
 def on_a_mac() -> bool:
-    return sys.platform == "darwin" and on_gpu()
+    return sys.platform == "darwin" and device.is_gpu()
 
 
 def ask(

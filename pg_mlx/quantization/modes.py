@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 
@@ -83,22 +82,6 @@ class Quantization:
             bits=self.bits,
             mode=self.mode,
             dtype=mx.float32,
-        )
-
-    def multiply(
-        self, x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array | None, stream: Any = None
-    ) -> mx.array:
-        """x [..., columns] -> x @ weight.T [..., rows], by the packed weight as it is."""
-        return mx.quantized_matmul(
-            x,
-            weight,
-            scales=scales,
-            biases=biases,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-            stream=stream,
         )
 
 

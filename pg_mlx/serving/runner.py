@@ -11,13 +11,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..backend import on_gpu
 from ..checkpoint.load import load
 from ..errors import InputError, PgMlxError
 from ..generation import Engine, FeatureCache, Progress, Request, Row, warm_up
 from ..generation.engine import PREFILL_TOKENS, ROOM
 from ..generation.pictures import PATCHES
 from ..generation.stream import engine_for, generation_of
+from ..ops import device
+from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
 from ..processor import Processor, TextStream
 from ..regions import Region
@@ -94,8 +95,8 @@ class Runner:
             model_type=text.model_type,
             image_size=vision.image_size,
             image_tokens=vision.num_patches,
-            dtype=str(self.model.dtype).removeprefix("mlx.core."),
-            device="gpu" if on_gpu() else "cpu",
+            dtype=dtype_name(self.model.dtype),
+            device="gpu" if device.is_gpu() else "cpu",
             load_s=time.perf_counter() - started,
             weight_bytes=weights,
         )

@@ -1,7 +1,7 @@
 """Leaving MLX's graph for NumPy, on the CPU backend.
 
-NumPy needs its input now, so the graph up to it is evaluated; gradients flow as through MLX's own operations. Nothing
-is lost by that: on the CPU no step is begun ahead of the last one, since nothing runs beside Python.
+Inputs are evaluated first, because NumPy needs values. This costs nothing on the CPU, which never runs ahead of Python.
+Gradients are those of the same function in MLX's own operations.
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from .backend import cores, settle
+from . import device
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 
+LARGE_VALUES = 1 << 13
+"""Values from which on it pays to leave MLX's graph for an elementwise function."""
 
-def eagerly(compute: Callable[..., mx.array], plain: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
-    """compute(*inputs), with plain's gradients; plain itself where nothing can be evaluated, as in mx.compile."""
-    if not settle(*inputs):
+CHUNK_VALUES = 1 << 16
+"""Values that a thread treats at a time, so that each operation finds them in its cache."""
+
+
+def via_numpy(compute: Callable[..., mx.array], plain: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
+    """compute(*inputs), with plain's gradients; plain(*inputs) where nothing can be evaluated, as in mx.compile."""
+    if not device.evaluate(*inputs):
         return plain(*inputs)
     function: Any = mx.custom_function(compute)
     function.vjp(lambda primals, cotangent, _: _gradients(plain, primals, cotangent))
@@ -37,13 +43,14 @@ def _gradients(plain: Callable[..., mx.array], primals: Any, cotangent: mx.array
 
 
 def numpy(array: mx.array) -> np.ndarray:
-    """The same memory, not a copy of it."""
+    """The same memory, not a copy of it. Evaluates the array."""
     mx.eval(array)
     return np.array(array, copy=False)
 
 
 def in_threads(work: Callable[[T], None], pieces: Iterable[T]) -> None:
-    if cores() == 1:
+    """work(piece) for all pieces, on all cores."""
+    if device.cores() == 1:
         for piece in pieces:
             work(piece)
     else:
@@ -55,4 +62,4 @@ def in_threads(work: Callable[[T], None], pieces: Iterable[T]) -> None:
 def _pool() -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(cores(), thread_name_prefix="pg_mlx-host")
+    return ThreadPoolExecutor(device.cores(), thread_name_prefix="pg_mlx-numpy")
