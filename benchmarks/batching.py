@@ -1,6 +1,6 @@
 """Pictures per second, one at a time and in batches, and whether the answers are the same.
 
-    python benchmarks/batching.py [FOLDER] [--model M] [--pictures 32] [--batch-sizes 1 8] [--rounds 5] [--prompt P ...]
+    python -m benchmarks.batching [FOLDER] [--model M] [--pictures 32] [--batch-sizes 1 8] [--rounds 5] [--prompt P ...]
 
 FOLDER: of pictures; scenes of the demo if not given. Batch sizes take turns within a round, so that what else the
 machine does falls on all of them. Reading pictures is part of it, loading the model is not. The time is the least of
@@ -10,13 +10,8 @@ all rounds; CPU seconds are of all threads, and say more than the clock where ot
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 
 import pg_mlx
 from pg_mlx.cli.pictures import expand
@@ -33,7 +28,7 @@ class Timing(NamedTuple):
 def pictures(folder: str | None, count: int) -> list[Any]:
     if folder is not None:
         return [picture.source for picture in expand([folder])][:count]
-    from scenes import TEST_SEEDS, make_scene
+    from demo.scenes import TEST_SEEDS, make_scene
 
     return [make_scene(seed).image for seed in TEST_SEEDS[:count]]
 

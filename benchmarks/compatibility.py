@@ -1,6 +1,6 @@
 """Does mlx-vlm read what we convert, do we read what it converts, and are the logits the same? Prints docs' table.
 
-    python benchmarks/compatibility.py --peer-python PYTHON
+    python -m benchmarks.compatibility --peer-python PYTHON
 
 PYTHON is an interpreter that has mlx-vlm and transformers (with torch). Both sides get the same pixels and ids, and
 then the same picture and prompt. The checkpoints are random and small, but shaped like the published ones: a SigLIP
@@ -12,16 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import random_checkpoint
 
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.checkpoint.load import load
@@ -31,6 +26,7 @@ from pg_mlx.conversion.side_files import preprocessor_json, tokenizer_config_jso
 from pg_mlx.conversion.tokenizer_json import write_tokenizer_json
 from pg_mlx.generation import generate
 from pg_mlx.ops.device import mx
+from tools import random_checkpoint
 
 Json = dict[str, Any]
 

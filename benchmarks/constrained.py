@@ -1,8 +1,8 @@
 """Free against constrained decoding of boxes and masks: what it changes in the answers, and what it saves.
 
-    python benchmarks/constrained.py --scenes 60                    # the demo checkpoint on its own test scenes
-    python benchmarks/constrained.py FOLDER --scenes 60
-    python benchmarks/constrained.py --random paligemma-3b-224 --layers 2 --q-bits 4 --scenes 10
+    python -m benchmarks.constrained --scenes 60                    # the demo checkpoint on its own test scenes
+    python -m benchmarks.constrained FOLDER --scenes 60
+    python -m benchmarks.constrained --random paligemma-3b-224 --layers 2 --q-bits 4 --scenes 10
 
 A random checkpoint (of published shapes, cut to --layers) says nothing sensible, so there both ways are made to say the
 right answers; all their logits are computed nonetheless. Each question is answered both ways, one after the other, in
@@ -13,7 +13,6 @@ times for rows that are copied together first.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from bisect import bisect_left
@@ -24,19 +23,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
-
-import random_checkpoint
-from evaluate import Case, cases, labels, score
-
 import pg_mlx
+from demo.evaluate import Case, cases, labels, score
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import Generation
 from pg_mlx.linear import Ids
 from pg_mlx.ops.device import mx
 from pg_mlx.processor import Tokenizer
 from pg_mlx.quantization import Quantization, padded_size
+from tools import random_checkpoint
 
 TASKS = ("detect", "segment")
 WAYS = ("free", "constrained")

@@ -1,6 +1,6 @@
 """How fast conversion is, against the least that could be done: reading and writing the same bytes.
 
-    python benchmarks/conversion.py --rounds 3
+    python -m benchmarks.conversion --rounds 3
 
 Interleaved rounds on one random checkpoint (PaliGemma 3B's widths, two layers): a plain copy with fsync, our conversion
 without and with packing, and packing each tensor whole with mlx.core.quantize and saving a shard, which is what
@@ -12,20 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import random_checkpoint
-
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion import convert
 from pg_mlx.ops.device import mx
 from pg_mlx.quantization import Quantization
+from tools import random_checkpoint
 
 
 def copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Time products and functions of the CPU backend, interleaved: OMP_NUM_THREADS=1 python benchmarks/cpu_products.py
+"""Time products and functions of the CPU backend, interleaved: OMP_NUM_THREADS=1 python -m benchmarks.cpu_products
 
 CPU time (all threads) tells what an operation costs on a busy machine; --wall measures what passes, on an idle one.
 """
@@ -6,13 +6,9 @@ CPU time (all threads) tells what an operation costs on a busy machine; --wall m
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import mlx.core as mx
 

@@ -1,4 +1,4 @@
-"""What an answer holds beside the weights: OMP_NUM_THREADS=1 python benchmarks/large_pictures.py FOLDER
+"""What an answer holds beside the weights: OMP_NUM_THREADS=1 python -m benchmarks.large_pictures FOLDER
 
 FOLDER: a checkpoint, such as `random_checkpoint.py --model paligemma-3b-896 --layers 2 --q-bits 4 FOLDER` writes. A
 reduced depth says as much as the full one, since only one layer computes at a time. Prints the peaks of loading, of the
@@ -8,14 +8,11 @@ vision tower, of the prefill and of decode steps, and the estimate that --max-me
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pg_mlx import load_model
 from pg_mlx.checkpoint.footprint import needed_bytes

@@ -1,9 +1,10 @@
 """What mlx-vlm and transformers make of checkpoint folders. Run by their interpreter, not by ours:
 
-    python benchmarks/mlx_vlm_probe.py JOBS.json RESULTS.json
+    python -m benchmarks.mlx_vlm_probe JOBS.json RESULTS.json
 
 JOBS is a list of {"do": one of the functions in DO, and its arguments}; RESULTS one object a job, with "error" and
-nothing else where it failed. benchmarks/compatibility.py and tests/test_mlx_vlm.py write the one and read the other.
+nothing else where it failed. benchmarks/compatibility.py and tests/benchmarks/test_mlx_vlm.py write the one and read
+the other.
 """
 
 from __future__ import annotations
@@ -56,7 +57,6 @@ def mlx_vlm_kernels(folder: str, inputs: str) -> Result:
     from mlx_vlm import load
     from mlx_vlm.models.cache import make_prompt_cache
 
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from pg_mlx.measure import graph
 
     model, _ = load(folder, strict=True)

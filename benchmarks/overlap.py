@@ -1,6 +1,6 @@
 """What threads do while the model works: a timeline, and the time for a folder of large pictures with and without them.
 
-    python benchmarks/overlap.py docs/pictures/overlap.png [--pictures 16] [--rounds 3] [--batch-size 4] [--model M]
+    python -m benchmarks.overlap docs/pictures/overlap.png [--pictures 16] [--rounds 3] [--batch-size 4] [--model M]
 
 Scenes of the demo are written as JPEGs of some 3 million pixels and answered by the same loop in both ways, which take
 turns. Without threads each picture is read when the model has a place for it. The timeline is that of the quickest
@@ -10,7 +10,6 @@ rounds.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +20,11 @@ from typing import Any, cast
 
 from PIL import Image, ImageDraw
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
-
 import pg_mlx
 from pg_mlx import timeline
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import Flow, Request, SamplingOptions
-from pg_mlx.generation.stream import pictures_of
+from pg_mlx.generation.request import pictures_of
 from pg_mlx.threads import LOOK_AHEAD, THREADS, Prefetch, run_into
 
 PROMPT = "detect red circle ; blue square ; green star"
@@ -49,7 +45,7 @@ class Inline(Prefetch[Request]):
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:
-    from scenes import TEST_SEEDS, make_scene
+    from demo.scenes import TEST_SEEDS, make_scene
 
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for path, seed in zip(paths, TEST_SEEDS, strict=False):

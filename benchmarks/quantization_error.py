@@ -1,6 +1,6 @@
 """What packing costs: error of each mode on single matrices, and of recipes on a whole model.
 
-    python benchmarks/quantization_error.py            # the tables of docs/quantization.md, in Markdown
+    python -m benchmarks.quantization_error            # the tables of docs/quantization.md, in Markdown
 
 The model has the widths of PaliGemma 2 3B at 224 pixels, but two layers and random weights, because real ones cannot
 be had here: rankings of modes and recipes carry over, absolute divergences do not.
@@ -15,9 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import random_checkpoint
 from PIL import Image
 
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
@@ -27,6 +24,7 @@ from pg_mlx.files.json import read_json
 from pg_mlx.ops.device import mx
 from pg_mlx.quantization import RECIPES, Quantization, Recipe, uniform
 from pg_mlx.quantization.modes import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
+from tools import random_checkpoint
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "pg2_classic"

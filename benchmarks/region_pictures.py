@@ -1,6 +1,6 @@
 """Draw the pictures of docs/regions.md: one scene in every shape and kind of file that pictures come in.
 
-    python benchmarks/region_pictures.py docs/pictures
+    python -m benchmarks.region_pictures docs/pictures
 
 The regions are those of the shapes in the scene, so what is drawn can be held against what is there.
 """
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pg_mlx.processor.images import load_image
 from pg_mlx.regions import Region

@@ -1,24 +1,19 @@
 """What the image scale does when it is wrong, and what dividing and multiplying back costs in 16 bits.
 
-    python benchmarks/scaling.py
+    python -m benchmarks.scaling
 
-prints the two tables of docs/scaling.md, from the small golden models in tests/golden. tests/test_scaling.py
+prints the two tables of docs/scaling.md, from the small golden models in tests/golden. tests/benchmarks/test_scaling.py
 makes them again and compares.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from pg_mlx.ops.device import dtype_name
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from pg_mlx.checkpoint.load import load_model
-from pg_mlx.ops.device import mx
+from pg_mlx.ops.device import dtype_name, mx
 from pg_mlx.paligemma import PaliGemma
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"

@@ -1,8 +1,8 @@
 """Many clients ask the demo at the same time: is every answer the one given alone, how long do they wait, how many come
 out a second against one at a time, and does memory grow?
 
-    python benchmarks/serving_load.py --clients 32 --seconds 60
-    python benchmarks/serving_load.py --memory          # held after 100 and after 2,000 requests
+    python -m benchmarks.serving_load --clients 32 --seconds 60
+    python -m benchmarks.serving_load --memory          # held after 100 and after 2,000 requests
 
 Both run a worker process through pg_mlx.client, so pipes and JSON are in the figures. The ways of asking take turns.
 """

@@ -1,6 +1,6 @@
 """What each trick of the model is worth: its time with and without, in turn, beside what counting predicts.
 
-    python benchmarks/tricks.py [--model FOLDER] [--rounds 5]
+    python -m benchmarks.tricks [--model FOLDER] [--rounds 5]
 
 Without a folder: paligemma-3b-224 in float, its widths and its head, random weights, a few layers (--layers). A trick
 is taken out by putting the plain way of doing the same in its place for one run. The table goes into
@@ -26,11 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-import random_checkpoint
-from side_by_side_page import between_marks
-
+from benchmarks.side_by_side.page import between_marks
 from pg_mlx import gemma, load_model, siglip
 from pg_mlx.cache import KVCache
 from pg_mlx.errors import InputError
@@ -38,6 +34,7 @@ from pg_mlx.measure import machine, work
 from pg_mlx.ops import attention, gelu
 from pg_mlx.ops.device import mx
 from pg_mlx.paligemma import PaliGemma
+from tools import random_checkpoint
 
 ROOT = Path(__file__).parent.parent
 MARKS = "<!-- tricks.py writes from here -->", "<!-- to here: tricks -->"

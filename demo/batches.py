@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 import torch
-from model import LETTERS, TEXT_SLOTS
-from pool import NOTHING, PATCH, PATCHES, TEXT, Pool, code_lookup
-from scenes import COLORS, FONTS, SHAPES, TEXT_MARGIN, Scene, font
-from tasks import GRID, Question, ask
 from torch import Tensor
+from transformers import PaliGemmaForConditionalGeneration
+
+from demo.model import LETTERS, TEXT_SLOTS
+from demo.pool import NOTHING, PATCH, PATCHES, TEXT, Pool, code_lookup
+from demo.scenes import COLORS, FONTS, SHAPES, TEXT_MARGIN, Scene, font
+from demo.tasks import GRID, Question, ask
 
 PICTURE = PATCHES * PATCHES
 COLOR_INDEX = {name: i for i, name in enumerate(COLORS)}
@@ -194,3 +196,19 @@ def questions(
             chosen.append(question)
             used += size
     return chosen
+
+
+def answer_logits(model: PaliGemmaForConditionalGeneration, features: Tensor, layout: Layout) -> Tensor:
+    """Logits [targets, V] of a layout; features [B, 64, D] are the projected picture rows."""
+    core = model.model
+    x = torch.cat([features, model.get_input_embeddings()(layout.ids)], dim=1)
+    mask = torch.where(layout.mask, 0.0, torch.finfo(x.dtype).min)
+    hidden = core.language_model(
+        inputs_embeds=x,
+        attention_mask={"full_attention": mask, "sliding_attention": mask},
+        position_ids=layout.positions,
+        use_cache=False,
+    ).last_hidden_state
+    logits = model.lm_head(hidden.flatten(0, 1)[layout.at])
+    cap = model.config.text_config.final_logit_softcapping
+    return cap * torch.tanh(logits / cap)

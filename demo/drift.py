@@ -1,4 +1,4 @@
-"""What fewer bits do to the answers: python demo/drift.py RUN/hf --mask-decoder RUN/mask_vae.npz.
+"""What fewer bits do to the answers: python -m demo.drift RUN/hf --mask-decoder RUN/mask_vae.npz.
 
 Packs the float checkpoint in every way, lets each answer the same test questions, and prints a table: task scores, and
 how far the boxes moved from where the float32 model draws them. The last rows pack one module at a time to 4 bits,
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evaluate import Case, _pairs, answer, cases, score
 
 import pg_mlx
+from demo.evaluate import Case, _pairs, answer, cases, score
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},

@@ -1,4 +1,4 @@
-"""Score a checkpoint folder on test scenes: python demo/evaluate.py FOLDER.
+"""Score a checkpoint folder on test scenes: python -m demo.evaluate FOLDER.
 
 Prints one table: for each task what share of the answers is right, on scenes that training has never seen, with greedy
 decoding.
@@ -24,13 +24,10 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from scenes import COLORS, SHAPES, TEST_SEEDS, Item, Scene, make_scene
-from tasks import TASKS, Question, ask, matches
-
 import pg_mlx
-from pg_mlx.regions.answer import read_answer
+from demo.scenes import COLORS, SHAPES, TEST_SEEDS, Item, Scene, make_scene
+from demo.tasks import TASKS, Question, ask, matches
+from pg_mlx.regions.reader import read_answer
 from pg_mlx.regions.region import Box
 from pg_mlx.regions.select import iou
 

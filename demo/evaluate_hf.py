@@ -6,16 +6,17 @@ from collections import defaultdict
 
 import numpy as np
 import torch
-from batches import Vocabulary, lay_out, pixels, questions
-from pool import Pool
 from transformers import PaliGemmaForConditionalGeneration
+
+from demo.batches import Vocabulary, lay_out, pixels, questions
+from demo.pool import Pool
 
 
 @torch.inference_mode()
 def validate(model: PaliGemmaForConditionalGeneration, pool: Pool, vocabulary: Vocabulary, scenes: int = 160) -> str:
     """One line: right answers to each kind of question (all tokens right, coordinates aside), the median and
     90th percentile of the coordinates' error in thousandths, and the share of right mask tokens."""
-    from train import answer_logits
+    from demo.batches import answer_logits
 
     rng = np.random.default_rng(0)
     right: dict[str, list[bool]] = defaultdict(list)

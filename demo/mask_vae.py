@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scenes import MASK_SIDE
 from torch import Tensor, nn
+
+from demo.scenes import MASK_SIDE
 
 CODES, EMBEDDING, WIDTH = 128, 64, 32
 COMMITMENT = 0.25

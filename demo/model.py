@@ -7,11 +7,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pool import PATCH, SIDE
-from scenes import COLORS, SHAPES
-from tasks import GRID
 from torch import Tensor, nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+from demo.pool import PATCH, SIDE
+from demo.scenes import COLORS, SHAPES
+from demo.tasks import GRID
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 TEXT_SLOTS = 4

@@ -1,4 +1,4 @@
-"""Compare pg_mlx with transformers on the trained checkpoint: python demo/parity.py RUN/hf CONVERTED.
+"""Compare pg_mlx with transformers on the trained checkpoint: python -m demo.parity RUN/hf CONVERTED.
 
 Both answer the same test questions greedily in float32: transformers from the folder it wrote itself, pg_mlx from a
 float32 conversion of it. Prints how many answers are equal token for token, and for the others the margin between the
@@ -13,10 +13,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import torch
-from evaluate import Case, answer, cases
 from transformers import PaliGemmaForConditionalGeneration
 
 import pg_mlx
+from demo.evaluate import Case, answer, cases
 
 PICTURE_TOKENS = 64
 MAX_TOKENS = 160

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scenes import Item, Scene, make_scene, mask_patch
-from tasks import Codes
+
+from demo.scenes import Item, Scene, make_scene, mask_patch
+from demo.tasks import Codes
 
 SIDE, PATCH = 112, 14
 PATCHES = SIDE // PATCH

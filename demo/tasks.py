@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scenes import COLORS, SHAPES, Item, Scene
+
+from demo.scenes import COLORS, SHAPES, Item, Scene
 
 GRID = 112
 TASKS = ("detect", "segment", "answer", "caption", "describe", "ocr")

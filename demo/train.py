@@ -1,4 +1,4 @@
-"""Train the demo checkpoint: python demo/train.py RUN.
+"""Train the demo checkpoint: python -m demo.train RUN.
 
 Everything is made from seeds: vocabulary, scenes, mask VAE, then the stages below, one after the other. RUN keeps the
 state; started again, the command goes on where it stopped. The result is RUN/hf, a Hugging Face folder as transformers
@@ -13,19 +13,20 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mask_vae
 import numpy as np
-import pool as pools
 import torch
-from batches import Layout, Vocabulary, lay_out, pixels, questions, sample_patches, tower_truth
-from evaluate_hf import validate
-from model import TowerHeads, make_model
-from pool import SIDE
-from scenes import TRAIN_SEEDS, VALIDATION_SEEDS
-from tasks import GRID, Question, grid_loc
 from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration, SiglipImageProcessorPil
-from vocabulary import make_vocabulary
+
+from demo import mask_vae
+from demo import pool as pools
+from demo.batches import Vocabulary, answer_logits, lay_out, pixels, questions, sample_patches, tower_truth
+from demo.evaluate_hf import validate
+from demo.model import TowerHeads, make_model
+from demo.pool import SIDE
+from demo.scenes import TRAIN_SEEDS, VALIDATION_SEEDS
+from demo.tasks import GRID, Question, grid_loc
+from demo.vocabulary import make_vocabulary
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,6 @@ class LocTargets:
         picked = log_probs.gather(1, labels[:, None])[:, 0]
         blurred = (log_probs[is_loc][:, self.ids] * targets[lines[is_loc]]).sum(-1)
         return -(picked.masked_fill(is_loc, 0) * weights).sum() - (blurred * weights[is_loc]).sum()
-
-
-def answer_logits(model: PaliGemmaForConditionalGeneration, features: Tensor, layout: Layout) -> Tensor:
-    """Logits [targets, V] of a layout; features [B, 64, D] are the projected picture rows."""
-    core = model.model
-    x = torch.cat([features, model.get_input_embeddings()(layout.ids)], dim=1)
-    mask = torch.where(layout.mask, 0.0, torch.finfo(x.dtype).min)
-    hidden = core.language_model(
-        inputs_embeds=x,
-        attention_mask={"full_attention": mask, "sliding_attention": mask},
-        position_ids=layout.positions,
-        use_cache=False,
-    ).last_hidden_state
-    logits = model.lm_head(hidden.flatten(0, 1)[layout.at])
-    cap = model.config.text_config.final_logit_softcapping
-    return cap * torch.tanh(logits / cap)
 
 
 class Trainer:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scenes import COLORS, SHAPES, TRAIN_SEEDS, WORDS, make_scene
-from tasks import TASKS, ask
+
+from demo.scenes import COLORS, SHAPES, TRAIN_SEEDS, WORDS, make_scene
+from demo.tasks import TASKS, ask
 
 REGIONS = [f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)]
 

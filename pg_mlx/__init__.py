@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .paligemma import PaliGemma
     from .processor import Processor
     from .regions import Region, RegionParser, parse_regions
-    from .regions.masks import MaskDecoder, MaskEncoder
+    from .regions.mask_vae import MaskDecoder, MaskEncoder
 
 _HOMES = {
     "convert": ".conversion",
@@ -46,8 +46,8 @@ _HOMES = {
     "warm_up": ".generation",
     "PaliGemma": ".paligemma",
     "Processor": ".processor",
-    "MaskDecoder": ".regions.masks",
-    "MaskEncoder": ".regions.masks",
+    "MaskDecoder": ".regions.mask_vae",
+    "MaskEncoder": ".regions.mask_vae",
     "Region": ".regions",
     "RegionParser": ".regions",
     "parse_regions": ".regions",

@@ -7,7 +7,7 @@ connector first divided the image features by sqrt(hidden_size), for the two to 
 of that pair is the mistake most reimplementations make: with the division alone the pictures are
 45 times too quiet, with the multiplication alone 45 times too loud. Here, as in the original, image
 rows are never scaled and text rows are scaled once, at lookup. In 16-bit arithmetic this is also the more exact way:
-dividing and multiplying back rounds twice. `docs/scaling.md` has the figures, `tests/test_scaling.py`
+dividing and multiplying back rounds twice. `docs/scaling.md` has the figures, `tests/benchmarks/test_scaling.py`
 the proof.
 """
 

@@ -1,6 +1,6 @@
 """Make the folder that a macOS app ships to run `pg-mlx worker`: docs/embedding.md.
 
-python tools/make_bundle.py OUT --python cpython-3.11-aarch64-apple-darwin-install_only_stripped.tar.gz
+python -m tools.make_bundle OUT --python cpython-3.11-aarch64-apple-darwin-install_only_stripped.tar.gz
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import tempfile
 from pathlib import Path
 
 CLONE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(CLONE))
 
-from bundle import checks, sizes, signing  # noqa: E402, I001
-from bundle.layout import Layout, compile_all, put_packages, put_python  # noqa: E402
-from bundle.packages import PLATFORMS, WORKER_LEAVES_OUT, install  # noqa: E402
-from pg_mlx.cli.common import Parser  # noqa: E402
+from tools.bundle import checks, sizes, signing  # noqa: E402, I001
+from tools.bundle.layout import Layout, compile_all, put_packages, put_python  # noqa: E402
+from tools.bundle.packages import PLATFORMS, WORKER_LEAVES_OUT, install  # noqa: E402
+from pg_mlx.cli.options import Parser  # noqa: E402
 from pg_mlx.errors import InputError, PgMlxError  # noqa: E402
 
 DESCRIPTION = "Make OUT/Helper, a folder with Python, MLX and pg_mlx that runs from any place, and check it."

@@ -58,7 +58,7 @@ def load(
     InputError for anything wrong with these.
     """
     from ..processor import Processor, Tokenizer, read_resample
-    from ..regions.masks import MaskDecoder
+    from ..regions.mask_vae import MaskDecoder
 
     # What is wrong with these is said before anything is downloaded.
     adapters, budget = open_adapters(adapter_path), Budget.of(max_memory, memory, dtype)

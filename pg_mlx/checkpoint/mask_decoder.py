@@ -12,7 +12,7 @@ from ..errors import PgMlxError
 from . import hub
 
 if TYPE_CHECKING:
-    from ..regions.masks import MaskDecoder
+    from ..regions.mask_vae import MaskDecoder
 
 FILE_NAME = "mask_decoder.weights"
 """Safetensors, but not called so: mlx-vlm and Swift's MLXVLM read every *.safetensors of a folder as the model's, and
@@ -33,7 +33,7 @@ def open_mask_decoder(folder: Path) -> MaskDecoder | HubMaskDecoder:
 
     Raises InputError if a file is there but wrong.
     """
-    from ..regions.masks import MaskDecoder
+    from ..regions.mask_vae import MaskDecoder
 
     path = find_mask_decoder(folder)
     return MaskDecoder.load(path) if path else HubMaskDecoder()
@@ -57,7 +57,7 @@ class HubMaskDecoder:
         return self._decoder(codes) if self._decoder else None
 
     def _fetch(self) -> MaskDecoder | None:
-        from ..regions.masks import MaskDecoder
+        from ..regions.mask_vae import MaskDecoder
 
         try:
             return MaskDecoder.load(hub.space_file(PUBLISHED_SPACE, PUBLISHED_NAME))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .common import Parser, load_progress
+from .options import Parser, load_progress
 
 DESCRIPTION = "Time each stage of an answer, beside the least work it needs and the machine's own speed."
 
@@ -55,7 +55,7 @@ def run(argv: list[str], program: str) -> int:
     from ..checkpoint import hub
     from ..checkpoint.load import load
     from ..demo import CHECKPOINT, PICTURES
-    from ..measure import machine, questions
+    from ..measure import experiments, machine
     from ..measure.decode_work import decode_kernels
     from ..measure.stages import Limits, Stage, measure
     from ..measure.work import Work
@@ -78,9 +78,9 @@ def run(argv: list[str], program: str) -> int:
     pixels = mx.array(processor.pixels(str(PICTURES[0])))[None]
     stages += measure(model, pixels, prompt_ids, rows=args.rows, repeats=args.repeats, steps=args.steps, note=note)
     answers = []
-    if questions.on_a_mac() and not args.no_questions:
+    if experiments.on_a_mac() and not args.no_questions:
         note("open questions")
-        answers = questions.ask(model, pixels, prompt_ids, str(folder), note)
+        answers = experiments.ask(model, pixels, prompt_ids, str(folder), note)
     text, vision = model.config.text, model.config.vision
     report: dict[str, Any] = {
         "machine": machine.description()

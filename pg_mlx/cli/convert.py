@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .common import Parser
+from .options import Parser
 
 if TYPE_CHECKING:
     from ..conversion.pipeline import Job

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .common import Parser
+from .options import Parser
 
 if TYPE_CHECKING:
-    from ..measure.paths import Check
+    from ..measure.kernels import Check
 
 DESCRIPTION = (
     "Run the bundled checkpoint on this machine and compare every result and every fused kernel it goes through."
@@ -67,27 +67,27 @@ def _checks(folder: str | None, program: str) -> Iterator[Check]:
 
     from ..checkpoint.load import load_model
     from ..demo import CHECKPOINT
-    from ..measure import answers, paths
+    from ..measure import demo_check, kernels
     from ..ops import device
 
     def note(what: str) -> None:
         print(f"{program}: {what} ...", file=sys.stderr)
 
     note("fused kernels")
-    yield from paths.checks(load_model(folder or CHECKPOINT, max_memory="1TB"))  # with a limit it stays packed
-    expected = [answer["tokens"] for answer in answers.stored()]
+    yield from kernels.checks(load_model(folder or CHECKPOINT, max_memory="1TB"))  # with a limit it stays packed
+    expected = [answer["tokens"] for answer in demo_check.stored()]
 
-    def run(where: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, answers.Run]:
-        name = answers.description(where, dtype)
+    def run(where: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, demo_check.Run]:
+        name = demo_check.description(where, dtype)
         note(f"bundled checkpoint on the {name}")
-        return name, answers.run(where, dtype, expected)
+        return name, demo_check.run(where, dtype, expected)
 
     name, reference = run(mx.cpu, mx.float32)
-    yield from answers.against_stored(name, reference, mx.float32)
+    yield from demo_check.against_stored(name, reference, mx.float32)
     if device.is_gpu():
         for dtype in (mx.float32, device.default_dtype()):
             name, found = run(mx.gpu, dtype)
-            yield from answers.against_run(name, found, reference, dtype)
+            yield from demo_check.against_run(name, found, reference, dtype)
 
 
 def _describe(machine: dict[str, Any]) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, PgMlxError
-from .answers import Answer
 from .pictures import Picture
+from .writers import Answer
 
 if TYPE_CHECKING:
     from PIL import Image

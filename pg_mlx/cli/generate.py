@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..threads import start
-from .answers import FORMATS, Failure, answer_all, describe, output
-from .asking import Asking
-from .common import Parser, add_memory_options, check_memory_options
 from .drawings import Drawings
 from .hints import chat_hint
+from .options import Parser, add_memory_options, check_memory_options
 from .pictures import expand, is_folder
+from .session import Asking
+from .writers import FORMATS, Failure, answer_all, describe, output
 
 if TYPE_CHECKING:
     from ..generation import Stats

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .common import Parser, add_memory_options, check_memory_options, size
+from .options import Parser, add_memory_options, check_memory_options, size
 
 DESCRIPTION = "Serve a model over HTTP: OpenAI's chat completions, boxes and masks as JSON, and a page to try it on."
 
@@ -89,8 +89,8 @@ def run(argv: list[str], program: str) -> int:
         from ..checkpoint.load import compute_dtype
         from ..demo import CHECKPOINT
         from ..memory.residency import check_copies
-        from ..serving.limits import Limits
-        from ..serving.runner import Source
+        from ..serving.service.limits import Limits
+        from ..serving.service.runner import Source
 
         if args.memory is not None:
             check_copies(compute_dtype(args.dtype))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .common import Parser, add_memory_options, check_memory_options, size
+from .options import Parser, add_memory_options, check_memory_options, size
 
 DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as docs/protocol.md tells."
 
@@ -55,11 +55,11 @@ def run(argv: list[str], program: str) -> int:
         if not folder.is_dir():
             raise InputError(f"--files {folder} is no folder")
 
-    from ..serving.processes import guarded_pipes
+    from ..serving.worker.processes import guarded_pipes
 
     pipes = guarded_pipes()
     if args.supervise:
-        from ..serving.supervisor import Supervisor
+        from ..serving.worker.supervisor import Supervisor
 
         flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-B", sys.flags.dont_write_bytecode)) if on]
         again = [argument for argument in argv if argument != "--supervise"]
@@ -68,8 +68,8 @@ def run(argv: list[str], program: str) -> int:
     import mlx.core as mx
 
     from ..memory.residency import check_copies
-    from ..serving.limits import Limits
-    from ..serving.worker import Worker
+    from ..serving.service.limits import Limits
+    from ..serving.worker.worker import Worker
 
     if args.memory is not None:
         check_copies(mx.float32)

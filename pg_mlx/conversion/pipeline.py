@@ -29,7 +29,7 @@ from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
 from ..processor import Tokenizer
 from ..quantization import RECIPES, Recipe, uniform
-from ..regions.masks import read_masks
+from ..regions.mask_vae import read_masks
 from . import side_files
 from .plan import Plan, make_plan
 from .report import Report, model_card

@@ -2,14 +2,15 @@
 
 from .batch import batch_generate, stream_batch
 from .engine import Engine
-from .flow import Flow
+from .features import FeatureCache, Picture
 from .grammar import RegionGrammar, grammar_for
-from .pictures import FeatureCache, Picture
+from .request import Guide, Request
 from .results import Generation, Stats, Step
-from .rows import Allowed, Guide, Progress, Request, Row
-from .sampling import SamplingOptions
+from .rows import Progress, Row
+from .sampling import Allowed, SamplingOptions
+from .scheduler import Flow
 from .stream import generate, stream_generate
-from .warm import warm_up
+from .warm_up import warm_up
 
 __all__ = [
     "Allowed",

@@ -15,13 +15,12 @@ from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..threads import Prefetch, Shared
-from .flow import Flow
+from .features import Picture
 from .grammar import grammar_for
-from .pictures import Picture
+from .request import Request, pictures_of
 from .results import Generation
-from .rows import Request
 from .sampling import SamplingOptions
-from .stream import pictures_of
+from .scheduler import Flow
 
 MAX_BATCH_SIZE = 256
 

@@ -11,12 +11,15 @@ import mlx.core as mx
 
 from ..cache import KVCache
 from ..errors import InputError
+from ..linear import Ids
 from ..ops import device
 from ..paligemma import PaliGemma
+from ..processor import Processor
 from ..timeline import timed
-from .choice import Choice, choose, needed
-from .pictures import FeatureCache
-from .rows import Progress, Request, Row
+from .features import FeatureCache
+from .request import Request
+from .rows import Progress, Row
+from .sampling import Allowed, NextTokens, choose, needed
 
 ROOM = 256
 """Slots by which the cache grows. Growing copies it, once in as many steps."""
@@ -54,7 +57,7 @@ class Engine:
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._cache: KVCache | None = None
-        self._next: Choice | None = None
+        self._next: NextTokens | None = None
 
     @property
     def busy(self) -> bool:
@@ -179,7 +182,7 @@ class Engine:
             prefix_lengths=None if min(lengths) == slots else lengths,
             vocab=vocab,
         )
-        chosen = choose(rows, logits, [[ids] for ids in allowed], vocab)
+        chosen = self._choose(rows, logits, [[ids] for ids in allowed], vocab)
         mx.eval(chosen.arrays, cache.layers)
         mx.clear_cache()  # its scratch memory is of no use to decoding
         if self._cache is not None and self._next is not None:
@@ -202,6 +205,19 @@ class Engine:
         places = [(row, token) for row, several in enumerate(asks) for token, _ in several]
         after = places if len(places) > len(asks) else None
         logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab, after=after)
-        self._next = choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
+        self._next = self._choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
         if device.gpu_ops():
             mx.async_eval(self._next.arrays)
+
+    def _choose(self, rows: list[Row], logits: mx.array, asked: list[list[Allowed]], vocab: Ids) -> NextTokens:
+        logprobs = any(row.request.logprobs for row in rows)
+        return choose([row.sample for row in rows], logits, asked, vocab, logprobs)
+
+
+def engine_for(
+    model: PaliGemma, processor: Processor, batch_size: int = 1, features: FeatureCache | None = None
+) -> Engine:
+    tokenizer = processor.tokenizer
+    return Engine(
+        model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size, features=features
+    )

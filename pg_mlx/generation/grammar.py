@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..processor import Tokenizer, plain_prompt
 from ..regions.parser import CODES, LOCATIONS
 from ..regions.prompt import RegionPrompt
-from .rows import Allowed
+from .sampling import Allowed
 
 SEPARATOR = " ; "
 

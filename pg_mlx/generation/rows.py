@@ -3,49 +3,12 @@
 from __future__ import annotations
 
 import copy
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
 
-from .pictures import Picture
+from .request import Request
 from .results import FinishReason
-from .sampling import SamplingOptions
-
-Allowed = list[int] | range | None
-
-
-class Guide(Protocol):
-    """What one answer may say, token by token. Implementations know a grammar; the engine knows none."""
-
-    def allowed(self) -> Allowed:
-        """The ids of which the next token must be one, as a list or a range with a step of 1; None for all.
-
-        If they are <eos> and one other, the model reads that one and those that have to follow it at once, and says in
-        the same pass whether the answer goes on with them and what comes then."""
-
-    def advance(self, token_id: int) -> Sequence[int]:
-        """The next token is token_id, which is not <eos>. Returns those that have to follow it, often none: the model
-        reads them in the same pass and is not asked. The guide's state is then the one after them."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question: pictures, ids of the prompt (<bos> first, newline last), and how to answer."""
-
-    pictures: Sequence[Picture]
-    prompt_ids: Sequence[int]
-    options: SamplingOptions = field(default_factory=SamplingOptions)
-    guide: Guide | None = None
-    logprobs: bool = False
-    """Also report how probable each chosen token was: one more pass over the logits."""
-    ready_s: float = 0.0
-    """What reading the pictures and the prompt took, which belongs to the time to the first token."""
-
-    def __post_init__(self) -> None:
-        """Draw the seed that nobody gave, so that a request that is answered again says the same."""
-        if self.options.seed is None:
-            object.__setattr__(self, "options", replace(self.options, seed=secrets.randbits(64)))
+from .sampling import Allowed
 
 
 class Row:

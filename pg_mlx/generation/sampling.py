@@ -1,18 +1,25 @@
-"""Choosing the next token from its logits."""
+"""Choosing the next token of every row of a batch from the logits."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import mlx.core as mx
 
 from ..errors import InputError
+from ..linear import Ids
 
 MIN_TEMPERATURE = 1e-9
 """Lower ones than this are as good as greedy, and would divide by zero in float32."""
+
+Allowed = list[int] | range | None
+"""Ids of which the next token must be one, as a list or a range with a step of 1; None for all."""
 
 MAX_TOKENS = 8192
 """The positions that Gemma was trained on."""
@@ -50,7 +57,7 @@ class SamplingOptions:
 
 
 class Sampler:
-    """float32 logits [B, V] -> token ids int [B], for one answer after the other token.
+    """Draws the next token of one answer, call after call: float32 logits [1, V] -> int [1].
 
     It carries the state of its own random numbers, so what it draws depends on its seed and its logits alone, whatever
     else is computed beside it.
@@ -88,3 +95,100 @@ def _likely(logits: mx.array, options: SamplingOptions) -> mx.array:
         last = mx.where(chosen, ranked, mx.inf).min(axis=-1, keepdims=True)
         likely = likely & (logits >= last)
     return likely
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Sampled tokens, possibly not yet evaluated: one per row, or several for a row with several positions, stored
+    consecutively."""
+
+    tokens: mx.array
+    """int [N]."""
+    counts: tuple[int, ...]
+    """How many of them are each row's."""
+    logprobs: mx.array | None = None
+    """float32 [N], each token's log-probability before temperature and truncation, among the ids that were allowed;
+    None where no row asked for it."""
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.tokens] if self.logprobs is None else [self.tokens, self.logprobs]
+
+    def select(self, rows: Sequence[int]) -> NextTokens:
+        """That of some rows, in the order given."""
+        stops = list(accumulate(self.counts))
+        index = mx.array([place for row in rows for place in range(stops[row] - self.counts[row], stops[row])])
+        counts = tuple(self.counts[row] for row in rows)
+        return NextTokens(self.tokens[index], counts, None if self.logprobs is None else self.logprobs[index])
+
+    def join(self, other: NextTokens) -> NextTokens:
+        """That of these rows and then of others."""
+        tokens, counts = mx.concatenate([self.tokens, other.tokens]), self.counts + other.counts
+        if self.logprobs is None and other.logprobs is None:
+            return NextTokens(tokens, counts)
+        parts = (mx.zeros(c.tokens.shape) if c.logprobs is None else c.logprobs for c in (self, other))
+        return NextTokens(tokens, counts, mx.concatenate(list(parts)))
+
+    def read(self) -> list[list[tuple[int, float]]]:
+        """Of each row its tokens and their log-probabilities (0.0 where nobody asked), when they are computed."""
+        tokens: list[int] = self.tokens.tolist()  # type: ignore[assignment]
+        logprobs: list[float] = [0.0] * len(tokens)
+        if self.logprobs is not None:
+            logprobs = self.logprobs.tolist()  # type: ignore[assignment]
+        pairs = list(zip(tokens, logprobs, strict=True))
+        return [pairs[stop - count : stop] for stop, count in zip(accumulate(self.counts), self.counts, strict=True)]
+
+
+def needed(allowed: Sequence[Allowed], vocab: range) -> Ids:
+    """The ids whose logits are needed, in order: the whole vocabulary, or what the guides allow between them."""
+    if any(ids is None for ids in allowed):
+        return vocab
+    spans = {ids for ids in allowed if isinstance(ids, range)}  # many rows have the same
+    lists = [ids for ids in allowed if isinstance(ids, list)]
+    if len(spans) == 1 and not lists:
+        return spans.pop()
+    ids = sorted({*chain(*spans, *lists)})
+    adjacent = ids[-1] - ids[0] == len(ids) - 1
+    return range(ids[0], ids[-1] + 1) if adjacent else ids
+
+
+def choose(
+    samplers: Sequence[Sampler], logits: mx.array, asked: Sequence[Sequence[Allowed]], vocab: Ids, logprobs: bool
+) -> NextTokens:
+    """The next token at each of N positions, from logits float32 [N, len(vocab)] of the ids in vocab.
+
+    samplers: one a row. asked: for each row what is allowed at each of its positions, N in all. logprobs: whether
+    log-probabilities are wanted, too.
+    """
+    counts = tuple(map(len, asked))
+    places = [(sampler, allowed) for sampler, several in zip(samplers, asked, strict=True) for allowed in several]
+    if all(sampler.greedy and (allowed is None or allowed == vocab) for sampler, allowed in places):
+        tokens = mx.argmax(logits, axis=-1)
+        return NextTokens(_ids(tokens, vocab), counts, _logprobs(tokens, logits) if logprobs else None)
+    chosen, logged = [], []
+    for place, (sampler, allowed) in enumerate(places):
+        own = logits[place : place + 1]
+        # The draw is among its own ids only, or it would depend on the neighbours' guides.
+        ids = vocab if allowed is None else allowed
+        if isinstance(ids, range):
+            first = bisect_left(vocab, ids[0])
+            own = own[:, first : first + len(ids)]
+        else:
+            own = own[:, mx.array([bisect_left(vocab, token) for token in ids])]
+        tokens = sampler(own)
+        chosen.append(_ids(tokens, ids))
+        logged.append(_logprobs(tokens, own) if logprobs else tokens)
+    return NextTokens(mx.concatenate(chosen), counts, mx.concatenate(logged) if logprobs else None)
+
+
+def _ids(tokens: mx.array, ids: Ids) -> mx.array:
+    """The ids at these indices."""
+    if not isinstance(ids, range):
+        return mx.array(ids)[tokens]
+    return tokens + ids.start if ids.start else tokens
+
+
+def _logprobs(tokens: mx.array, logits: mx.array) -> mx.array:
+    """tokens int [N] are indices into logits [N, n]."""
+    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1).squeeze(-1)
+    return chosen - mx.logsumexp(logits, axis=-1)

@@ -7,19 +7,15 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
-import mlx.core as mx
-
-from ..errors import InputError
 from ..paligemma import PaliGemma
-from ..processor import Processor, TextStream, load_image
-from ..regions import Malformed, Region
-from ..regions.answer import AnswerReader, read_answer
-from ..timeline import timed
-from .engine import Engine
+from ..processor import Processor, TextStream
+from ..regions import Region
+from ..regions.reader import AnswerReader
+from .answer import generation_of
+from .engine import engine_for
 from .grammar import grammar_for
-from .pictures import FeatureCache, Picture
-from .results import Generation, Stats, Step
-from .rows import Request, Row
+from .request import Request, pictures_of
+from .results import Generation, Step
 from .sampling import SamplingOptions
 
 
@@ -85,52 +81,3 @@ def _run(
     complete = [*reader.push(piece), *reader.flush()]
     generation = generation_of(row, model, processor, start, (regions + complete, reader.malformed))
     yield Step(piece, generation=generation, regions=complete)
-
-
-def pictures_of(processor: Processor, image: Any) -> list[Picture]:
-    """What `image` of stream_generate stands for. Raises InputError."""
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not images:
-        raise InputError("no picture was given; PaliGemma needs at least one")
-    with timed("picture"):
-        pictures = [load_image(one) for one in images]
-        return [Picture(processor.pixels(picture), picture.size) for picture in pictures]
-
-
-def engine_for(
-    model: PaliGemma, processor: Processor, batch_size: int = 1, features: FeatureCache | None = None
-) -> Engine:
-    tokenizer = processor.tokenizer
-    return Engine(
-        model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size, features=features
-    )
-
-
-def generation_of(
-    row: Row,
-    model: PaliGemma,
-    processor: Processor,
-    start: float,
-    found: tuple[list[Region], list[Malformed]] | None = None,
-) -> Generation:
-    """A finished row as its user sees it. start: time.perf_counter() when it was asked for. found: as read_answer gives
-    it, if that has been read already."""
-    assert row.finish_reason is not None
-    decode_s = row.finished_at - row.first_token_at if row.decoded > 1 else 0.0
-    stats = Stats(
-        load_s=model.load_s,
-        vision_s=row.vision_s,
-        prefill_s=row.prefill_s,
-        time_to_first_token_s=row.first_token_at - start if row.decoded else 0.0,
-        prompt_tokens=row.prompt_tokens,
-        prefill_tps=row.prompt_tokens / row.prefill_s if row.prefill_s else 0.0,
-        decode_tokens=row.decoded,
-        decode_tps=(row.decoded - 1) / decode_s if decode_s else 0.0,
-        peak_memory_bytes=mx.get_peak_memory(),
-    )
-    answer = processor.tokenizer.decode(row.token_ids)
-    if found is None:
-        pieces = TextStream(processor.tokenizer)
-        logged = [(pieces.push(token), logprob) for token, logprob in zip(row.token_ids, row.logprobs, strict=False)]
-        found = read_answer(answer, row.request.pictures[0].size, processor.mask_decoder, logged)
-    return Generation(answer, row.token_ids, row.finish_reason, stats, *found)

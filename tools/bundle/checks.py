@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from . import macho
-from .layout import Layout
+from tools.bundle import macho
+from tools.bundle.layout import Layout
 
 _SHOWN = 5
 _SYSTEM = ("/usr/lib/", "/System/Library/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plistlib
 from pathlib import Path
 
-from .checks import Bundle
+from tools.bundle.checks import Bundle
 
 SANDBOXED = {"com.apple.security.app-sandbox": True, "com.apple.security.inherit": True}
 """A child of a sandboxed app has these and no other of the sandbox's, or the system ends it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from .layout import Layout
+from tools.bundle.layout import Layout
 
 
 def table(layout: Layout) -> list[tuple[str, int]]:

@@ -21,16 +21,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ... import __version__
-from ..questions import Done, Found, Question, Text
-from ..service import Service
-from . import chat, found
-from .access import Access
-from .asking import ask
+from ..service.requests import Done, Found, Question, Text
+from ..service.service import Service
+from . import chat, regions
 from .body import Bodies
 from .errors import Gone, Json, Refused
-from .fields import parse
-from .guard import Guard
+from .events import ask
 from .metrics import Metrics
+from .middleware import Access, Guard
+from .schemas import parse
 from .settings import Settings
 from .sources import pictures
 from .threads import in_thread
@@ -134,16 +133,16 @@ class _Server:
         limits = self._service.limits
         async with self._bodies.read(request) as body:
             if _expect(request, "application/json", "multipart/form-data") == "multipart/form-data":
-                asked, images = await found.read_form(request.headers, body, limits)
+                asked, images = await regions.read_form(request.headers, body, limits)
                 self._known(asked.model)
             else:
-                asked = await in_thread(lambda: found.read(parse(body)))
+                asked = await in_thread(lambda: regions.read(parse(body)))
                 self._known(asked.model)
                 images = await pictures(asked.named, self._settings, limits)
         seconds, constrained = self._settings.request_s, (asked.constrain, asked.enough)
         question = Question(asked.prompt, images, asked.options, asked.scores, seconds, *constrained)
         done = await _last(self._ask(question, request))
-        return Json(await in_thread(found.answer, asked, done, self._settings.model_name))
+        return Json(await in_thread(regions.answer, asked, done, self._settings.model_name))
 
     async def _ask(self, question: Question, request: Request) -> AsyncGenerator[Text | Found | Done, None]:
         async with aclosing(ask(self._service, question, request.receive)) as events:

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from ...generation import Generation, SamplingOptions
 from ...regions.export import to_json
-from ..questions import Done, Found, Text
+from ..service.requests import Done, Found, Text
 from .errors import Gone, Refused, bad, dumps
-from .fields import Fields, sampling
+from .schemas import Fields, sampling
 from .threads import in_thread
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..codes import ServingError
-from ..questions import Failed
+from ..error_codes import ServingError
+from ..service.requests import Failed
 
 STATUS = {
     "bad_request": 400,

@@ -8,8 +8,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ..questions import Done
-from ..service import Service
+from ..service.requests import Done
+from ..service.service import Service
 
 PATHS = frozenset({"/", "/health", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/models", "/v1/regions"})
 """Paths that count by themselves; strangers invent any number of others."""

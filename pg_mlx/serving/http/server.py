@@ -17,10 +17,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...errors import InputError
-from ..codes import ServingError
-from ..limits import Limits
-from ..runner import Source, Stage
-from ..service import Service
+from ..error_codes import ServingError
+from ..service.limits import Limits
+from ..service.runner import Source, Stage
+from ..service.service import Service
 from .app import application
 from .errors import Refused
 from .settings import Settings

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..codes import ServingError
-from ..limits import Limits
-from ..questions import read_file
+from ..error_codes import ServingError
+from ..service.limits import Limits
+from ..service.requests import read_file
 from .errors import Refused, bad
 from .fetch import fetch
 from .settings import Settings

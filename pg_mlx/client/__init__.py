@@ -1,0 +1,5 @@
+"""A worker process and its client, for programs that must not load MLX themselves: nothing here imports it."""
+
+from .client import Answer, AsyncClient, Client, Image, Region, ServingError
+
+__all__ = ["Answer", "AsyncClient", "Client", "Image", "Region", "ServingError"]

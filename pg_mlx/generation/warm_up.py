@@ -1,0 +1,35 @@
+"""What the first answer would otherwise wait for."""
+
+from __future__ import annotations
+
+import time
+
+from ..paligemma import PaliGemma
+from .engine import Engine
+from .features import Picture
+from .request import Request
+from .sampling import SamplingOptions
+
+_TOKENS = 3
+"""The first comes from the prefix, the second from a step, and with the third a step's result is used by another."""
+
+
+def warm_up(model: PaliGemma, *, batch_size: int = 1, pictures: int = 1, prompt_tokens: int = 16) -> float:
+    """Answer nonsense once alone and once in a full batch, and return the seconds it took: kernels are compiled for
+    these shapes, weights are where they are used, and buffers are there to be used again.
+
+    For servers, before their first request. pictures and prompt_tokens: of a typical prompt.
+    """
+    import numpy as np
+
+    start = time.perf_counter()
+    side, vocab = model.config.vision.image_size, model.config.text.vocab_size
+    for rows in sorted({1, batch_size}):
+        engine = Engine(model, eos_id=-1, vocab_size=vocab, batch_size=rows)  # no answer ends early
+        for row in range(rows):
+            shades = [(row + index / pictures) / rows for index in range(pictures)]  # no two pictures are equal
+            read = [Picture(np.full((side, side, 3), shade, np.float32)) for shade in shades]
+            engine.add(Request(read, [0] * prompt_tokens, SamplingOptions(max_tokens=_TOKENS)))
+        while engine.busy:
+            engine.step()
+    return time.perf_counter() - start

@@ -1,0 +1,136 @@
+"""Around every request: a bound on slow readers, headers for browsers, a measure, and a net under it all."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import sys
+import time
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import Refused
+from .metrics import Metrics
+from .settings import Settings
+
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+LINGER_S, LINGER_BYTES = 2.0, 64 << 20
+"""How much of a refused body is still taken in and thrown away: a client that writes first and reads later would find
+its connection reset, and not learn why."""
+
+
+class Guard:
+    """The outermost application. What fails inside costs its own request a 500 and the log a line without secrets."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics):
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._settings.write_s)
+        began = time.perf_counter()
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if not isinstance(error, TimeoutError | OSError):  # those are its client's
+                print(f"pg_mlx: a request failed: {type(error).__name__}", file=sys.stderr)
+            if not exchange.status:
+                failed = Refused(500, "failed", f"unexpected failure ({type(error).__name__})")
+                await failed.response()(scope, exchange.receive, exchange.send)
+            elif not exchange.complete:
+                raise  # which is how a server is told to break the connection off
+        finally:
+            seconds = time.perf_counter() - began
+            path = self._metrics.request(scope["path"], exchange.status, seconds)
+            if self._settings.verbose:
+                print(f"{scope['method'][:10]} {path} {exchange.status} {seconds:.3f} s", file=sys.stderr)
+
+
+class _Exchange:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float):
+        self.status, self.complete = 0, False
+        self._receive, self._send, self._seconds = receive, send, seconds
+        self._read = not any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._read = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            given = {name for name, _ in message["headers"]}
+            message["headers"] += [header for header in HEADERS if header[0] not in given]
+            if not self._read:  # or what is left of the body could drip in for ever
+                message["headers"].append((b"connection", b"close"))
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        with anyio.fail_after(self._seconds):
+            if last and self.status != 408 and not self._read:
+                await self._send({**message, "more_body": True})
+                await self._linger()
+                message = {"type": "http.response.body", "body": b""}
+            await self._send(message)
+        self.complete = last
+
+    async def _linger(self) -> None:
+        left = LINGER_BYTES
+        with anyio.move_on_after(LINGER_S):
+            while left > 0 and not self._read:
+                left -= len((await self.receive()).get("body", b""))
+
+
+OPEN = frozenset({"/", "/health", "/openapi.json"})
+"""What is told without a key: nothing about the model or anybody's requests."""
+
+
+class Access:
+    """Refuses before anything of a request but its head is read."""
+
+    def __init__(self, app: ASGIApp, settings: Settings):
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = objection(scope, self._settings) if scope["type"] == "http" else None
+        await (refused.response() if refused else self._app)(scope, receive, send)
+
+
+def objection(scope: Scope, settings: Settings) -> Refused | None:
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    if settings.hosts is not None and _without_port(host) not in settings.hosts:
+        return Refused(403, "wrong_host", "this server is not called by this name")
+    for origin in headers.getlist("origin"):
+        if not _may_ask(origin, host, settings.origins):
+            return Refused(403, "wrong_origin", "web pages of other origins may not ask (--allow-origin)")
+    if settings.api_key is None or scope["path"] in OPEN:
+        return None
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not _equal(key.strip(), settings.api_key):
+        message = "the API key is missing or wrong: Authorization: Bearer KEY"
+        return Refused(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+    return None
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":[0-9]*\Z", "", host).lower()
+
+
+def _may_ask(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
+    own = {f"http://{host}".lower(), f"https://{host}".lower()}  # https: behind a proxy that speaks it
+    return origin.lower() in own or origin in allowed or "*" in allowed
+
+
+def _equal(given: str, key: str) -> bool:
+    """In a time that tells nothing about the key, its length neither."""
+    digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (given, key))
+    return hmac.compare_digest(*digests)

@@ -1,0 +1,125 @@
+"""What is asked of a service, what it tells, and the work before the model: done on any thread, without MLX."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import InputError, TooLarge
+from ...generation import Generation, Picture, Request, SamplingOptions, grammar_for
+from ...processor import Processor, load_image
+from ...regions import Region
+from ..error_codes import ServingError
+from .limits import Limits
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt about one or several pictures. images: the bytes of a picture file, or the path of one."""
+
+    prompt: str
+    images: Sequence[bytes | Path]
+    options: SamplingOptions = field(default_factory=SamplingOptions)
+    logprobs: bool = False
+    """Compute scores of regions (one more pass over the logits for each token)."""
+    deadline_s: float | None = None
+    """Seconds from now until the answer is of no use any more."""
+    constrain: bool = False
+    """Let the answer to a detect or segment prompt be records with labels out of the prompt, and nothing else."""
+    max_regions: int | None = None
+    """With `constrain`: the answer ends with so many regions."""
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(len(image) for image in self.images if isinstance(image, bytes))
+
+
+@dataclass(frozen=True)
+class Text:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A region that has just become complete; its text was told before."""
+
+    region: Region
+
+
+@dataclass(frozen=True)
+class Done:
+    """The whole answer. Its statistics count from the submission, so time_to_first_token_s includes queue_s."""
+
+    generation: Generation
+    image_size: tuple[int, int]
+    """Width and height of the first picture."""
+    queue_s: float
+    """From the submission until the model began."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """No (complete) answer. code: one of CODES."""
+
+    code: str
+    message: str
+
+
+Event = Text | Found | Done | Failed
+"""Of each request any number of Text and Found, then either Done or Failed, once."""
+
+
+def check(question: Question, limits: Limits) -> None:
+    """What is cheap to see before a request is queued. Raises ServingError."""
+    if not 1 <= len(question.images) <= limits.pictures:
+        code = "too_large" if question.images else "bad_request"
+        raise ServingError(code, f"a request has 1 to {limits.pictures} pictures, not {len(question.images)}")
+    if len(question.prompt) > limits.prompt_characters:
+        raise ServingError("too_large", f"the prompt is longer than {limits.prompt_characters} characters")
+    if any(isinstance(image, bytes) and len(image) > limits.picture_bytes for image in question.images):
+        raise ServingError("too_large", f"a picture is larger than {limits.picture_bytes} bytes")
+    if question.deadline_s is not None and not 0 < question.deadline_s <= sys.float_info.max:
+        raise ServingError("bad_request", f"deadline_s is {question.deadline_s}, but must be above 0")
+
+
+def prepare(question: Question, processor: Processor, limits: Limits) -> Request:
+    """Decode the pictures and tokenize the prompt. Raises ServingError for a bad or too large one, and for a
+    prompt that cannot be constrained."""
+    try:
+        prompt_ids = processor.prompt_ids(question.prompt)
+        guide = grammar_for(processor.tokenizer, question.prompt, question.constrain, question.max_regions)
+    except InputError as error:
+        raise ServingError("bad_request", str(error)) from None
+    pictures = []
+    for image in question.images:
+        data = image if isinstance(image, bytes) else read_file(image, limits.picture_bytes)
+        try:
+            loaded = load_image(data, limits.pixels)
+            pictures.append(Picture(processor.pixels(loaded), loaded.size))
+        except InputError as error:
+            place = f"{image}: " if isinstance(image, Path) else ""
+            code = "too_large" if isinstance(error, TooLarge) else "bad_image"
+            raise ServingError(code, f"{place}{error}") from None
+        pictures[-1].digest  # noqa: B018  computed here, not on the thread that owns MLX
+    return Request(pictures, prompt_ids, question.options, guide, question.logprobs)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A regular file; nothing that blocks or never ends. Raises ServingError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ServingError("bad_image", f"{path} is not a file")
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        raise ServingError("bad_image", f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > limit:
+        raise ServingError("too_large", f"{path} is larger than {limit} bytes")
+    return data

@@ -1,0 +1,224 @@
+"""What the thread that owns MLX does: loads the model, lets requests enter, and moves all of them on by a token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ...checkpoint.load import load
+from ...errors import InputError, PgMlxError
+from ...generation import Engine, FeatureCache, Progress, Request, Row, warm_up
+from ...generation.answer import generation_of
+from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
+from ...generation.features import PATCHES
+from ...ops import device
+from ...ops.device import dtype_name
+from ...paligemma import PaliGemma
+from ...processor import Processor, TextStream
+from ...regions import Region
+from ...regions.reader import AnswerReader
+from ..error_codes import ServingError
+from .jobs import Job
+from .limits import CacheRoom, Limits, scratch_bytes
+from .requests import Done, Found, Text
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, as `pg_mlx.load` takes it."""
+
+    path_or_repo: str | Path
+    dtype: str | None = None
+    adapter_path: str | Sequence[str] | None = None
+    revision: str | None = None
+    use_sliding_window: bool = False
+    mask_decoder: str | None = None
+    memory: int | str | None = None
+    layers_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is loaded."""
+
+    model: str
+    model_type: str
+    """"gemma" or "gemma2"."""
+    image_size: int
+    """Side in pixels to which pictures are brought."""
+    image_tokens: int
+    """Of one picture."""
+    dtype: str
+    device: str
+    """"gpu" or "cpu"."""
+    load_s: float
+    weight_bytes: int
+
+
+Stage = Callable[[str, int, int], None]
+"""Told the name of a stage of loading ("fetch", "weights", "warm-up"), how much of it is done, and how much it is."""
+
+
+class Runner:
+    """A model and the answers that it is giving. All methods belong to one thread; what they hand out (numbers, text,
+    numpy arrays) may go to any."""
+
+    def __init__(self, source: Source, limits: Limits, stage: Stage):
+        """Load, and answer once. Raises ServingError."""
+        started, before = time.perf_counter(), mx.get_active_memory()
+        stage("fetch", 0, 1)
+        try:
+            self.model, self.processor = _load(source, lambda done, of: stage("weights", done, of))
+        except InputError as error:
+            raise ServingError("bad_model", str(error)) from None
+        except PgMlxError as error:
+            raise ServingError("failed", str(error)) from None
+        mx.set_cache_limit(limits.spare_bytes)  # loading has set one of its own
+        weights = mx.get_active_memory() - before
+        self._room = _room(self.model, limits, weights)
+        self._limits = limits
+        self._jobs: dict[Row, Job] = {}
+        self._features = FeatureCache(self.model, limits.feature_bytes)
+        self._engine = self._new_engine()
+        stage("warm-up", 0, 1)
+        warm_up(self.model)
+        stage("warm-up", 1, 1)
+        text, vision = self.model.config.text, self.model.config.vision
+        self.info = ModelInfo(
+            model=str(source.path_or_repo),
+            model_type=text.model_type,
+            image_size=vision.image_size,
+            image_tokens=vision.num_patches,
+            dtype=dtype_name(self.model.dtype),
+            device="gpu" if device.is_gpu() else "cpu",
+            load_s=time.perf_counter() - started,
+            weight_bytes=weights,
+        )
+
+    def _new_engine(self) -> Engine:
+        return engine_for(self.model, self.processor, self._limits.batch_size, self._features)
+
+    @property
+    def running(self) -> list[Job]:
+        return list(self._jobs.values())
+
+    @property
+    def feature_bytes(self) -> int:
+        """Encoded pictures that are kept."""
+        return self._features.held_bytes
+
+    def check(self, request: Request) -> None:
+        """Raises ServingError if this request can never be answered here."""
+        prefix = self._prefix(request)
+        if prefix > self._limits.prefix_tokens:
+            limit = self._limits.prefix_tokens
+            raise ServingError("too_large", f"pictures and prompt are {prefix} tokens; the limit is {limit}")
+        if not self._room.fits(0, self._slots(request)):
+            needed = self._room.needed([self._slots(request)])
+            raise ServingError("out_of_memory", f"the answer may need {needed} bytes of cache; ask for fewer tokens")
+
+    def quit(self) -> None:
+        """End the jobs that were cancelled or are too late."""
+        now = time.perf_counter()
+        for row, job in self._jobs.items():
+            if reason := job.overdue(now):
+                job.finish(reason)
+                row.cancel()
+
+    def admits(self, job: Job) -> bool:
+        """Whether there is a place for it now, and memory. One that is to be tried alone waits for an empty batch, and
+        keeps others out."""
+        assert job.request is not None
+        running = self.running
+        if running and (job.alone or running[0].alone):
+            return False
+        return len(running) < self._limits.batch_size and self._room.fits(len(running), self._slots(job.request))
+
+    def start(self, job: Job) -> None:
+        """Let it enter with the next step. Raises InputError if the model does not read its pictures."""
+        assert job.request is not None
+        row = self._engine.add(job.request)
+        self._room.enter(len(self._jobs), self._slots(job.request))
+        reader = AnswerReader(job.request.pictures[0].size, self.processor.mask_decoder)
+        job.begin(row, TextStream(self.processor.tokenizer), reader)
+        self._jobs[row] = job
+
+    def step(self) -> list[Job]:
+        """A token for every running job, whose listeners are told. Returns those that left. Raises whatever the model
+        does."""
+        left = []
+        for progress in self._engine.step():
+            job = self._jobs[progress.row]
+            try:
+                self._tell(job, progress)
+            except Exception as error:  # of this answer, and no fault of its neighbours
+                job.break_off(error)
+            if progress.row.finish_reason is not None:
+                left.append(self._jobs.pop(progress.row))
+            elif job.outcome:
+                progress.row.cancel()
+        return left
+
+    def abandon(self) -> list[Job]:
+        """Give up the whole batch, after `step` has failed. Returns its jobs."""
+        jobs = self.running
+        self._jobs.clear()
+        self._engine = self._new_engine()
+        return jobs
+
+    def _tell(self, job: Job, progress: Progress) -> None:
+        assert job.text is not None and job.reader is not None
+        row, pieces, regions = progress.row, list[str](), list[Region]()
+        new = job.told.new(progress.token_ids)
+        logprobs = row.logprobs[len(row.logprobs) - len(new) :] or repeat(None)
+        for token, logprob in zip(new, logprobs, strict=False):
+            pieces.append(job.text.push(token))
+            regions += job.reader.push(pieces[-1], logprob)
+        if row.finish_reason is not None:
+            pieces.append(job.text.flush())
+            regions += job.reader.push(pieces[-1]) + job.reader.flush()
+        if text := "".join(pieces):
+            job.tell(Text(text))
+        for region in regions:
+            job.tell(Found(region))
+        job.found += regions
+        if row.finish_reason is not None and not job.outcome:
+            found = job.found, job.reader.malformed
+            generation = generation_of(row, self.model, self.processor, job.submitted_at, found)
+            job.finish(Done(generation, row.request.pictures[0].size, job.begun_at - job.submitted_at))
+
+    def _prefix(self, request: Request) -> int:
+        return len(request.pictures) * self.model.config.vision.num_patches + len(request.prompt_ids)
+
+    def _slots(self, request: Request) -> int:
+        """The most that its cache may have: it grows by ROOM, or by what a neighbour still needs if that is less."""
+        return self._prefix(request) + request.options.max_tokens + ROOM
+
+
+def _load(source: Source, progress: Callable[[int, int], None]) -> tuple[PaliGemma, Processor]:
+    options: dict[str, Any] = dict(vars(source))
+    return load(options.pop("path_or_repo"), progress=progress, **options)
+
+
+def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
+    """What is left for caches. Raises ServingError if the model leaves nothing."""
+    itemsize = model.dtype.size
+    per_token = model.config.text.cache_bytes(itemsize)
+    if limits.memory_bytes is None:
+        return CacheRoom(per_token, None)
+    patches = max(PATCHES, model.config.vision.num_patches)
+    scratch = scratch_bytes(model.config, itemsize, patches, max(PREFILL_TOKENS, limits.prefix_tokens))
+    left = limits.memory_bytes - weights - limits.feature_bytes - scratch
+    if left <= 0:
+        raise ServingError(
+            "out_of_memory",
+            f"of {limits.memory_bytes} bytes the weights take {weights}, encoded pictures up to {limits.feature_bytes} "
+            f"and a pass {scratch}, which leaves none for answers",
+        )
+    return CacheRoom(per_token, left)

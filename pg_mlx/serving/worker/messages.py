@@ -1,0 +1,34 @@
+"""What a worker tells of an answer, as docs/protocol.md has it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from ...regions.export import malformed_to_json, to_json
+from ..service.requests import Done, Found, Text
+from .framing import Message
+
+Id = str | int
+
+
+def partial_message(request_id: Id, event: Text | Found) -> Message:
+    if isinstance(event, Text):
+        return {"type": "text", "id": request_id, "text": event.text}
+    return {"type": "region", "id": request_id, "region": to_json(event.region)}
+
+
+def done_message(request_id: Id, event: Done) -> Message:
+    generation = event.generation
+    width, height = event.image_size
+    return {
+        "type": "done",
+        "id": request_id,
+        "text": generation.text,
+        "token_ids": generation.token_ids,
+        "finish_reason": generation.finish_reason,
+        "regions": [to_json(region) for region in generation.regions],
+        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
+        "width": width,
+        "height": height,
+        "stats": {**asdict(generation.stats), "queue_s": event.queue_s},
+    }

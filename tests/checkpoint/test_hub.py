@@ -1,0 +1,426 @@
+"""Where checkpoints come from: local folders, and a hub that is a small server in this process."""
+
+import errno
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from helpers.paths import ROOT
+
+from pg_mlx.checkpoint import hub
+from pg_mlx.errors import InputError, PgMlxError
+
+SHA = {"main": "a" * 40, "float16": "b" * 40}
+NEEDED = {
+    "config.json": b'{"model_type": "paligemma"}',
+    "model-00001-of-00002.safetensors": b"one",
+    "model-00002-of-00002.safetensors": b"two",
+    "model.safetensors.index.json": b"{}",
+    "tokenizer.model": b"pieces",
+    "tokenizer.json": b"{ }",
+    "tokenizer_config.json": b"{  }",
+    "added_tokens.json": b"{   }",
+    "special_tokens_map.json": b"{    }",
+    "preprocessor_config.json": b"{     }",
+    "generation_config.json": b"{      }",
+}
+UNWANTED = [
+    "README.md",
+    ".gitattributes",
+    "model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+    "paligemma.npz",
+    "examples/car.png",
+    "car.png",
+    "chat_template.json",
+    "adapter_model.safetensors",
+    "optimizer.safetensors",
+    "consolidated.safetensors",
+    "fp16/model.safetensors",
+    "fp16/config.json",
+]
+WHOLE = NEEDED | dict.fromkeys(UNWANTED, b"not needed")
+REPOS = {"good/model": WHOLE, "good/weights-only-in-npz": {"model.npz": b"x", "README.md": b"y"}}
+# What the hub answers about a repository it does not open, before any file is named.
+REFUSED = {
+    "shy/gated": (403, {"X-Error-Code": "GatedRepo"}),
+    "shy/forbidden": (403, {}),
+    "shy/disabled": (403, {"X-Error-Message": "Access to this resource is disabled."}),
+    "shy/private": (401, {}),
+    "shy/bad-token": (401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
+    "shy/broken": (500, {}),
+}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a download needs: what a repository is, what it lists, and its files."""
+
+    asked: list[str]  # set on the subclass of a fixture
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.asked.append(path)
+        found = re.fullmatch(r"(?:/api/models)?/([^/]+/[^/]+)/(revision|tree|resolve)/([^/]+)(?:/(.*))?", path)
+        if found is None:
+            return self.answer(404)
+        repo, what, revision, name = found.groups()
+        if repo in REFUSED:
+            code, headers = REFUSED[repo]
+            return self.answer(code, headers)
+        if repo == "shy/gated-files" and what == "resolve":  # the page is public, the files are not
+            return self.answer(401, {"X-Error-Code": "GatedRepo"})
+        files = REPOS["good/model"] if repo == "shy/gated-files" else REPOS.get(repo)
+        if files is None:
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        sha = SHA.get(revision, revision)
+        if sha not in SHA.values():
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        if what == "revision":
+            siblings = [{"rfilename": file} for file in files]
+            return self.answer(200, body=json.dumps({"id": repo, "sha": sha, "siblings": siblings}).encode())
+        if what == "tree":
+            tree = [{"type": "file", "path": f, "size": len(b), "oid": etag(b)} for f, b in files.items()]
+            return self.answer(200, body=json.dumps(tree).encode())
+        if name not in files:
+            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
+        body = files[name]
+        return self.answer(200, {"X-Repo-Commit": sha, "ETag": f'"{etag(body)}"'}, body)
+
+    def answer(self, code: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        self.send_response(code)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def etag(body: bytes) -> str:
+    return hashlib.sha1(body).hexdigest()
+
+
+RESOLVE_ALL = """
+import json, sys
+from pg_mlx.checkpoint.hub import resolve
+from pg_mlx.errors import PgMlxError
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps({"folder": str(resolve(name, revision))}))
+    except PgMlxError as error:
+        print(json.dumps({"code": error.exit_code, "message": str(error)}))
+"""
+
+
+@dataclass
+class Outcome:
+    """What `resolve` did in a process of its own: the folder, or the error."""
+
+    folder: str = ""
+    code: int = 0
+    message: str = ""
+
+
+@dataclass
+class Session:
+    """A fake hub's whole story: `online` first, then without the server, then with HF_HUB_OFFLINE."""
+
+    endpoint: str
+    online: dict[tuple[str, str | None], Outcome] = field(default_factory=dict)
+    down: dict[tuple[str, str | None], Outcome] = field(default_factory=dict)
+    offline: dict[tuple[str, str | None], Outcome] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    stderr: str = ""
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    # huggingface_hub reads its environment when it is imported, hence the processes; each takes many cases.
+    home = tmp_path_factory.mktemp("hf_home")
+    elsewhere = tmp_path_factory.mktemp("empty")
+    asked: list[str] = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Hub,), {"asked": asked}))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    story = Session(f"http://127.0.0.1:{server.server_port}", asked=asked)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    env |= {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": story.endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "TQDM_POSITION": "-1",  # bars even without a terminal, unless they are disabled
+    }
+
+    def resolve_all(cases: list[tuple[str, str | None]], **more: str) -> dict[tuple[str, str | None], Outcome]:
+        command = [sys.executable, "-c", RESOLVE_ALL, json.dumps(cases)]
+        done = subprocess.run(command, env=env | more, cwd=elsewhere, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        story.stderr += done.stderr
+        return dict(zip(cases, (Outcome(**json.loads(line)) for line in done.stdout.splitlines()), strict=True))
+
+    try:
+        refused = [(repo, None) for repo in [*REFUSED, "shy/gated-files", "no/such", "bad--name/x"]]
+        story.online = resolve_all(
+            [
+                ("good/model", None),
+                ("good/model", "float16"),
+                ("good/model", "nowhere"),
+                ("good/weights-only-in-npz", None),
+                *refused,
+            ]
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    story.down = resolve_all([("good/model", None), ("good/model", "float16"), ("good/other", None)])
+    story.offline = resolve_all([("good/model", None), ("good/other", None)], HF_HUB_OFFLINE="1")
+    yield story
+
+
+def test_downloads_what_is_needed_and_nothing_else(session: Session) -> None:
+    folder = Path(session.online["good/model", None].folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == NEEDED
+    fetched = {path.partition(f"/resolve/{SHA['main']}/")[2] for path in session.asked} - {""}
+    assert fetched == set(NEEDED)
+
+
+def test_revisions_have_folders_of_their_own(session: Session) -> None:
+    main, float16 = (session.online["good/model", revision].folder for revision in (None, "float16"))
+    assert Path(main).name == SHA["main"]
+    assert Path(float16).name == SHA["float16"]
+
+
+def test_no_bars_without_a_terminal(session: Session) -> None:
+    assert not re.search(r"\d+%\|", session.stderr), session.stderr
+
+
+def test_the_cache_serves_when_the_hub_is_away(session: Session) -> None:
+    assert session.down["good/model", None] == session.online["good/model", None]
+    assert session.down["good/model", "float16"] == session.online["good/model", "float16"]
+    assert session.offline["good/model", None] == session.online["good/model", None]
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "code", "words"),
+    [
+        ("shy/gated", None, 2, ["shy/gated", "licence", "{endpoint}/shy/gated", "`hf auth login`"]),
+        ("shy/gated-files", None, 2, ["licence", "{endpoint}/shy/gated-files", "`hf auth login`"]),
+        ("shy/forbidden", None, 2, ["licence", "{endpoint}/shy/forbidden", "token that may read it"]),
+        ("shy/disabled", None, 2, ["disabled", "shy/disabled"]),
+        ("shy/private", None, 2, ["no such repository, or it is private", "shy/private"]),
+        ("shy/bad-token", None, 2, ["token", "`hf auth login` again"]),
+        ("shy/broken", None, 1, ["shy/broken", "HTTP 500"]),
+        ("no/such", None, 2, ["no such repository, or it is private", "no/such"]),
+        ("bad--name/x", None, 2, ["bad--name/x", "not a possible name"]),
+        ("good/model", "nowhere", 2, ["good/model", "no revision nowhere"]),
+        ("good/weights-only-in-npz", None, 2, ["good/weights-only-in-npz", "no config.json"]),
+    ],
+)
+def test_refusals(session: Session, repo: str, revision: str | None, code: int, words: list[str]) -> None:
+    outcome = session.online[repo, revision]
+    assert outcome.code == code, outcome
+    assert "\n" not in outcome.message
+    for word in words:
+        assert word.format(endpoint=session.endpoint) in outcome.message
+
+
+def test_nothing_cached_and_no_hub(session: Session) -> None:
+    down, offline = session.down["good/other", None], session.offline["good/other", None]
+    assert (down.code, offline.code) == (1, 1)
+    for message in (down.message, offline.message):
+        assert message.startswith("no folder good/other here, and the hub could not be reached (")
+        assert "\n" not in message
+    assert "onnect" in down.message  # ConnectError, ConnectionError: the network's own word for it
+    assert "HF_HUB_OFFLINE" in offline.message
+
+
+class Network(Exception):
+    """Stands for an error of a network library that huggingface_hub does not catch."""
+
+
+def fail_with(error: Exception, cached: Path | None = None) -> Any:
+    """A `snapshot_download` that fails, unless it is asked for what is cached."""
+
+    def snapshot_download(repo_id: str, *, local_files_only: bool, **_: Any) -> str:
+        if local_files_only and cached is not None:
+            return str(cached)
+        raise error
+
+    return snapshot_download
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ["disk is full", "some/model"]),
+        (RuntimeError("Data processing error: No space left on device (os error 28)"), ["disk is full"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/cache"), ["could not store", "denied: /cache"]),
+        (Network("two\nlines"), ["some/model", "could not be reached", "Network: two lines"]),
+    ],
+)
+def test_failures_at_run_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail_with(error))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(PgMlxError) as raised:
+        hub.resolve("some/model")
+    assert raised.value.exit_code == 1
+    assert raised.value.__cause__ is error
+    assert "\n" not in str(raised.value)
+    for word in words:
+        assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [
+        (["config.json", "model.safetensors"], True),
+        (["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], True),
+        (["config.json", "model-00001-of-00002.safetensors"], False),
+        (["config.json"], False),
+        (["model.safetensors"], False),
+    ],
+)
+def test_only_a_whole_snapshot_serves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], whole: bool
+) -> None:
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    for name in files:
+        (cached / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail_with(Network("gone"), cached))
+    if whole:
+        assert hub.resolve("some/model") == cached
+    else:
+        with pytest.raises(PgMlxError, match="does not hold all of it"):
+            hub.resolve("some/model")
+
+
+@pytest.mark.parametrize(("terminal", "disabled"), [(False, True), (True, False)])
+def test_bars_follow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, terminal: bool, disabled: bool
+) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr("huggingface_hub.utils.tqdm.HF_HUB_DISABLE_PROGRESS_BARS", None, raising=False)
+    enable_progress_bars()
+    seen = []
+
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        seen.append(are_progress_bars_disabled())
+        return str(tmp_path)
+
+    (tmp_path / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal, write=lambda _: None))
+    hub.resolve("some/model")
+    assert seen == [disabled]
+    assert not are_progress_bars_disabled()  # as it was
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working folder, where asking the hub is a failure of its own kind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+
+    def asked(repo: str, revision: str | None) -> Path:
+        raise LookupError(f"the hub was asked for {repo}@{revision}")
+
+    monkeypatch.setattr(hub, "_download", asked)
+    return tmp_path
+
+
+def test_local_folders_are_themselves(no_hub: Path) -> None:
+    folder = no_hub / "owner" / "name"
+    folder.mkdir(parents=True)
+    for given in ("owner/name", "./owner/name", "owner/name/", folder, str(folder), Path("owner/name")):
+        assert hub.resolve(given).resolve() == folder.resolve()
+    assert hub.resolve("~/owner/name") == folder
+    assert hub.resolve("owner") == Path("owner")
+
+
+def test_what_goes_to_the_hub(no_hub: Path) -> None:
+    with pytest.raises(LookupError, match=r"google/paligemma2-3b-pt-224@float16$"):
+        hub.resolve("google/paligemma2-3b-pt-224", "float16")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "./missing",
+        "../owner/missing",
+        ".hidden/missing",
+        "/no/such",
+        "/nosuch",
+        "~/missing",
+        "~nobody-of-this-name/missing",
+        "owner\\name",
+        "C:\\models\\pg",
+        "a/b/c",
+        "owner/name/",
+        "owner/na me",
+        "owner/name@main",
+        "here/missing",
+        "owner/name\n",
+        Path("owner/name"),
+    ],
+)
+def test_missing_folders_stay_local(no_hub: Path, given: str | Path) -> None:
+    (no_hub / "here").mkdir()
+    with pytest.raises(InputError) as raised:
+        hub.resolve(given)
+    assert str(raised.value).startswith(f"no such folder: {str(given).strip()}")
+    assert "\n" not in str(raised.value)
+    assert "owner/name)" not in str(raised.value)
+
+
+def test_a_single_word_learns_what_a_repository_looks_like(no_hub: Path) -> None:
+    with pytest.raises(InputError, match=r"^no such folder: paligemma \(a hub repository is written owner/name\)$"):
+        hub.resolve("paligemma")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.npz"])
+def test_a_file_is_not_a_folder(no_hub: Path, name: str) -> None:
+    (no_hub / name).touch()
+    for given in (name, no_hub / name):
+        with pytest.raises(InputError, match=f"a folder is needed.*{name}"):
+            hub.resolve(given)
+
+
+def test_names_that_cannot_be(no_hub: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        hub.resolve("")
+    with pytest.raises(InputError, match="folder"):
+        hub.resolve("/" + "x" * 5000)
+
+
+def test_import_is_light() -> None:
+    code = "import sys, pg_mlx.checkpoint.hub; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

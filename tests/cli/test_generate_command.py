@@ -1,0 +1,307 @@
+"""generate.py as a person runs it: in a process of its own, with right and wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from helpers.commands import CAT, ROOT, assert_one_line, run, tiny_checkpoint
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def broken(model: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint to damage."""
+    return Path(shutil.copytree(model, tmp_path / "broken"))
+
+
+def ask(model: Path | str, image: Path | str, *flags: str, **kwargs) -> subprocess.CompletedProcess:
+    return run("--model", str(model), "--image", str(image), "--max-tokens", "4", *flags, **kwargs)
+
+
+# --- what works ---------------------------------------------------------------------------------------
+
+
+def test_text_goes_to_stdout_and_timings_to_stderr(model: Path):
+    done = ask(model, CAT, "--prompt", "caption en")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n") and len(done.stdout) > 1
+    for stage in ("load", "vision", "prefill", "first token", "peak"):
+        assert stage in done.stderr
+    assert "load" not in done.stdout
+
+
+def test_json_is_one_object_and_equals_the_streamed_text(model: Path):
+    streamed = ask(model, CAT, "--prompt", "caption en")
+    done = ask(model, CAT, "--prompt", "caption en", "--format", "json")
+    answer = json.loads(done.stdout)
+    assert answer["text"] + "\n" == streamed.stdout
+    assert answer["finish_reason"] in ("stop", "length")
+    assert len(answer["token_ids"]) <= 4
+    assert answer["stats"]["prompt_tokens"] > 16 and answer["stats"]["time_to_first_token_s"] > 0
+    assert done.stdout.count("\n") == 1
+
+
+def test_sampling_with_a_seed_is_repeatable_and_differs_from_greedy(model: Path):
+    flags = ("--temp", "1.5", "--top-k", "50", "--top-p", "0.95", "--min-p", "0.01", "--format", "json")
+    first, again, other = (ask(model, CAT, *flags, "--seed", seed) for seed in ("7", "7", "8"))
+    ids = [json.loads(done.stdout)["token_ids"] for done in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_picture_from_stdin_and_a_prompt_from_stdin(model: Path):
+    direct = ask(model, CAT, "--prompt", "ocr")
+    assert ask(model, "-", "--prompt", "ocr", input=CAT.read_bytes()).stdout == direct.stdout
+    assert ask(model, CAT, "--prompt", "-", input=b"ocr\n").stdout == direct.stdout
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 3), (3, 20000)])
+def test_pictures_of_any_shape_work(model: Path, tmp_path: Path, size: tuple[int, int]):
+    Image.new("RGB", size, "red").save(tmp_path / "odd.png")
+    assert ask(model, tmp_path / "odd.png").returncode == 0
+
+
+def test_an_empty_prompt_is_allowed(model: Path):
+    assert ask(model, CAT, "--prompt", "").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "hinted"),
+    [
+        ("What is in this picture?", True),
+        ("please describe the cat", True),
+        ("caption en", False),
+        ("answer en where is the cat?", False),
+        ("detect cat ; dog", False),
+        ("", False),
+    ],
+)
+def test_only_chat_gets_a_hint_and_the_prompt_stays_as_it_is(prompt: str, hinted: bool):
+    from pg_mlx.cli.hints import chat_hint
+
+    hint = chat_hint(prompt)
+    assert (hint is not None) == hinted
+    if hint:
+        assert "detect" in hint and "\n" not in hint
+
+
+def test_interrupting_ends_between_tokens_with_130_and_keeps_the_text(model: Path):
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT)]
+    process = subprocess.Popen(
+        [*command, "--max-tokens", "8000", "--temp", "5", "--seed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    assert process.stdout and process.stderr
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert first and rest.endswith(b"\n")
+    assert b"Traceback" not in errors
+
+
+# --- what is wrong ------------------------------------------------------------------------------------
+
+
+def _bomb(path: Path) -> None:
+    """A PNG whose header promises 60,000 x 60,000 pixels."""
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def _truncated(suffix: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        whole = path.with_name(f"whole.{suffix}")
+        Image.open(CAT).save(whole)
+        path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+    return write
+
+
+BAD_PICTURES: dict[str, Callable[[Path], None]] = {
+    "missing": lambda path: None,
+    "empty directory": lambda path: path.mkdir(),
+    "truncated png": _truncated("png"),
+    "truncated jpeg": _truncated("jpg"),
+    "zero bytes": lambda path: path.write_bytes(b"") and None,
+    "text": lambda path: path.write_text("not a picture\n") and None,
+    "bomb": _bomb,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_a_bad_picture_is_one_line_and_exit_2(model: Path, tmp_path: Path, kind: str):
+    BAD_PICTURES[kind](tmp_path / "picture")
+    done = ask(model, tmp_path / "picture")
+    assert_one_line(done, 2, "picture")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--temp", "nan"], "temperature"),
+        (["--temp", "-1"], "temperature"),
+        (["--max-tokens", "-5"], "max_tokens"),
+        (["--max-tokens", "many"], "--max-tokens"),
+        (["--top-p", "0"], "top_p"),
+        (["--top-p", "nan"], "top_p"),
+        (["--min-p", "2"], "min_p"),
+        (["--top-k", "-1"], "top_k"),
+        (["--seed", "-1"], "seed"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--annotate-me"], "--annotate-me"),
+        (["--min-score", "2"], "min_score"),
+        (["--dedup-iou", "nan"], "dedup_iou"),
+        (["--max-regions", "-1"], "max_regions"),
+        (["--mask-decoder", "nowhere.npz"], "nowhere.npz"),
+        (["--mask-decoder", str(CAT)], "cat.jpg"),
+        (["--annotate", str(CAT)], "would be replaced"),
+        (["--annotate", "nowhere/out.png"], "nowhere"),
+        (["--annotate", "out.psd"], "out.psd"),
+        (["--annotate", "out.png", "--image", str(CAT)], "folder"),
+        (["--masks", str(CAT)], "cat.jpg"),
+        (["--soft-masks"], "--masks"),
+        (["--image", "-", "--image", "-"], "stdin"),
+        (["--batch-size", "0"], "--batch-size"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_exit_2(model: Path, flags: list[str], words: str):
+    assert_one_line(run("--model", str(model), "--image", str(CAT), *flags), 2, words)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nowhere", "tests/nowhere"])
+def test_a_missing_folder_is_not_mistaken_for_a_hub_name(name: str):
+    assert_one_line(ask(name, CAT), 2, "nowhere")
+
+
+def _damage_config(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        raw = json.loads((folder / "config.json").read_text())
+        change(raw)
+        (folder / "config.json").write_text(json.dumps(raw))
+
+    return damage
+
+
+def _damage_weights(change: Callable[[dict[str, mx.array]], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (path,) = folder.glob("*.safetensors")
+        tensors = mx.load(str(path))
+        assert isinstance(tensors, dict)
+        mx.eval(tensors)
+        change(tensors)
+        mx.save_safetensors(str(path), tensors)
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, path.name)}))
+
+    return damage
+
+
+def _remove(pattern: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+    return damage
+
+
+def _truncate(folder: Path) -> None:
+    (path,) = folder.glob("*.safetensors")
+    os.truncate(path, path.stat().st_size * 3 // 4)
+
+
+LAYER_NORM = "language_model.model.layers.1.input_layernorm.weight"
+BAD_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no weights": (_remove("model*"), "no weights"),
+    "no config": (_remove("config.json"), "config.json"),
+    "no tokenizer": (_remove("tokenizer*"), "tokenizer"),
+    "truncated weights": (_truncate, "truncated"),
+    "missing tensor": (_damage_weights(lambda tensors: tensors.pop(LAYER_NORM)), f"1 missing: {LAYER_NORM}"),
+    "surplus tensor": (_damage_weights(lambda tensors: tensors.update(surprise=mx.zeros(3))), "1 surplus: surprise"),
+    "wrong shape": (
+        _damage_weights(lambda tensors: tensors.update({"multi_modal_projector.linear.bias": mx.zeros(3)})),
+        "multi_modal_projector.linear.bias is [3]",
+    ),
+    "contradiction": (_damage_config(lambda raw: raw["text_config"].update(hidden_size=99)), "99"),
+    "unknown type": (_damage_config(lambda raw: raw.update(model_type="llava")), "llava"),
+    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{") and None, "JSON"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_MODELS)
+def test_a_bad_model_is_one_line_and_exit_2(broken: Path, kind: str):
+    damage, words = BAD_MODELS[kind]
+    damage(broken)
+    assert_one_line(ask(broken, CAT), 2, words)
+
+
+def test_a_closed_stdout_is_one_line_and_no_traceback(model: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    errors = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert "stdout was closed" in errors[-1] and not any("Traceback" in line for line in errors)
+
+
+def test_debug_shows_the_traceback():
+    done = run("--model", "./nowhere", "--image", str(CAT), "--debug")
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+# --- light on its feet --------------------------------------------------------------------------------
+
+
+def _best_of(count: int, *arguments: str) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(count))
+
+
+def test_import_and_help_are_quick():
+    """Limits of the project: 0.1 s for the import, 0.3 s for --help, beyond an empty Python."""
+    empty = _best_of(5, "-c", "pass")
+    package = _best_of(5, "-c", "import pg_mlx") - empty
+    help_text = _best_of(5, "generate.py", "--help") - empty
+    print(f"import pg_mlx {package:.3f} s, generate.py --help {help_text:.3f} s over an empty Python")
+    assert package <= 0.1 and help_text <= 0.3
+
+
+HEAVY = ("transformers", "mlx_lm", "torch", "tokenizers", "huggingface_hub", "tqdm", "requests")
+"""And of our own what a plain answer has no use for."""
+UNUSED = ("pg_mlx.conversion", "pg_mlx.files.npz", "pg_mlx.regions.draw", "pg_mlx.regions.export")
+
+
+def test_the_greedy_path_imports_nothing_that_it_does_not_use(model: Path):
+    code = (
+        "import sys; from pg_mlx.cli import main; "
+        f"main(['generate', '--model', {str(model)!r}, '--image', {str(CAT)!r}, '--max-tokens', '2']); "
+        f"print([name for name in {HEAVY + UNUSED!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,110 @@
+"""A decode step starts few kernels and moves few bytes beside its weights and cache. Run with -rP for the counts."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from helpers.models import FAMILIES, config_json, model_of, quantized, random_tensors, wide_config_json
+
+from pg_mlx import PaliGemma, gemma
+from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.config import PaliGemmaConfig
+from pg_mlx.measure import decode_work, graph
+from pg_mlx.ops import device
+from pg_mlx.ops.gelu import geglu, gelu
+
+KERNELS_A_LAYER = {"gemma": 14, "gemma2": 19}
+
+
+def models(family: str, packed: bool, layers: int) -> PaliGemma:
+    raw = wide_config_json(family)
+    raw["text_config"]["num_hidden_layers"] = layers
+    tensors = random_tensors(raw)
+    if packed:
+        raw, tensors, _ = quantized(raw, tensors, lambda module, _: module.startswith("language_model"))
+    return model_of(raw, tensors, "bfloat16")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["bfloat16", "4 bits"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_of_a_decode_step(family: str, packed: bool) -> None:
+    def build(layers: int) -> PaliGemma:
+        return models(family, packed, layers)
+
+    layer = decode_work.kernels_per_layer(build)
+    print(f"{family}: {layer.total()} kernels a layer: " + ", ".join(f"{n} {name}" for name, n in layer.items()))
+    assert layer.total() == KERNELS_A_LAYER[family]
+    # Rows of unequal length scatter where one would write a slice; Gemma 2, which has no fused attention, masks.
+    ragged = decode_work.kernels_per_layer(build, lengths=[5, 3])
+    assert ragged["Scatter"] == 1 and ragged.total() == layer.total() + (family == "gemma2")
+    assert decode_work.kernels_per_layer(build, lengths=[5, 5]) == layer
+
+
+def test_the_rest_of_a_decode_step() -> None:
+    """Embedding, positions, final norm, head: what does not grow with the layers."""
+    for family in FAMILIES:
+        rest = decode_work.decode_kernels(models(family, False, 2)).total() - 2 * KERNELS_A_LAYER[family]
+        print(f"{family}: {rest} kernels beside the layers")
+        assert rest <= 14
+
+
+def wide(family: str, bits: int) -> PaliGemma:
+    """One layer as wide as the 3B models', and 8192 of the 257216 rows of the vocabulary; all weights zero."""
+    text = dict(num_hidden_layers=1, num_attention_heads=8, head_dim=256, vocab_size=8192)
+    if family == "gemma":
+        text |= dict(hidden_size=2048, intermediate_size=16384, num_key_value_heads=1)
+    else:
+        text |= dict(hidden_size=2304, intermediate_size=9216, num_key_value_heads=4, query_pre_attn_scalar=256)
+    raw = config_json(family, text, dict(image_size=224))
+    config = PaliGemmaConfig.from_dict(raw)
+    tensors = {name: mx.zeros(shape, mx.bfloat16) for slot in slots(config) for name, shape in slot.expected()}
+    if bits < 16:
+        raw, tensors, _ = quantized(raw, tensors, lambda module, _: module.startswith("language_model"), bits)
+    return model_of(raw, tensors, "bfloat16")
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_of_a_decode_step(family: str, bits: int) -> None:
+    """With 8192 tokens in the cache, its keys and values count for something, and would in float32 or repeated."""
+    model = wide(family, bits)
+    for length in (20, 8192):
+        counted = decode_work.decode_bytes(model, [length])
+        least = decode_work.least_decode_bytes(model, [length])
+        print(f"{family}, {bits} bits, prompt of {length}: {counted / 1e6:.1f} MB, {counted / least:.4f} of the least")
+        assert least < counted <= 1.02 * least
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_read_in_float32_would_show(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, attend = wide(family, 4), gemma.Attention.attend
+
+    def wasteful(self: gemma.Attention, query: mx.array, key: mx.array, value: mx.array, mask: None) -> mx.array:
+        return attend(self, query, *(array.astype(mx.float32).astype(query.dtype) for array in (key, value)), mask)
+
+    monkeypatch.setattr(gemma.Attention, "attend", wasteful)
+    assert decode_work.decode_bytes(model, [8192]) > 1.02 * decode_work.least_decode_bytes(model, [8192])
+
+
+def bfloat16(*shape: int) -> mx.array:
+    array = mx.ones(shape, dtype=mx.bfloat16)
+    mx.eval(array)
+    return array
+
+
+def test_activations_are_one_kernel_each() -> None:
+    x = bfloat16(2, 8)
+    with decode_work.graph_of_a_gpu():
+        assert graph.kernels(gelu(x)).total() == graph.kernels(geglu(x, x)).total() == 1
+
+
+def test_the_rule_of_counting() -> None:
+    x = bfloat16(4, 4)
+    with decode_work.graph_of_a_gpu():
+        assert device.gpu_ops()
+        assert graph.kernels(x.reshape(2, 8).swapaxes(0, 1)[:, :1][None]).total() == 0  # views
+        assert graph.kernels(x + x, x * x).total() == 2
+        normed = mx.fast.rms_norm(x + x, None, 1e-6)
+        assert normed.dtype == mx.bfloat16 and graph.kernels(normed @ normed.T).total() == 3
+    assert device.gpu_ops() == (mx.default_device() == mx.gpu)
+    mx.eval(mx.fast.rms_norm(x, None, 1e-6))

@@ -1,0 +1,305 @@
+"""What a stranger may try at the door of pg-mlx serve, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+from helpers.server import CHAT, chat, data_uri, raw, refused, serving
+from helpers.service import SCENE, service
+from test_service import png_header
+
+from pg_mlx.serving.http import fetch
+from pg_mlx.serving.http.errors import Refused
+from pg_mlx.serving.service.service import Service
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with service(pixels=1_000_000) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(shared: Service):
+    with serving(shared, header_s=1.0, body_s=1.0, body_bytes=2 << 20) as client:
+        yield client
+        assert client.post(CHAT, json=chat()).status_code == 200  # whatever was tried
+
+
+def head(path: str, *lines: str) -> bytes:
+    return "\r\n".join(
+        [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "", ""]
+    ).encode()
+
+
+def status(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n")[0]
+
+
+def test_connections_are_bounded(shared: Service):
+    with serving(shared, connections=2) as client:
+        address = client.base_url.host, client.base_url.port
+        with socket.create_connection(address), socket.create_connection(address):
+            response = client.get("/health")
+            refused(response, 503, "busy")
+            assert response.headers["connection"] == "close" and response.headers["retry-after"] == "1"
+        time.sleep(0.1)
+        assert client.get("/health").status_code == 200
+
+
+def test_slow_heads_and_slow_bodies_are_cut_off(client: httpx.Client):
+    began = time.monotonic()
+    assert raw(client) == b""
+    assert raw(client, b"POST / HTTP/1.1\r\n", *[b"X: y\r\n"] * 15, pause=0.1) == b""
+    slow = raw(client, head(CHAT, "Content-Length: 100"), *[b"{"] * 8, pause=0.1)
+    assert status(slow).startswith(b"HTTP/1.1 408") and b"connection: close" in slow.lower()
+    idle = raw(client, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health", pause=0.2)
+    assert idle.count(b"200 OK") == 1
+    assert time.monotonic() - began < 30
+
+
+def test_a_body_of_a_gigabyte_is_refused_declared_or_not(client: httpx.Client):
+    declared = raw(client, head(CHAT, f"Content-Length: {1 << 30}", "Expect: 100-continue"))
+    assert status(declared).startswith(b"HTTP/1.1 413") and b"100 Continue" not in declared
+    refused(client.post(CHAT, content=iter([b" " * (1 << 20)] * 40)), 413, "too_large")
+    chunk = b"%x\r\n%s\r\n" % (1 << 20, b" " * (1 << 20))
+    endless = raw(client, head(CHAT, "Transfer-Encoding: chunked"), *[chunk] * 1024)
+    assert not endless or status(endless).startswith(b"HTTP/1.1 413")
+
+
+def test_large_bodies_are_bounded_together(shared: Service):
+    with serving(shared, bodies_bytes=1000) as small:
+        refused(small.post(CHAT, json=chat()), 429, "busy")
+
+
+@pytest.mark.parametrize(
+    ("picture", "code"),
+    [
+        (data_uri(png_header(50_000, 50_000)), (413, "too_large")),
+        (data_uri(png_header(1001, 1000)), (413, "too_large")),
+        (data_uri(png_header(100, 100)), (400, "bad_image")),
+        (data_uri(b"no picture"), (400, "bad_image")),
+        ("data:image/png;base64,%%%%", (400, "bad_image")),
+        ("data:image/png,abc", (400, "bad_request")),
+        ("ftp://example.com/a.png", (400, "bad_request")),
+        ("https://example.com/a.png", (400, "not_allowed")),
+        ("/etc/passwd", (400, "not_allowed")),
+        ("file:///etc/passwd", (400, "not_allowed")),
+    ],
+)
+def test_pictures_that_are_none_or_too_large(client: httpx.Client, picture: str, code: tuple[int, str]):
+    refused(client.post(CHAT, json=chat("ocr", picture)), *code)
+
+
+def test_files_are_read_from_the_folder_alone(shared: Service, tmp_path: Path):
+    folder, outside = tmp_path / "open", tmp_path / "outside.png"
+    folder.mkdir()
+    for path in (folder / "a b.png", outside, tmp_path / "open-not.png"):
+        path.write_bytes(SCENE.read_bytes())
+    (folder / "link.png").symlink_to(outside)
+    (folder / "circle").symlink_to(folder / "circle")
+    with serving(shared, folders=(folder,)) as client:
+        for name in ("a b.png", str(folder / "a b.png"), f"file://{folder}/a%20b.png", "../open/a b.png"):
+            assert client.post(CHAT, json=chat("ocr", name)).status_code == 200, name
+        answers = set()
+        for name in (
+            "../outside.png", str(outside), f"file://{outside}", "link.png", "../open-not.png", "circle", "nothere",
+            "a\0b", "", ".", "file://elsewhere/a%20b.png", "..%2foutside.png", "/etc/passwd", "/dev/zero", "x" * 5000,
+        ):  # fmt: skip
+            response = client.post(CHAT, json=chat("ocr", name))
+            refused(response, 400, "bad_image")
+            answers.add(response.text)
+        assert len(answers) == 1  # which tells nothing of what there is
+
+
+def test_other_origins_and_other_names_are_refused(client: httpx.Client, shared: Service):
+    for headers, code in [
+        ({"Origin": "https://evil.example"}, "wrong_origin"),
+        ({"Origin": "null"}, "wrong_origin"),
+        ({"Origin": "http://localhost:1"}, "wrong_origin"),
+        ({"Host": "evil.example"}, "wrong_host"),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, "wrong_host"),
+        ({"Host": "localhost.evil.example:80"}, "wrong_host"),
+    ]:
+        refused(client.post(CHAT, json=chat(), headers=headers), 403, code)
+        refused(client.get("/v1/models", headers=headers), 403, code)
+    own = str(client.base_url).rstrip("/")
+    assert client.get("/v1/models", headers={"Origin": own}).status_code == 200
+    refused(client.post(CHAT, content=json.dumps(chat()), headers={"Content-Type": "text/plain"}), 415, "bad_request")
+    with serving(shared, origins=("https://good.example",)) as other:
+        good = {"Origin": "https://good.example"}
+        assert other.get("/v1/models", headers=good).headers["access-control-allow-origin"] == good["Origin"]
+        asked = {**good, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        assert other.options(CHAT, headers=asked).status_code == 200
+        refused(other.get("/v1/models", headers={"Origin": "https://evil.example"}), 403, "wrong_origin")
+
+
+def test_a_key_is_asked_for(shared: Service, capfd: pytest.CaptureFixture):
+    with serving(shared, api_key="k3y", hosts=None, verbose=True) as client:
+        for value in (None, "k3y", "Bearer", "Bearer k3", "Bearer k3yy", "Basic k3y", b"Bearer \xff"):
+            headers = {} if value is None else {"Authorization": value}
+            for response in (client.post(CHAT, json=chat(), headers=headers), client.get("/metrics", headers=headers)):
+                refused(response, 401, "invalid_api_key")
+            assert client.get("/health", headers=headers).status_code == 200
+        good = {"Authorization": "Bearer k3y", "Host": "pg.example"}
+        assert client.get("/v1/models", headers=good).status_code == 200
+        assert client.post(CHAT, json=chat(), headers=good).status_code == 200
+    assert "k3y" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a": 1' + b"0" * 5000 + b"}", b'{"messages": NaN}',
+        b'{"messages": []}', b'{"messages": [{"role": "user", "content": "ocr"}]}', b'{"\\ud800": 1, "messages": [{}]}',
+    ],
+)  # fmt: skip
+def test_bodies_that_are_none(client: httpx.Client, body: bytes):
+    refused(client.post(CHAT, content=body, headers={"Content-Type": "application/json"}), 400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_tokens": 0}, {"max_tokens": 10**6}, {"max_tokens": "9"}, {"max_tokens": 1e400}, {"max_tokens": True},
+        {"max_tokens": 10**400}, {"temperature": 10**400}, {"top_k": -(10**400)},
+        {"temperature": -1}, {"top_p": 0}, {"seed": 2**64}, {"stream": 1}, {"stream_options": {}},
+        {"stream": True, "stream_options": {"x": 1}}, {"stop": ["a"]}, {"tools": [{}]},
+        {"response_format": {"type": "json_object"}}, {"logprobs": True}, {"nonsense": 1}, {"\ud800": 1}, {"model": 7},
+    ],
+)  # fmt: skip
+def test_parameters_that_cannot_be_met(client: httpx.Client, more: dict[str, Any]):
+    content = json.dumps(chat("ocr", **more)).replace("Infinity", "1e999")
+    response = client.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["param"]
+
+
+def test_forms_that_are_none(client: httpx.Client):
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    for body in (b"", b"--b\r\n", b"--b\r\nContent-Disposition: x\r\n\r\n\r\n--b--\r\n", b"\xff" * 1000):
+        refused(client.post("/v1/regions", content=body, headers=kind), 400, "bad_request")
+    bare = client.post("/v1/regions", content=b"", headers={"Content-Type": "multipart/form-data"})
+    refused(bare, 400, "bad_request")
+    for fields in ({}, {"prompt": "ocr", "max_tokens": "many"}, {"prompt": "ocr", "else": "1"}):
+        response = client.post("/v1/regions", data=fields, files={"image": SCENE.read_bytes()})
+        assert response.status_code == 400, response.text
+
+
+# --- fetching -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1",
+        "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%1", "fc00::1", "ff02::1", "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "fec0::1", "198.18.0.1", "240.0.0.1",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address: str):
+    assert not fetch.is_public(address)
+
+
+def test_addresses_that_are_public():
+    assert all(map(fetch.is_public, ("93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34")))
+
+
+def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPatch):
+    async def resolve() -> str:
+        async def both(*_: Any, **__: Any) -> list[Any]:
+            return [(2, 1, 6, "", ("93.184.216.34", 80)), (2, 1, 6, "", ("10.0.0.1", 80))]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
+        return await fetch.resolve("two.example", 80)
+
+    with pytest.raises(fetch._No):
+        asyncio.run(resolve())
+
+
+def test_private_addresses_are_not_asked(shared: Service):
+    asked: list[str] = []
+    with pictures(asked) as address, serving(shared, urls=True) as client:
+        port = address.rpartition(":")[2]
+        for host in (
+            "127.0.0.1",
+            "localhost",
+            "2130706433",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "0.0.0.0",
+            "user@127.0.0.1",
+        ):
+            refused(client.post(CHAT, json=chat("ocr", f"http://{host}:{port}/picture")), 400, "bad_image")
+    assert asked == []
+
+
+class Pictures(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        kind = "text/html" if self.path == "/page" else "image/png"
+        self.send_response({"/away": 302, "/none": 404}.get(self.path, 200))
+        self.send_header("Location", "/private")
+        self.send_header("Content-Type", kind)
+        if self.path == "/declared":
+            self.send_header("Content-Length", str(10**9))
+        self.end_headers()
+        try:
+            self.wfile.write(SCENE.read_bytes())
+            while self.path == "/endless":
+                self.wfile.write(b" " * 65536)
+            while self.path == "/slow":
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class pictures:
+    """A server of pictures on this machine."""
+
+    def __init__(self, asked: list[str]):
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+        self._server.asked = asked  # type: ignore[attr-defined]
+        self._server.daemon_threads = True
+
+    def __enter__(self) -> str:
+        Thread(target=lambda: self._server.serve_forever(0.05), daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_what_is_fetched_is_bounded_and_redirects_are_not_followed(shared: Service, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fetch, "is_public", lambda address: True)  # or there would be nobody to ask
+    asked: list[str] = []
+    with pictures(asked) as address, serving(shared, urls=True) as client:
+        expected = client.post(CHAT, json=chat("ocr")).json()["choices"]
+        assert client.post(CHAT, json=chat("ocr", f"{address}/a%20b?c=d")).json()["choices"] == expected
+        assert asked == ["/a%20b?c=d"]
+        for path in ("/away", "/none", "/page"):
+            refused(client.post(CHAT, json=chat("ocr", address + path)), 400, "bad_image")
+        assert "/private" not in asked
+
+    async def fetched(path: str) -> Refused:
+        with pytest.raises(Refused) as error:
+            await fetch.fetch(address + path, "here", 1 << 20, 0.5)
+        return error.value
+
+    with pictures(asked) as address:
+        assert asyncio.run(fetched("/declared")).status == 413
+        assert asyncio.run(fetched("/endless")).status == 413
+        assert asyncio.run(fetched("/slow")).status == 504
