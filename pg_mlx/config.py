@@ -66,7 +66,7 @@ class TextConfig:
     rope_theta: float = 10000.0
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    sliding_window: int | None = None  # only used where the model is told to, see PaliGemma.use_sliding_window
+    sliding_window: int | None = None  # only used where the model is inferred to, see PaliGemma.use_sliding_window
     sliding_layers: tuple[bool, ...] = ()
 
     @property
@@ -89,21 +89,21 @@ class PaliGemmaConfig:
     """MLX's `quantization` entry: bits, group_size, mode, and overrides by module name. Empty if float."""
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], told: Mapping[str, int] | None = None) -> PaliGemmaConfig:
+    def from_dict(cls, raw: Mapping[str, Any], inferred: Mapping[str, int] | None = None) -> PaliGemmaConfig:
         """Read a parsed config.json.
 
-        `told` holds what the tensors say, under the names of `told_names`; it fills gaps and is checked
+        `inferred` holds what the tensors say, under the names of `INFERRED_NAMES`; it fills gaps and is checked
         against the rest. Raises InputError for another model type, a value of the wrong kind, or a
         contradiction, naming both values.
         """
-        told = told or {}
+        inferred = inferred or {}
         if not isinstance(raw, Mapping):
             raise InputError("config.json does not hold a JSON object")
         model_type = raw.get("model_type", "paligemma")
         if model_type != "paligemma":
             raise InputError(f"config.json describes a model of type {model_type!r}, not 'paligemma'")
-        text = _Section(raw, "text_config", told)
-        vision = _Section(raw, "vision_config", told)
+        text = _Section(raw, "text_config", inferred)
+        vision = _Section(raw, "vision_config", inferred)
         tied = raw.get("tie_word_embeddings", text.raw.get("tie_word_embeddings", True))
         return cls(
             text=_read_text(text),
@@ -114,7 +114,7 @@ class PaliGemmaConfig:
         )
 
 
-TOLD_NAMES = (
+INFERRED_NAMES = (
     *(f"text_config.{name}" for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")),
     "text_config.query_width",
     "text_config.key_width",
@@ -128,24 +128,24 @@ TOLD_NAMES = (
 class _Section:
     """One of the two nested objects of config.json, with checked access."""
 
-    def __init__(self, raw: Mapping[str, Any], name: str, told: Mapping[str, int]):
+    def __init__(self, raw: Mapping[str, Any], name: str, inferred: Mapping[str, int]):
         value = raw.get(name) or {}
         if not isinstance(value, Mapping):
             raise InputError(f"config.json: {name} is not a JSON object")
-        self.raw, self.name, self.told = value, name, told
+        self.raw, self.name, self.inferred = value, name, inferred
 
     def integer(self, key: str, default: int) -> int:
         """A positive integer: what config.json says, else what the tensors say, else the default."""
-        told = self.told.get(f"{self.name}.{key}")
+        inferred = self.inferred.get(f"{self.name}.{key}")
         value = self.raw.get(key)
         if value is None:
-            return told if told is not None else default
+            return inferred if inferred is not None else default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
             raise InputError(f"config.json: {self.name}.{key} is {value!r}, not a positive integer")
         if key == "num_hidden_layers" and value > MAX_LAYERS:
             raise InputError(f"config.json: {self.name}.{key} is {value}, but no model has more than {MAX_LAYERS}")
-        if told is not None and told != value:
-            raise InputError(f"config.json says {self.name}.{key} is {value}, but the tensors say {told}")
+        if inferred is not None and inferred != value:
+            raise InputError(f"config.json says {self.name}.{key} is {value}, but the tensors say {inferred}")
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -200,7 +200,7 @@ def _read_text(section: _Section) -> TextConfig:
 
 
 def _heads(section: _Section, key: str, width_key: str, head_dim: int, default: int) -> int:
-    width = section.told.get(f"{section.name}.{width_key}")
+    width = section.inferred.get(f"{section.name}.{width_key}")
     if width is None:
         return section.integer(key, default)
     heads = section.integer(key, max(1, width // head_dim))

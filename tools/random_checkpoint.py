@@ -19,7 +19,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from pg_mlx.checkpoint.layouts import FINAL_NORM, Slot, slots
+from pg_mlx.checkpoint.layouts import FINAL_NORM, WeightSpec, weight_specs
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.errors import InputError
 from pg_mlx.files.folder import whole_folder
@@ -85,29 +85,29 @@ def write(
             if tokenizer and (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, folder / name)
         writer = ShardWriter(folder)
-        for slot in slots(config):
-            for name, shape in slot.expected():
+        for spec in weight_specs(config):
+            for name, shape in spec.expected():
                 packed = (
-                    quantization if _packable(slot, name) and quantization and quantization.fits(shape[1]) else None
+                    quantization if _packable(spec, name) and quantization and quantization.fits(shape[1]) else None
                 )
-                _write_tensor(writer, slot, name, shape, packed)
+                _write_tensor(writer, spec, name, shape, packed)
         writer.close()
     return writer.total_bytes
 
 
-def _packable(slot: Slot, name: str) -> bool:
-    return slot.kind in ("linear", "embedding") and name.endswith(".weight")
+def _packable(spec: WeightSpec, name: str) -> bool:
+    return spec.kind in ("linear", "embedding") and name.endswith(".weight")
 
 
 def _write_tensor(
-    writer: ShardWriter, slot: Slot, name: str, shape: tuple[int, ...], quantization: Quantization | None
+    writer: ShardWriter, spec: WeightSpec, name: str, shape: tuple[int, ...], quantization: Quantization | None
 ) -> None:
     if quantization is None:
-        chunks = (chunk for chunk in _random(slot, name, shape))
+        chunks = (chunk for chunk in _random(spec, name, shape))
         writer.add_chunks(name, mx.bfloat16, shape, chunks)
         return
     pieces: dict[str, list[mx.array]] = {}
-    for chunk in _random(slot, name, shape):  # packing works row by row, so slices of rows are exact
+    for chunk in _random(spec, name, shape):  # packing works row by row, so slices of rows are exact
         for part, array in quantization.pack(chunk).items():
             mx.eval(array)
             pieces.setdefault(part, []).append(array)
@@ -116,17 +116,17 @@ def _write_tensor(
         writer.add_chunks(f"{name.removesuffix('.weight')}.{part}", arrays[0].dtype, whole, arrays)
 
 
-def _random(slot: Slot, name: str, shape: tuple[int, ...]) -> Iterator[mx.array]:
+def _random(spec: WeightSpec, name: str, shape: tuple[int, ...]) -> Iterator[mx.array]:
     """Slices of rows, in bfloat16, scaled so that activations keep their size from layer to layer."""
     columns = 1
     for size in shape[1:]:
         columns *= size
     vector = len(shape) == 1
     scale = 0.02 if vector else 1 / isqrt(columns)
-    offset = 1.0 if slot.kind == "layer_norm" and name.endswith("weight") else 0.0
+    offset = 1.0 if spec.kind == "layer_norm" and name.endswith("weight") else 0.0
     # The head is the embedding, so with rows of full length the token just read would always be the likeliest next.
     # Short rows leave the word to the layers, and the final norm gives logits their spread back.
-    if slot.kind == "embedding":
+    if spec.kind == "embedding":
         scale /= 8
     if name == FINAL_NORM:
         offset = 7.0  # the norm multiplies by 1 + weight

@@ -13,38 +13,38 @@ from ..linear import Embedding, Linear, Parallel
 from ..paligemma import PaliGemma
 from ..quantization import Quantization
 from .check import packing
-from .layouts import Slot
+from .layouts import WeightSpec
 from .tensors import Source
 
 Matrix = tuple[Quantization | None, dict[str, mx.array]]
 """How a stored matrix is packed (None: float), and its arrays by name, as linear.Linear has them."""
 
 
-def fill(model: PaliGemma, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Any:
-    """Put a slot's tensors where they belong; returns them, a tree of arrays not yet evaluated."""
-    parent_path, _, name = slot.target.rpartition(".")
+def fill(model: PaliGemma, spec: WeightSpec, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Any:
+    """Put a spec's tensors where they belong; returns them, a tree of arrays not yet evaluated."""
+    parent_path, _, name = spec.target.rpartition(".")
     parent = _module(model, parent_path)
-    first = slot.sources[0]
-    if slot.kind == "array":
-        table = Embedding(slot.rows[0], slot.columns)
-        fill_matrix(table, [read_matrix(slot, first, source, config, dtype)])
+    first = spec.sources[0]
+    if spec.kind == "array":
+        table = Embedding(spec.rows[0], spec.columns)
+        fill_matrix(table, [read_matrix(spec, first, source, config, dtype)])
         parent[name] = table.dequantized(dtype)
         return parent[name]
     module = parent[name]
-    if slot.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight
+    if spec.kind == "rms_norm":  # Gemma multiplies by one plus the stored weight
         module.weight = 1 + _read_float(source, f"{first}.weight", mx.float32)
-    elif slot.kind == "layer_norm":
+    elif spec.kind == "layer_norm":
         module.weight = _read_float(source, f"{first}.weight", mx.float32)
         module.bias = _read_float(source, f"{first}.bias", mx.float32)
-    elif slot.kind == "patches":
+    elif spec.kind == "patches":
         module.weight = _read_float(source, f"{first}.weight", dtype).reshape(module.num_rows, -1)
         module.bias = _read_float(source, f"{first}.bias", dtype)
     else:
-        parts = [read_matrix(slot, part, source, config, dtype) for part in slot.sources]
+        parts = [read_matrix(spec, part, source, config, dtype) for part in spec.sources]
         if len({quantization for quantization, _ in parts}) == 1:
             fill_matrix(module, parts)
         else:  # packed differently, so they cannot be one matrix: one beside the other
-            module = Parallel([Linear(slot.columns, rows, slot.bias) for rows in slot.rows])
+            module = Parallel([Linear(spec.columns, rows, spec.bias) for rows in spec.rows])
             parent[name] = module
             for linear, part in zip(module.parts, parts, strict=True):
                 fill_matrix(linear, [part])
@@ -58,11 +58,11 @@ def _read_float(source: Source, name: str, dtype: mx.Dtype) -> mx.array:
     return array.astype(dtype)
 
 
-def read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Matrix:
-    bias = {"bias": _read_float(source, f"{part}.bias", dtype)} if slot.bias else {}
+def read_matrix(spec: WeightSpec, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Matrix:
+    bias = {"bias": _read_float(source, f"{part}.bias", dtype)} if spec.bias else {}
     if f"{part}.scales" not in source.shapes:
         return None, {"weight": _read_float(source, f"{part}.weight", dtype), **bias}
-    quantization = packing(source.shapes, part, slot.columns, config)
+    quantization = packing(source.shapes, part, spec.columns, config)
     weight = source.read(f"{part}.weight")
     if weight.dtype != mx.uint32:
         raise InputError(f"{part}.weight has scales but holds {weight.dtype}, not packed uint32")
@@ -73,7 +73,7 @@ def read_matrix(slot: Slot, part: str, source: Source, config: PaliGemmaConfig, 
         arrays["scales"] = source.read(f"{part}.scales")
         if arrays["scales"].dtype != mx.uint8:
             raise InputError(f"{part}.scales holds {arrays['scales'].dtype}, but {quantization.mode} has uint8")
-    table = Embedding(weight.shape[0], slot.columns)
+    table = Embedding(weight.shape[0], spec.columns)
     fill_matrix(table, [(quantization, arrays)])
     adapter = {name: array.astype(dtype) for name, array in source.beside(part, table.dequantized(mx.float32)).items()}
     if "weight" in adapter:

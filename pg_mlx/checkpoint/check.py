@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..quantization import Quantization
-from .layouts import Slot
+from .layouts import WeightSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def check(plan: list[Slot], shapes: Shapes, config: PaliGemmaConfig) -> None:
+def check(plan: list[WeightSpec], shapes: Shapes, config: PaliGemmaConfig) -> None:
     """Raises one InputError that lists every missing, misshapen and surplus tensor."""
-    expected = {name: shape for slot in plan for name, shape in _expected(slot, shapes, config)}
+    expected = {name: shape for spec in plan for name, shape in _expected(spec, shapes, config)}
     missing = [name for name in expected if name not in shapes]
     misshapen = [
         f"{name} is {list(shapes[name])}, expected {list(shape)}"
@@ -33,18 +33,18 @@ def check(plan: list[Slot], shapes: Shapes, config: PaliGemmaConfig) -> None:
         raise InputError(f"the tensors do not fit config.json; {'; '.join(problems)}")
 
 
-def _expected(slot: Slot, shapes: Shapes, config: PaliGemmaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The slot's tensors as they must be stored: float, or packed where there are scales."""
-    for name, shape in slot.expected():
+def _expected(spec: WeightSpec, shapes: Shapes, config: PaliGemmaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The spec's tensors as they must be stored: float, or packed where there are scales."""
+    for name, shape in spec.expected():
         module = name.removesuffix(".weight")
-        if slot.kind not in ("linear", "embedding", "array") or f"{module}.scales" not in shapes or name not in shapes:
+        if spec.kind not in ("linear", "embedding", "array") or f"{module}.scales" not in shapes or name not in shapes:
             yield name, shape
             continue
-        quantization = packing(shapes, module, slot.columns, config)
+        quantization = packing(shapes, module, spec.columns, config)
         rows = shape[0]
-        yield name, (rows, slot.columns * quantization.bits // 32)
+        yield name, (rows, spec.columns * quantization.bits // 32)
         for part in quantization.parts[1:]:
-            yield f"{module}.{part}", (rows, slot.columns // quantization.group_size)
+            yield f"{module}.{part}", (rows, spec.columns // quantization.group_size)
 
 
 def packing(shapes: Shapes, module: str, columns: int, config: PaliGemmaConfig) -> Quantization:

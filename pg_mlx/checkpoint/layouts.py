@@ -1,7 +1,7 @@
 """The tables that join the names in checkpoint files to the parameters of the model.
 
 Files arrive in several layouts. `canonical_name` brings each key to the one that the published PaliGemma
-repositories use, which is also the one we write. `slots` then says, for every parameter of the model, which
+repositories use, which is also the one we write. `specs` then says, for every parameter of the model, which
 canonical tensors it is made of: this is the only place that knows both sides.
 """
 
@@ -43,7 +43,7 @@ def has_channels_second(name: str, shape: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class Slot:
+class WeightSpec:
     """One module (or plain array) of the model and the canonical modules it is assembled from."""
 
     target: str
@@ -65,10 +65,10 @@ class Slot:
                 yield f"{source}.bias", (rows,)
 
 
-def slots(config: PaliGemmaConfig) -> Iterator[Slot]:
+def weight_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     """Every parameter of the model, in the order it computes."""
     yield from _vision_slots(config)
-    yield Slot(
+    yield WeightSpec(
         "connector.linear",
         (CONNECTOR,),
         "linear",
@@ -79,13 +79,15 @@ def slots(config: PaliGemmaConfig) -> Iterator[Slot]:
     yield from _text_slots(config)
 
 
-def _vision_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
+def _vision_slots(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     vision = config.vision
     width, mlp = vision.hidden_size, vision.intermediate_size
     patch = 3 * vision.patch_size**2
     embeddings = f"{VISION}.embeddings"
-    yield Slot("vision_tower.patch_embedding", (f"{embeddings}.patch_embedding",), "patches", (width,), patch, True)
-    yield Slot(
+    yield WeightSpec(
+        "vision_tower.patch_embedding", (f"{embeddings}.patch_embedding",), "patches", (width,), patch, True
+    )
+    yield WeightSpec(
         "vision_tower.position_embedding",
         (f"{embeddings}.position_embedding",),
         "array",
@@ -95,13 +97,13 @@ def _vision_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
     for i in range(vision.num_hidden_layers):
         to, of = f"vision_tower.layers.{i}", f"{VISION}.encoder.layers.{i}"
         qkv = tuple(f"{of}.self_attn.{part}_proj" for part in "qkv")
-        yield Slot(f"{to}.layer_norm1", (f"{of}.layer_norm1",), "layer_norm", (width,), bias=True)
-        yield Slot(f"{to}.self_attn.qkv_proj", qkv, "linear", (width,) * 3, width, True)
-        yield Slot(f"{to}.self_attn.out_proj", (f"{of}.self_attn.out_proj",), "linear", (width,), width, True)
-        yield Slot(f"{to}.layer_norm2", (f"{of}.layer_norm2",), "layer_norm", (width,), bias=True)
-        yield Slot(f"{to}.mlp.fc1", (f"{of}.mlp.fc1",), "linear", (mlp,), width, True)
-        yield Slot(f"{to}.mlp.fc2", (f"{of}.mlp.fc2",), "linear", (width,), mlp, True)
-    yield Slot("vision_tower.post_layernorm", (f"{VISION}.post_layernorm",), "layer_norm", (width,), bias=True)
+        yield WeightSpec(f"{to}.layer_norm1", (f"{of}.layer_norm1",), "layer_norm", (width,), bias=True)
+        yield WeightSpec(f"{to}.self_attn.qkv_proj", qkv, "linear", (width,) * 3, width, True)
+        yield WeightSpec(f"{to}.self_attn.out_proj", (f"{of}.self_attn.out_proj",), "linear", (width,), width, True)
+        yield WeightSpec(f"{to}.layer_norm2", (f"{of}.layer_norm2",), "layer_norm", (width,), bias=True)
+        yield WeightSpec(f"{to}.mlp.fc1", (f"{of}.mlp.fc1",), "linear", (mlp,), width, True)
+        yield WeightSpec(f"{to}.mlp.fc2", (f"{of}.mlp.fc2",), "linear", (width,), mlp, True)
+    yield WeightSpec("vision_tower.post_layernorm", (f"{VISION}.post_layernorm",), "layer_norm", (width,), bias=True)
 
 
 _GEMMA1_NORMS = {"pre_attention_norm": "input_layernorm", "pre_mlp_norm": "post_attention_layernorm"}
@@ -113,26 +115,26 @@ _GEMMA2_NORMS = {
 }
 
 
-def _text_slots(config: PaliGemmaConfig) -> Iterator[Slot]:
+def _text_slots(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     text = config.text
     width, mlp = text.hidden_size, text.intermediate_size
     query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    yield Slot("language_model.embed_tokens", (f"{TEXT}.embed_tokens",), "embedding", (text.vocab_size,), width)
+    yield WeightSpec("language_model.embed_tokens", (f"{TEXT}.embed_tokens",), "embedding", (text.vocab_size,), width)
     for i in range(text.num_hidden_layers):
         to, of = f"language_model.layers.{i}", f"{TEXT}.layers.{i}"
         qkv = tuple(f"{of}.self_attn.{part}_proj" for part in "qkv")
-        yield Slot(f"{to}.self_attn.qkv_proj", qkv, "linear", (query, key, key), width)
-        yield Slot(f"{to}.self_attn.o_proj", (f"{of}.self_attn.o_proj",), "linear", (width,), query)
+        yield WeightSpec(f"{to}.self_attn.qkv_proj", qkv, "linear", (query, key, key), width)
+        yield WeightSpec(f"{to}.self_attn.o_proj", (f"{of}.self_attn.o_proj",), "linear", (width,), query)
         gate_up = (f"{of}.mlp.gate_proj", f"{of}.mlp.up_proj")
-        yield Slot(f"{to}.mlp.gate_up_proj", gate_up, "linear", (mlp, mlp), width)
-        yield Slot(f"{to}.mlp.down_proj", (f"{of}.mlp.down_proj",), "linear", (width,), mlp)
+        yield WeightSpec(f"{to}.mlp.gate_up_proj", gate_up, "linear", (mlp, mlp), width)
+        yield WeightSpec(f"{to}.mlp.down_proj", (f"{of}.mlp.down_proj",), "linear", (width,), mlp)
         for norm, stored in (_GEMMA2_NORMS if text.is_gemma2 else _GEMMA1_NORMS).items():
-            yield Slot(f"{to}.{norm}", (f"{of}.{stored}",), "rms_norm", (width,))
-    yield Slot("language_model.norm", (f"{TEXT}.norm",), "rms_norm", (width,))
+            yield WeightSpec(f"{to}.{norm}", (f"{of}.{stored}",), "rms_norm", (width,))
+    yield WeightSpec("language_model.norm", (f"{TEXT}.norm",), "rms_norm", (width,))
 
 
-def tell(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """What canonical tensors say of config.json's fields (config.TOLD_NAMES). Quantized matrices keep
+def infer_dimensions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """What canonical tensors say of config.json's fields (config.INFERRED_NAMES). Quantized matrices keep
     their row count, so only rows and vectors are asked."""
 
     def rows(name: str) -> int | None:
@@ -147,7 +149,7 @@ def tell(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     kernel = shapes.get(PATCH_KERNEL)
     patch = (kernel[1] or None) if kernel and len(kernel) == 4 else None
     positions = rows(f"{VISION}.embeddings.position_embedding")
-    told = {
+    inferred = {
         "text_config.hidden_size": rows(f"{TEXT}.norm"),
         "text_config.intermediate_size": rows(f"{TEXT}.layers.0.mlp.gate_proj"),
         "text_config.num_hidden_layers": layers(TEXT),
@@ -160,4 +162,4 @@ def tell(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         "vision_config.patch_size": patch,
         "vision_config.image_size": isqrt(positions) * patch if positions and patch else None,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in inferred.items() if value is not None}

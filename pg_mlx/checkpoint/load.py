@@ -24,7 +24,7 @@ from .adapters.merge import AdaptedSource, Adapter, AdapterPath, open_adapters
 from .assemble import fill
 from .check import check
 from .footprint import needed_bytes
-from .layouts import slots, tell
+from .layouts import infer_dimensions, weight_specs
 from .mask_decoder import open_mask_decoder
 from .tensors import SafetensorsFolder, Source
 
@@ -160,17 +160,17 @@ def build(
     """Assemble a model from canonical tensors, a parsed config.json and adapters. Raises InputError."""
     device.warn_if_slow()
     dtype = compute_dtype(dtype)
-    config = PaliGemmaConfig.from_dict(raw_config, tell(source.shapes))
+    config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
     model = PaliGemma(config)
     model.language_model.dtype = dtype
-    plan = list(slots(config))
+    plan = list(weight_specs(config))
     check(plan, source.shapes, config)
     if adapters:
         source = AdaptedSource(source, adapters, config)
-    for done, slot in enumerate(plan):
+    for done, spec in enumerate(plan):
         if progress:
             progress(done, len(plan))
-        mx.eval(fill(model, slot, source, config, dtype))
+        mx.eval(fill(model, spec, source, config, dtype))
     if progress:
         progress(len(plan), len(plan))
     model.eval()

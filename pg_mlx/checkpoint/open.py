@@ -18,7 +18,7 @@ from ..processor import read_resample
 from . import hub
 from .adapters.unpacked import UnpackedSource
 from .big_vision import BigVisionArchive
-from .layouts import tell
+from .layouts import infer_dimensions
 from .mask_decoder import PUBLISHED_NAME, find_mask_decoder
 from .tensors import SafetensorsFolder, SafetensorsHeaders, Source
 
@@ -134,7 +134,7 @@ def _adapted(opened: Opened, adapters: Sequence[str | Path]) -> Opened:
     def reopen() -> Source:
         source = opened.open()
         if any(name.endswith(".scales") for name in source.shapes):
-            source = UnpackedSource(source, PaliGemmaConfig.from_dict(opened.config, tell(source.shapes)))
+            source = UnpackedSource(source, PaliGemmaConfig.from_dict(opened.config, infer_dimensions(source.shapes)))
         return AdaptedSource(source, [Adapter(Path(adapter)) for adapter in adapters])
 
     reopen()  # a wrong adapter is found now, not halfway

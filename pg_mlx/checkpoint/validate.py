@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files.json import read_json
 from ..files.safetensors import read_header
 from .check import check
-from .layouts import PATCH_KERNEL, canonical_name, slots, tell
+from .layouts import PATCH_KERNEL, canonical_name, infer_dimensions, weight_specs
 from .tensors import SafetensorsFolder
 
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
@@ -63,8 +63,8 @@ def _get(content: Any, field: str) -> Any:
 
 def _weights(folder: Path) -> list[str]:
     source = SafetensorsFolder(folder)
-    config = PaliGemmaConfig.from_dict(read_json(folder / "config.json"), tell(source.shapes))
-    check(list(slots(config)), source.shapes, config)
+    config = PaliGemmaConfig.from_dict(read_json(folder / "config.json"), infer_dimensions(source.shapes))
+    check(list(weight_specs(config)), source.shapes, config)
     stored = {name for path in source.files for name in read_header(path)}
     foreign = sorted(stored - set(source.shapes))
     problems = [f"{name} is not the classic name of a tensor" for name in foreign[:5]]

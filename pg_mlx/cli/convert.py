@@ -12,7 +12,7 @@ from ..errors import InputError
 from .options import Parser
 
 if TYPE_CHECKING:
-    from ..conversion.pipeline import Job
+    from ..conversion.pipeline import Conversion
     from ..conversion.report import Report
     from ..conversion.weights import Progress
 
@@ -161,7 +161,7 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
     return show, bar.close
 
 
-def table(job: Job) -> str:
+def table(job: Conversion) -> str:
     """What would be written, by component."""
     rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "GB before", "after")]
     modules = job.plan.modules

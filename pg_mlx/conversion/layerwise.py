@@ -20,7 +20,7 @@ from .. import gemma, siglip
 from ..attention_mask import prefix_lm_mask
 from ..checkpoint.assemble import fill, fill_matrix, read_matrix
 from ..checkpoint.check import check
-from ..checkpoint.layouts import Slot, slots, tell
+from ..checkpoint.layouts import WeightSpec, infer_dimensions, weight_specs
 from ..checkpoint.load import compute_dtype
 from ..checkpoint.tensors import Source
 from ..config import PaliGemmaConfig
@@ -56,11 +56,11 @@ class Streamed:
         dtype: mx.Dtype | str | None = None,
         progress: Callable[[], None] = lambda: None,
     ):
-        self.config = PaliGemmaConfig.from_dict(raw_config, tell(source.shapes))
+        self.config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
         self.dtype = compute_dtype(dtype)
         self.num_blocks = self.config.vision.num_hidden_layers + self.config.text.num_hidden_layers
         self._source, self._progress = source, progress
-        self._plan = list(slots(self.config))
+        self._plan = list(weight_specs(self.config))
         check(self._plan, source.shapes, self.config)
         self._model = PaliGemma(self.config)  # placeholders, not in memory
         self._model.language_model.dtype = self.dtype
@@ -135,25 +135,25 @@ class Streamed:
 
     def _fill_at(self, path: str) -> None:
         """Read the parameters of a module (or the array) at this path."""
-        for slot in self._plan:
-            if f"{slot.target}.".startswith(f"{path}."):
-                mx.eval(fill(self._model, slot, self._source, self.config, self.dtype))
+        for spec in self._plan:
+            if f"{spec.target}.".startswith(f"{path}."):
+                mx.eval(fill(self._model, spec, self._source, self.config, self.dtype))
 
     def _embedding(self, index: slice | mx.array) -> Embedding:
         if self._table is None:
-            slot = next(slot for slot in self._plan if slot.kind == "embedding")
-            self._table = _Table(slot, self._source, self.config, self.dtype)
+            spec = next(spec for spec in self._plan if spec.kind == "embedding")
+            self._table = _Table(spec, self._source, self.config, self.dtype)
         return self._table.rows(index)
 
 
 class _Table:
     """The embedding as it is stored; as a loaded model has it for a few rows at a time."""
 
-    def __init__(self, slot: Slot, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype):
-        self._columns, self._dtype = slot.columns, dtype
-        name = slot.sources[0]
+    def __init__(self, spec: WeightSpec, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype):
+        self._columns, self._dtype = spec.columns, dtype
+        name = spec.sources[0]
         if f"{name}.scales" in source.shapes:
-            self._quantization, self._arrays = read_matrix(slot, name, source, config, dtype)
+            self._quantization, self._arrays = read_matrix(spec, name, source, config, dtype)
         else:  # read as a loaded model does, it would be cast, which may double it
             self._quantization, self._arrays = None, {"weight": source.read(f"{name}.weight")}
 

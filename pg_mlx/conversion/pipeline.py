@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..checkpoint.layouts import tell
+from ..checkpoint.layouts import infer_dimensions
 from ..checkpoint.load import DTYPES
 from ..checkpoint.mask_decoder import FILE_NAME
 from ..checkpoint.open import Opened, open_source
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class Conversion:
     """A conversion ready to run: everything that can be wrong without reading weights has been looked at."""
 
     opened: Opened
@@ -98,7 +98,7 @@ def prepare(
     need_tokenizer: bool = True,
     mask_decoder: str | Path | None = None,
     headers_only: bool = False,
-) -> Job:
+) -> Conversion:
     """Open a source and decide what to write. Raises InputError for everything that shapes and small files can tell.
 
     headers_only: of a hub repository download no weights (and no tokenizer) for it. Such a job cannot be run.
@@ -115,12 +115,12 @@ def prepare(
             f"{opened.name} is quantized; merging an adapter needs -q (pack it again) or -d (leave it float)"
         )
     reader = opened.open()
-    config = PaliGemmaConfig.from_dict(opened.config, tell(reader.shapes))
+    config = PaliGemmaConfig.from_dict(opened.config, infer_dimensions(reader.shapes))
     if need_tokenizer and (tokenizer or not opened.headers_only):
         _check_tokenizer(opened, config.text.vocab_size)
     stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
     masks = mask_decoder or opened.mask_decoder
-    return Job(
+    return Conversion(
         opened,
         make_plan(reader, config, recipe, dequantize),
         recipe,
@@ -187,7 +187,7 @@ def convert(
 
 
 def run(
-    job: Job,
+    job: Conversion,
     target: Path,
     *,
     force: bool = False,
@@ -228,13 +228,13 @@ def run(
     return result
 
 
-def _require_space(job: Job, folder: Path) -> None:
+def _require_space(job: Conversion, folder: Path) -> None:
     needed, free = job.expected_bytes(), shutil.disk_usage(folder).free
     if needed > free:
         raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
 
 
-def _compare(job: Job, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
+def _compare(job: Conversion, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         return None
     from .quality import compare, default_samples
@@ -248,7 +248,7 @@ def _compare(job: Job, folder: Path, calibration: str | Path | None, report: Pro
     return compare(job.opened.open(), job.opened.config, folder, samples=samples, progress=progress)
 
 
-def _write_side_files(job: Job, folder: Path) -> None:
+def _write_side_files(job: Conversion, folder: Path) -> None:
     for name, path in job.opened.side_files.items():
         shutil.copyfile(path, folder / name)
     if "tokenizer.json" not in job.opened.side_files and "tokenizer.model" in job.opened.side_files:

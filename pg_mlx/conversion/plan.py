@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..checkpoint.check import check, packing
-from ..checkpoint.layouts import TEXT, VISION, Slot, slots
+from ..checkpoint.layouts import TEXT, VISION, WeightSpec, weight_specs
 from ..checkpoint.tensors import Source
 from ..config import PaliGemmaConfig
 from ..errors import InputError
@@ -74,9 +74,9 @@ def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, de
 
     Raises InputError if the tensors do not fit the config, or nothing can be packed although a recipe asks for it.
     """
-    plan = list(slots(config))
+    plan = list(weight_specs(config))
     check(plan, source.shapes, config)
-    modules = [module for slot in plan for module in _modules(slot, source, config)]
+    modules = [module for spec in plan for module in _modules(spec, source, config)]
     left_float: list[str] = []
     width = config.vision.intermediate_size
     if recipe is None:
@@ -114,11 +114,11 @@ def _vocabulary_rows(config: PaliGemmaConfig) -> int:
     return rows + 64 if rows == config.image_token_index else rows
 
 
-def _modules(slot: Slot, source: Source, config: PaliGemmaConfig) -> Iterator[Module]:
-    for name, rows in zip(slot.sources, slot.rows, strict=True):
+def _modules(spec: WeightSpec, source: Source, config: PaliGemmaConfig) -> Iterator[Module]:
+    for name, rows in zip(spec.sources, spec.rows, strict=True):
         packed = f"{name}.scales" in source.shapes
-        stored = packing(source.shapes, name, slot.columns, config) if packed else None
-        yield Module(name, slot.kind, rows, slot.columns, slot.bias, stored, None, (rows, slot.columns))
+        stored = packing(source.shapes, name, spec.columns, config) if packed else None
+        yield Module(name, spec.kind, rows, spec.columns, spec.bias, stored, None, (rows, spec.columns))
 
 
 def _packable(module: Module) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import InputError
 from ..processor import Tokenizer, plain_prompt
-from ..regions.parser import CODES, LOCATIONS
+from ..regions.parser import CODES_PER_MASK, LOCATIONS_PER_BOX
 from ..regions.prompt import RegionPrompt
 from .sampling import Allowed
 
@@ -58,7 +58,7 @@ class RegionGrammar:
             return sorted(self._node)
         if self.left == 0:
             return [self._eos_id]
-        if len(self._record) >= LOCATIONS:
+        if len(self._record) >= LOCATIONS_PER_BOX:
             return self._codes
         return self._locations if self._begun else sorted([self._eos_id, *self._locations])
 
@@ -69,9 +69,9 @@ class RegionGrammar:
             self._node = self._node[token_id]
             return self._forced()
         self._record.append(token_id)
-        if len(self._record) < LOCATIONS + (CODES if self._masks else 0):
+        if len(self._record) < LOCATIONS_PER_BOX + (CODES_PER_MASK if self._masks else 0):
             return []
-        y0, x0, y1, x1 = self._record[:LOCATIONS]
+        y0, x0, y1, x1 = self._record[:LOCATIONS_PER_BOX]
         if self.left is not None and y0 < y1 and x0 < x1:
             self.left -= 1
         self._node = self._last if self.left == 0 else self._any

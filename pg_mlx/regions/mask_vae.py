@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..errors import InputError
 
 MASK_SIDE = 64
-CODES = 128
+CODEBOOK_SIZE = 128
 """Entries of the codebook: <seg000> to <seg127>."""
 _GRID = 4
 """Codes along each side of a mask."""
@@ -36,7 +36,7 @@ def decoder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     Raises InputError if one that tells a width is missing.
     """
     width = _dim(shapes, _CODEBOOK, 1)
-    expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (CODES, width)}
+    expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (CODEBOOK_SIZE, width)}
     channels = _dim(shapes, "decoder.0.weight", 0)
     expected |= _layer("decoder.0", channels, (channels, width, 1, 1))
     expected |= _residual("decoder.2.net", channels) | _residual("decoder.3.net", channels)
@@ -51,7 +51,7 @@ def decoder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 def encoder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """The same for the encoder."""
     width = _dim(shapes, _CODEBOOK, 1)
-    expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (CODES, width)}
+    expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (CODEBOOK_SIZE, width)}
     channels = 1
     for number in _HALVING:
         outputs = _dim(shapes, f"encoder.{number}.weight", 0)
@@ -156,8 +156,8 @@ class MaskDecoder:
             raise InputError(f"mask codes are whole numbers [B, 16], not {codes.dtype} {list(codes.shape)}")
         if codes.shape[0] == 0:
             return mx.zeros((0, MASK_SIDE, MASK_SIDE))
-        if codes.min().item() < 0 or codes.max().item() >= CODES:
-            raise InputError(f"mask codes run from 0 to {CODES - 1}")
+        if codes.min().item() < 0 or codes.max().item() >= CODEBOOK_SIZE:
+            raise InputError(f"mask codes run from 0 to {CODEBOOK_SIZE - 1}")
         slices = [self._decode(codes[start : start + _AT_ONCE]) for start in range(0, codes.shape[0], _AT_ONCE)]
         return mx.concatenate(slices)
 

@@ -13,7 +13,7 @@ from operator import index
 from ..errors import InputError
 from .region import LAST_LOCATION, Malformed, Region
 
-LOCATIONS, CODES = 4, 16
+LOCATIONS_PER_BOX, CODES_PER_MASK = 4, 16
 """Numbers of <loc> and <seg> tokens in a record."""
 LAST_CODE = 127
 
@@ -112,9 +112,9 @@ class RegionParser:
             self._report(group, (group.starts[0], group.stop), reason)
             return []
         regions = []
-        count = len(group.locations) // LOCATIONS
+        count = len(group.locations) // LOCATIONS_PER_BOX
         for number in range(count):
-            first, behind = number * LOCATIONS, (number + 1) * LOCATIONS
+            first, behind = number * LOCATIONS_PER_BOX, (number + 1) * LOCATIONS_PER_BOX
             last = number == count - 1
             span = group.starts[first], group.stop if last else group.starts[behind]
             y0, x0, y1, x1 = group.locations[first:behind]
@@ -150,10 +150,10 @@ def _fault(group: _Group) -> str | None:
     locations, codes = len(group.locations), len(group.codes)
     if locations == 0:
         return f"{codes} <seg> without a box before them"
-    if locations % LOCATIONS:
-        return f"{locations} <loc>, where a box has {LOCATIONS}"
-    if codes not in (0, CODES):
-        return f"{codes} <seg>, where a mask has {CODES}"
+    if locations % LOCATIONS_PER_BOX:
+        return f"{locations} <loc>, where a box has {LOCATIONS_PER_BOX}"
+    if codes not in (0, CODES_PER_MASK):
+        return f"{codes} <seg>, where a mask has {CODES_PER_MASK}"
     if max(group.locations) > LAST_LOCATION:
         return f"<loc{max(group.locations):04}> is beyond <loc{LAST_LOCATION}>"
     if max(group.codes, default=0) > LAST_CODE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import PgMlxError
 
-CODES = {
+ERROR_CODES = {
     "bad_json": "the line is no JSON object in UTF-8",
     "bad_request": "a field is missing, unknown, of a wrong type or out of range",
     "bad_image": "a picture cannot be read or is none",
@@ -25,9 +25,9 @@ CODES = {
 
 
 class ServingError(PgMlxError):
-    """A request that is not, or not completely, answered. code: one of CODES."""
+    """A request that is not, or not completely, answered. code: one of ERROR_CODES."""
 
     def __init__(self, code: str, message: str):
-        assert code in CODES
+        assert code in ERROR_CODES
         super().__init__(message)
         self.code = code

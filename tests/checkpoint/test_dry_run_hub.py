@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from helpers.commands import ROOT, assert_one_line
 
-from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.conversion.pipeline import prepare
 from pg_mlx.errors import PgMlxError
@@ -29,7 +29,7 @@ from tools import random_checkpoint
 
 SHA = "a" * 40
 CONFIG = random_checkpoint.raw_config("paligemma2-3b-448")
-SHAPES = dict(pair for slot in slots(PaliGemmaConfig.from_dict(CONFIG)) for pair in slot.expected())
+SHAPES = dict(pair for spec in weight_specs(PaliGemmaConfig.from_dict(CONFIG)) for pair in spec.expected())
 HEADER_BYTES = 400_000
 """More than is asked for of three files: at least 100 kB of each."""
 

@@ -25,7 +25,7 @@ from helpers.vocabulary import write_small_tokenizer_json
 
 import pg_mlx
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
-from pg_mlx.checkpoint.layouts import PATCH_KERNEL, slots, tell
+from pg_mlx.checkpoint.layouts import PATCH_KERNEL, infer_dimensions, weight_specs
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.checkpoint.validate import validate
 from pg_mlx.config import PaliGemmaConfig
@@ -69,7 +69,9 @@ def test_tensors_are_the_sources_bit_by_bit_under_classic_names(source: str, tmp
     report = weights_only(GOLDEN / source, tmp_path / "out")
     written = stored(tmp_path / "out")
     assert_same(written, read_all(SafetensorsFolder(GOLDEN / source)))
-    assert sorted(written) == sorted(name for slot in slots(config_of(tmp_path / "out")) for name, _ in slot.expected())
+    assert sorted(written) == sorted(
+        name for spec in weight_specs(config_of(tmp_path / "out")) for name, _ in spec.expected()
+    )
     assert written[PATCH_KERNEL].shape == (48, 14, 14, 3)
     assert report.bytes_after == (tmp_path / "out" / "model-00001-of-00001.safetensors").stat().st_size
     assert report.left_float == [] and report.quality is None
@@ -172,7 +174,7 @@ def test_config_json_means_the_same_and_needs_no_defaults(source: str, tmp_path:
     reader = SafetensorsFolder(GOLDEN / source)
     raw = read_json(tmp_path / "out" / "config.json")
     assert PaliGemmaConfig.from_dict(raw) == PaliGemmaConfig.from_dict(
-        read_json(GOLDEN / source / "config.json"), tell(reader.shapes)
+        read_json(GOLDEN / source / "config.json"), infer_dimensions(reader.shapes)
     )
     gemma2 = {
         "query_pre_attn_scalar",

@@ -7,7 +7,7 @@ import pytest
 from helpers.commands import ROOT  # noqa: F401  (makes random_checkpoint importable)
 from helpers.models import one_line_error
 
-from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.conversion.plan import Module, Plan, make_plan
@@ -23,7 +23,7 @@ class Shapes(Source):
     """A checkpoint that has no weights."""
 
     def __init__(self, config: PaliGemmaConfig):
-        self.shapes = dict(pair for slot in slots(config) for pair in slot.expected())
+        self.shapes = dict(pair for spec in weight_specs(config) for pair in spec.expected())
 
     def read(self, name: str) -> mx.array:
         raise AssertionError(f"{name} was read")

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from helpers.commands import ROOT
 from helpers.models import Tensors, same
-from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.files.json import read_json
@@ -66,14 +66,14 @@ def config_of(folder: Path) -> PaliGemmaConfig:
 
 def matrices(folder: Path) -> list[str]:
     """The modules of a folder that can be packed."""
-    found = [slot.sources for slot in slots(config_of(folder)) if slot.kind in ("linear", "embedding")]
+    found = [spec.sources for spec in weight_specs(config_of(folder)) if spec.kind in ("linear", "embedding")]
     return [name for sources in found for name in sources]
 
 
 def packings(folder: Path) -> dict[str, Quantization | None]:
     """How each of its matrices is packed, as its tensors say."""
     shapes = SafetensorsFolder(folder).shapes
-    columns = {name: slot.columns for slot in slots(config_of(folder)) for name in slot.sources}
+    columns = {name: spec.columns for spec in weight_specs(config_of(folder)) for name in spec.sources}
     return {
         name: Quantization.recognise(
             shapes[f"{name}.weight"][1], shapes[f"{name}.scales"][1], columns[name], f"{name}.biases" in shapes

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from pg_mlx.checkpoint.layouts import PATCH_KERNEL, slots
+from pg_mlx.checkpoint.layouts import PATCH_KERNEL, weight_specs
 from pg_mlx.checkpoint.load import build
 from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
@@ -50,10 +50,10 @@ def random_tensors(raw: Json, seed: int = 0) -> Tensors:
     """Canonical float32 tensors for a config.json, of sizes that keep activations near one."""
     key = mx.random.key(seed)
     tensors = {}
-    for slot in slots(PaliGemmaConfig.from_dict(raw)):
-        for name, shape in slot.expected():
+    for spec in weight_specs(PaliGemmaConfig.from_dict(raw)):
+        for name, shape in spec.expected():
             key, own = mx.random.split(key)
-            deviation = slot.columns**-0.5 if len(shape) > 1 else 0.2
+            deviation = spec.columns**-0.5 if len(shape) > 1 else 0.2
             tensors[name] = mx.random.normal(shape, key=own) * deviation
     mx.eval(tensors)
     return tensors

@@ -15,7 +15,7 @@ from pg_mlx import Generation
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.service.limits import Limits
-from pg_mlx.serving.service.requests import Done, Event, Failed, Question, Text
+from pg_mlx.serving.service.requests import Answered, Ask, Event, Failed, Text
 from pg_mlx.serving.service.runner import Source
 from pg_mlx.serving.service.service import Service, Ticket
 
@@ -39,7 +39,7 @@ def service(**limits: int) -> Iterator[Service]:
 class Asked:
     """A request and its events."""
 
-    def __init__(self, service: Service, question: Question):
+    def __init__(self, service: Service, question: Ask):
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.ticket: Ticket = service.submit(question, self.events.put)
 
@@ -47,8 +47,8 @@ class Asked:
         """Waits for the first text."""
         assert isinstance(self.events.get(timeout=60), Text)
 
-    def last(self) -> Done | Failed:
-        while not isinstance(event := self.events.get(timeout=60), Done | Failed):
+    def last(self) -> Answered | Failed:
+        while not isinstance(event := self.events.get(timeout=60), Answered | Failed):
             pass
         return event
 

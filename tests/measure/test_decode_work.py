@@ -7,7 +7,7 @@ import pytest
 from helpers.models import FAMILIES, config_json, model_of, quantized, random_tensors, wide_config_json
 
 from pg_mlx import PaliGemma, gemma
-from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.measure import decode_work, graph
 from pg_mlx.ops import device
@@ -57,7 +57,7 @@ def wide(family: str, bits: int) -> PaliGemma:
         text |= dict(hidden_size=2304, intermediate_size=9216, num_key_value_heads=4, query_pre_attn_scalar=256)
     raw = config_json(family, text, dict(image_size=224))
     config = PaliGemmaConfig.from_dict(raw)
-    tensors = {name: mx.zeros(shape, mx.bfloat16) for slot in slots(config) for name, shape in slot.expected()}
+    tensors = {name: mx.zeros(shape, mx.bfloat16) for spec in weight_specs(config) for name, shape in spec.expected()}
     if bits < 16:
         raw, tensors, _ = quantized(raw, tensors, lambda module, _: module.startswith("language_model"), bits)
     return model_of(raw, tensors, "bfloat16")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers.models import Json, config_json, one_line_error
 
-from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import SIZES, PaliGemmaConfig, TextConfig, VisionConfig
 
 # As published by Google, with the fields that transformers 4.41 and 4.46 left out because they are defaults.
@@ -156,7 +156,7 @@ def test_quantization_entry() -> None:
 def test_parameter_counts(size: str, at_224: int, resolution: int, positions: int) -> None:
     text = {**SIZES[size], "vocab_size": 257152}
     config = PaliGemmaConfig.from_dict({"text_config": text, "vision_config": {"image_size": resolution}})
-    count = sum(math.prod(shape) for slot in slots(config) for _, shape in slot.expected())
+    count = sum(math.prod(shape) for spec in weight_specs(config) for _, shape in spec.expected())
     assert count == at_224 + (positions - 256) * 1152
 
 

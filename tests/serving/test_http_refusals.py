@@ -18,7 +18,7 @@ from helpers.service import SCENE, service
 from test_service import png_header
 
 from pg_mlx.serving.http import fetch
-from pg_mlx.serving.http.errors import Refused
+from pg_mlx.serving.http.errors import APIError
 from pg_mlx.serving.service.service import Service
 
 
@@ -294,8 +294,8 @@ def test_what_is_fetched_is_bounded_and_redirects_are_not_followed(shared: Servi
             refused(client.post(CHAT, json=chat("ocr", address + path)), 400, "bad_image")
         assert "/private" not in asked
 
-    async def fetched(path: str) -> Refused:
-        with pytest.raises(Refused) as error:
+    async def fetched(path: str) -> APIError:
+        with pytest.raises(APIError) as error:
             await fetch.fetch(address + path, "here", 1 << 20, 0.5)
         return error.value
 

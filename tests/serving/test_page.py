@@ -99,7 +99,7 @@ def ask(page: Any, prompt: str) -> list[str]:
     )
     page.locator("#prompt").fill(prompt)
     page.locator("#ask").click()
-    playwright.expect(page.locator("#status")).to_contain_text("Done", timeout=120_000)
+    playwright.expect(page.locator("#status")).to_contain_text("Answered", timeout=120_000)
     return [text for text in page.evaluate("() => window.seen") if text]
 
 

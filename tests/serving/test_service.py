@@ -17,11 +17,11 @@ from PIL import Image
 from pg_mlx.generation import Engine, SamplingOptions
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
-from pg_mlx.serving.service.requests import Done, Found, Question, Text, prepare
+from pg_mlx.serving.service.requests import Answered, Ask, RegionFound, Text, prepare
 from pg_mlx.serving.service.runner import Runner, Source
 from pg_mlx.serving.service.service import Service, ServingError
 
-CAPTION = Question("caption en", [SCENE])
+CAPTION = Ask("caption en", [SCENE])
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_each_of_many_askers_gets_the_answer_that_is_given_alone(shared: Service
     def ask(number: int) -> None:
         prompt, images, options, logprobs = MIXED[number % len(MIXED)]
         sources = [image.read_bytes() if number % 2 else image for image in images]
-        *events, done = shared.stream(Question(prompt, sources, options, logprobs))
+        *events, done = shared.stream(Ask(prompt, sources, options, logprobs))
         expected = alone(prompt, images, options, logprobs)
-        assert isinstance(done, Done)
+        assert isinstance(done, Answered)
         given = done.generation
         assert (given.text, given.token_ids, given.finish_reason) == (
             expected.text,
@@ -52,7 +52,7 @@ def test_each_of_many_askers_gets_the_answer_that_is_given_alone(shared: Service
         )
         assert given.malformed == expected.malformed
         assert "".join(event.text for event in events if isinstance(event, Text)) == expected.text
-        found = [event.region for event in events if isinstance(event, Found)]
+        found = [event.region for event in events if isinstance(event, RegionFound)]
         assert len(found) == len(given.regions) == len(expected.regions)
         for streamed, region, other in zip(found, given.regions, expected.regions, strict=True):
             assert (streamed.label, streamed.box, streamed.codes) == (region.label, region.box, region.codes)
@@ -72,16 +72,16 @@ def test_each_of_many_askers_gets_the_answer_that_is_given_alone(shared: Service
 
 
 def test_a_cancelled_request_ends_and_its_neighbours_go_on(shared: Service):
-    wild, other = Asked(shared, Question("ocr", [SCENE], WILD)), Asked(shared, CAPTION)
+    wild, other = Asked(shared, Ask("ocr", [SCENE], WILD)), Asked(shared, CAPTION)
     wild.began()
     wild.ticket.cancel()
     assert wild.code() == "cancelled"
     done = other.last()
-    assert isinstance(done, Done) and done.generation.text == alone("caption en", (SCENE,), SamplingOptions()).text
+    assert isinstance(done, Answered) and done.generation.text == alone("caption en", (SCENE,), SamplingOptions()).text
 
 
 def test_leaving_a_stream_cancels_it(shared: Service):
-    stream = shared.stream(Question("ocr", [SCENE], WILD))
+    stream = shared.stream(Ask("ocr", [SCENE], WILD))
     next(stream)
     before = shared.stats()["failed"].get("cancelled", 0)
     stream.close()
@@ -90,15 +90,15 @@ def test_leaving_a_stream_cancels_it(shared: Service):
 
 
 def test_a_deadline_ends_what_waits_and_what_runs(shared: Service):
-    assert Asked(shared, Question("ocr", [SCENE], deadline_s=1e-9)).code() == "deadline"
-    running = Asked(shared, Question("ocr", [SCENE], WILD, deadline_s=1.0))
+    assert Asked(shared, Ask("ocr", [SCENE], deadline_s=1e-9)).code() == "deadline"
+    running = Asked(shared, Ask("ocr", [SCENE], WILD, deadline_s=1.0))
     running.began()
     assert running.code() == "deadline"
 
 
 def test_a_full_queue_refuses_and_its_requests_can_be_cancelled():
     with service(batch_size=1, queue=2) as small:
-        running = Asked(small, Question("ocr", [SCENE], WILD))
+        running = Asked(small, Ask("ocr", [SCENE], WILD))
         running.began()
         waiting = [Asked(small, CAPTION), Asked(small, CAPTION)]
         with pytest.raises(ServingError) as refused:
@@ -107,13 +107,13 @@ def test_a_full_queue_refuses_and_its_requests_can_be_cancelled():
         waiting[0].ticket.cancel()
         assert waiting[0].code() == "cancelled"
         running.ticket.cancel()
-        assert isinstance(waiting[1].last(), Done)
+        assert isinstance(waiting[1].last(), Answered)
         assert small.stats()["failed"] == {"busy": 1, "cancelled": 2}
 
 
 def test_what_waits_is_bounded_in_bytes():
     with service(waiting_bytes=len(SCENE.read_bytes()) - 1) as small, pytest.raises(ServingError) as refused:
-        small.submit(Question("ocr", [SCENE.read_bytes()]), print)
+        small.submit(Ask("ocr", [SCENE.read_bytes()]), print)
     assert refused.value.code == "busy"
 
 
@@ -121,7 +121,7 @@ def test_draining_finishes_what_was_accepted_and_refuses_the_rest():
     with service(batch_size=1) as draining:
         accepted = [Asked(draining, CAPTION) for _ in range(3)]
         assert draining.drain()
-        assert all(isinstance(asked.last(), Done) for asked in accepted)
+        assert all(isinstance(asked.last(), Answered) for asked in accepted)
         with pytest.raises(ServingError) as refused:
             draining.submit(CAPTION, print)
         assert refused.value.code == "shutting_down" and draining.stats()["state"] == "shutting_down"
@@ -129,9 +129,9 @@ def test_draining_finishes_what_was_accepted_and_refuses_the_rest():
 
 def test_closing_without_patience_fails_what_is_left():
     with service(batch_size=1) as closing:
-        left = [Asked(closing, Question("ocr", [SCENE], WILD))]
+        left = [Asked(closing, Ask("ocr", [SCENE], WILD))]
         left[0].began()  # or the second one, if its picture were decoded sooner, would overtake it
-        left.append(Asked(closing, Question("ocr", [SCENE], WILD)))
+        left.append(Asked(closing, Ask("ocr", [SCENE], WILD)))
         assert not closing.drain(timeout=0)
     assert [asked.code() for asked in left] == ["shutting_down"] * 2
 
@@ -144,7 +144,7 @@ def test_models_come_and_go_between_requests():
         with pytest.raises(ServingError) as refused:
             running.submit(CAPTION, print)
         assert refused.value.code == "not_loaded"
-        assert isinstance(asked.last(), Done)
+        assert isinstance(asked.last(), Answered)
         assert again.result().image_size == 112 and running.model == again.result()
         assert list(dict.fromkeys(name for name, _, _ in stages)) == ["fetch", "weights", "warm-up"]
         assert all(done <= of for _, done, of in stages) and stages[-1] == ("warm-up", 1, 1)
@@ -169,12 +169,12 @@ def test_a_request_that_breaks_the_model_fails_alone(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Engine, "step", failing)
     with service() as running:
-        bad = Asked(running, Question("caption fr", [SCENE], WILD))
-        good = [Asked(running, Question(*mixed)) for mixed in MIXED]
+        bad = Asked(running, Ask("caption fr", [SCENE], WILD))
+        good = [Asked(running, Ask(*mixed)) for mixed in MIXED]
         assert bad.code() == "failed"
         for asked, mixed in zip(good, MIXED, strict=True):
             texts = []
-            while not isinstance(event := asked.events.get(timeout=60), Done):
+            while not isinstance(event := asked.events.get(timeout=60), Answered):
                 texts += [event.text] if isinstance(event, Text) else []
             assert "".join(texts) == event.generation.text == alone(*mixed).text
         assert running.stats()["state"] == "ready"
@@ -215,28 +215,28 @@ def test_pictures_that_are_none_are_refused(shared: Service, tmp_path: Path):
         (png_header(50_000, 50_000), "too_large"),
         (png_header(20_000, 10_000), "too_large"),
     ]:
-        assert Asked(shared, Question("ocr", [image])).code() == code, image
-    assert Asked(shared, Question("\ud800", [SCENE])).code() == "bad_request"
+        assert Asked(shared, Ask("ocr", [image])).code() == code, image
+    assert Asked(shared, Ask("\ud800", [SCENE])).code() == "bad_request"
     assert shared.ask(CAPTION).generation.text
 
 
 def test_requests_over_a_limit_are_refused(tmp_path: Path):
     with service(pictures=2, picture_bytes=5000, prompt_characters=20, prefix_tokens=70) as small:
         for question in (
-            Question("ocr", [CAT] * 3),
-            Question("ocr", [b" " * 5001]),
-            Question("o" * 21, [CAT]),
+            Ask("ocr", [CAT] * 3),
+            Ask("ocr", [b" " * 5001]),
+            Ask("o" * 21, [CAT]),
         ):
             with pytest.raises(ServingError) as refused:
                 small.submit(question, print)
             assert refused.value.code == "too_large"
         (tmp_path / "large").write_bytes(b" " * 5001)
-        assert Asked(small, Question("ocr", [tmp_path / "large"])).code() == "too_large"
+        assert Asked(small, Ask("ocr", [tmp_path / "large"])).code() == "too_large"
         small_picture = tmp_path / "small.png"
         Image.new("RGB", (9, 9)).save(small_picture)
-        assert isinstance(Asked(small, Question("ocr", [small_picture])).last(), Done)
-        assert Asked(small, Question("ocr", [small_picture] * 2)).code() == "too_large"
-        for question in (Question("ocr", []), Question("ocr", [CAT], deadline_s=0.0)):
+        assert isinstance(Asked(small, Ask("ocr", [small_picture])).last(), Answered)
+        assert Asked(small, Ask("ocr", [small_picture] * 2)).code() == "too_large"
+        for question in (Ask("ocr", []), Ask("ocr", [CAT], deadline_s=0.0)):
             with pytest.raises(ServingError) as refused:
                 small.submit(question, print)
             assert refused.value.code == "bad_request"
@@ -254,11 +254,11 @@ def test_no_more_answers_run_than_memory_allows():
         weights = unlimited.model.weight_bytes
     room = 5 * slots * TOKEN_BYTES  # for two rows and a half, which count twice
     with service(memory_bytes=weights + features + scratch + room, feature_bytes=features) as small:
-        assert Asked(small, Question("ocr", [SCENE], WILD)).code() == "out_of_memory"
-        asked = [Asked(small, Question("ocr", [SCENE], options)) for _ in range(4)]
+        assert Asked(small, Ask("ocr", [SCENE], WILD)).code() == "out_of_memory"
+        asked = [Asked(small, Ask("ocr", [SCENE], options)) for _ in range(4)]
         most = 0
         for one in asked:
-            while not isinstance(one.events.get(timeout=60), Done):
+            while not isinstance(one.events.get(timeout=60), Answered):
                 most = max(most, small.stats()["running"])
         assert most == 2
     with Service(Limits(memory_bytes=weights)) as none, pytest.raises(ServingError) as refused:
@@ -269,7 +269,7 @@ def test_no_more_answers_run_than_memory_allows():
 def test_caches_are_never_larger_than_was_counted():
     limits = Limits(batch_size=4)
     runner = Runner(Source(CHECKPOINT), limits, lambda *_: None)
-    jobs = [Job(Question(*mixed), lambda event: None) for mixed in (*MIXED, *MIXED)]
+    jobs = [Job(Ask(*mixed), lambda event: None) for mixed in (*MIXED, *MIXED)]
     for job in jobs:
         job.prepared(prepare(job.question, runner.processor, limits))
     longest = used = 0

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pg_mlx.generation import SamplingOptions
-from pg_mlx.serving.error_codes import CODES
+from pg_mlx.serving.error_codes import ERROR_CODES
 from pg_mlx.serving.service.service import ServingError
 from pg_mlx.serving.worker.framing import BadJson, Incoming, LineTooLong, parse
 from pg_mlx.serving.worker.schema import complaint, definitions
@@ -400,4 +400,4 @@ def test_the_documentation_tells_every_message_and_code_in_valid_examples():
             (CLIENT if side == "→" else WORKER).validate(message)
             told.add(f"{name}_{message['type']}")
     assert told == {name for name in definitions() if name.startswith(("client_", "worker_"))}
-    assert all(f"`{code}` | {meaning}" in text for code, meaning in CODES.items())
+    assert all(f"`{code}` | {meaning}" in text for code, meaning in ERROR_CODES.items())

@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import CAT, run
 
 import pg_mlx
-from pg_mlx.checkpoint.layouts import slots
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
 
 
@@ -48,7 +48,7 @@ def test_the_presets_have_the_published_shapes():
     from tools import random_checkpoint
 
     config = PaliGemmaConfig.from_dict(random_checkpoint.raw_config("paligemma2-3b-448"))
-    shapes = dict(pair for slot in slots(config) for pair in slot.expected())
+    shapes = dict(pair for spec in weight_specs(config) for pair in spec.expected())
     assert shapes["language_model.model.embed_tokens.weight"] == (257216, 2304)
     assert shapes["language_model.model.layers.25.self_attn.q_proj.weight"] == (2048, 2304)
     assert shapes["vision_tower.vision_model.embeddings.position_embedding.weight"] == (1024, 1152)

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ...config import PaliGemmaConfig
 from ...errors import InputError
-from ..layouts import slots
+from ..layouts import weight_specs
 from ..tensors import Source
 from .peft import Adapter, Change
 
@@ -43,7 +43,7 @@ class AdaptedSource(Source):
         self._source, self._adapters = source, adapters
         self._floats: Mapping[str, tuple[int, ...]] = source.shapes
         if config is not None:
-            self._floats = {name: shape for slot in slots(config) for name, shape in slot.expected()}
+            self._floats = {name: shape for spec in weight_specs(config) for name, shape in spec.expected()}
         for adapter in adapters:
             for module in adapter.modules:
                 packed = self._is_packed(module)

@@ -7,7 +7,7 @@ import mlx.core as mx
 from ...config import PaliGemmaConfig
 from ...quantization import Quantization
 from ..check import check, packing
-from ..layouts import slots
+from ..layouts import weight_specs
 from ..tensors import Source
 
 
@@ -16,16 +16,16 @@ class UnpackedSource(Source):
     tensors do not fit the config."""
 
     def __init__(self, source: Source, config: PaliGemmaConfig):
-        plan = list(slots(config))
+        plan = list(weight_specs(config))
         check(plan, source.shapes, config)
         self._source = source
         self._packed: dict[str, Quantization] = {
-            module: packing(source.shapes, module, slot.columns, config)
-            for slot in plan
-            for module in slot.sources
+            module: packing(source.shapes, module, spec.columns, config)
+            for spec in plan
+            for module in spec.sources
             if f"{module}.scales" in source.shapes
         }
-        self.shapes = {name: shape for slot in plan for name, shape in slot.expected()}
+        self.shapes = {name: shape for spec in plan for name, shape in spec.expected()}
 
     def read(self, name: str) -> mx.array:
         """The tensor, not yet evaluated; as stored unless it is packed."""

@@ -21,11 +21,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ... import __version__
-from ..service.requests import Done, Found, Question, Text
+from ..service.requests import Answered, Ask, RegionFound, Text
 from ..service.service import Service
 from . import chat, regions
 from .body import Bodies
-from .errors import Gone, Json, Refused
+from .errors import APIError, ClientGone, Json
 from .events import ask
 from .metrics import Metrics
 from .middleware import Access, Guard
@@ -65,7 +65,7 @@ class _Server:
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/regions", self.regions, methods=["POST"]),
             ],
-            exception_handlers={Refused: _refused, Gone: _gone, HTTPException: _http, Exception: _failed},
+            exception_handlers={APIError: _refused, ClientGone: _gone, HTTPException: _http, Exception: _failed},
         )
         app = Access(app, settings)
         if settings.origins:
@@ -109,7 +109,7 @@ class _Server:
     def _known(self, name: str | None) -> None:
         if name not in (None, self._settings.model_name):
             there = self._settings.model_name
-            raise Refused(404, "model_not_found", f"there is no such model here; there is {there}", "model")
+            raise APIError(404, "model_not_found", f"there is no such model here; there is {there}", "model")
 
     # --- answers --------------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class _Server:
             self._known(asked.model)
             images = await pictures(asked.pictures, self._settings, self._service.limits)
         seconds = self._settings.request_s
-        question = Question(asked.prompt, images, asked.options, deadline_s=seconds, constrain=asked.constrain)
+        question = Ask(asked.prompt, images, asked.options, deadline_s=seconds, constrain=asked.constrain)
         events = self._ask(question, request)
         completion = chat.Completion(asked, self._settings.model_name)
         if asked.stream:
@@ -140,22 +140,22 @@ class _Server:
                 self._known(asked.model)
                 images = await pictures(asked.named, self._settings, limits)
         seconds, constrained = self._settings.request_s, (asked.constrain, asked.enough)
-        question = Question(asked.prompt, images, asked.options, asked.scores, seconds, *constrained)
+        question = Ask(asked.prompt, images, asked.options, asked.scores, seconds, *constrained)
         done = await _last(self._ask(question, request))
         return Json(await in_thread(regions.answer, asked, done, self._settings.model_name))
 
-    async def _ask(self, question: Question, request: Request) -> AsyncGenerator[Text | Found | Done, None]:
+    async def _ask(self, question: Ask, request: Request) -> AsyncGenerator[Text | RegionFound | Answered, None]:
         async with aclosing(ask(self._service, question, request.receive)) as events:
             async for event in events:
-                if isinstance(event, Done):
+                if isinstance(event, Answered):
                     self._metrics.answer(event)
                 yield event
 
 
-async def _last(events: AsyncGenerator[Text | Found | Done, None]) -> Done:
+async def _last(events: AsyncGenerator[Text | RegionFound | Answered, None]) -> Answered:
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Done):
+            if isinstance(event, Answered):
                 return event
     raise AssertionError("an answer ended without an end")
 
@@ -164,7 +164,7 @@ def _expect(request: Request, *kinds: str) -> str:
     """Also keeps web pages out that ask without asking first: what they may send unasked is no JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in kinds:
-        raise Refused(415, "bad_request", f"the Content-Type must be {' or '.join(kinds)}")
+        raise APIError(415, "bad_request", f"the Content-Type must be {' or '.join(kinds)}")
     return kind
 
 
@@ -183,7 +183,7 @@ def content_security_policy(page: str) -> str:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+    assert isinstance(error, APIError)
     return error.response()
 
 
@@ -194,8 +194,8 @@ async def _gone(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    return Refused(error.status_code, code, error.detail, headers=error.headers).response()
+    return APIError(error.status_code, code, error.detail, headers=error.headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return Refused(500, "failed", f"unexpected failure ({type(error).__name__})").response()
+    return APIError(500, "failed", f"unexpected failure ({type(error).__name__})").response()

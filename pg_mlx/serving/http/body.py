@@ -10,7 +10,7 @@ import anyio
 from starlette.requests import Request
 from starlette.types import Receive
 
-from .errors import Gone, Refused
+from .errors import APIError, ClientGone
 from .settings import Settings
 
 
@@ -23,8 +23,8 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body. Raises Refused if it is too large (413), comes too slowly (408) or if too much is being read
-        already (429), and Gone if it breaks off."""
+        """The whole body. Raises APIError if it is too large (413), comes too slowly (408) or if too much is being read
+        already (429), and ClientGone if it breaks off."""
         limit = self._settings.body_bytes
         declared = request.headers.get("content-length", "")
         if re.fullmatch(r"[0-9]{1,30}", declared) and int(declared) > limit:
@@ -39,15 +39,15 @@ class Bodies:
                     if size > limit:
                         raise self._too_large()
                     if self._held > self._settings.bodies_bytes:
-                        raise Refused(429, "busy", "too many large requests at a time; ask again later")
+                        raise APIError(429, "busy", "too many large requests at a time; ask again later")
             yield b"".join(chunks)
         except TimeoutError:
-            raise Refused(408, "too_slow", f"the body was not complete within {self._settings.body_s:g} s") from None
+            raise APIError(408, "too_slow", f"the body was not complete within {self._settings.body_s:g} s") from None
         finally:
             self._held -= size
 
-    def _too_large(self) -> Refused:
-        return Refused(413, "too_large", f"the body is larger than {self._settings.body_bytes} bytes")
+    def _too_large(self) -> APIError:
+        return APIError(413, "too_large", f"the body is larger than {self._settings.body_bytes} bytes")
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
@@ -55,6 +55,6 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Gone
+            raise ClientGone
         yield message.get("body", b"")
         more = message.get("more_body", False)

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from ...generation import Generation, SamplingOptions
 from ...regions.export import to_json
-from ..service.requests import Done, Found, Text
-from .errors import Gone, Refused, bad, dumps
+from ..service.requests import Answered, RegionFound, Text
+from .errors import APIError, ClientGone, bad_request, dumps
 from .schemas import Fields, sampling
 from .threads import in_thread
 
@@ -62,17 +62,17 @@ class ChatRequest:
     regions: bool
     """Tell boxes and masks beside the text; not in OpenAI's protocol."""
     constrain: bool
-    """As in Question; not in OpenAI's protocol."""
+    """As in Ask; not in OpenAI's protocol."""
 
 
 def read(value: Any) -> ChatRequest:
-    """Raises Refused."""
+    """Raises APIError."""
     fields = Fields(value)
     prompt, pictures = _messages(fields)
     stream = fields.boolean("stream")
     options = fields.take("stream_options")
     if options is not None and not stream:
-        raise bad("stream_options is only allowed with stream", "stream_options")
+        raise bad_request("stream_options is only allowed with stream", "stream_options")
     streaming = Fields(options or {}, "stream_options")
     request = ChatRequest(
         model=fields.string("model", "") or None,
@@ -97,14 +97,14 @@ def _messages(fields: Fields) -> tuple[str, list[tuple[str, str]]]:
         message = Fields(item, place)
         role = message.string("role")
         if role not in ("user", "system", "developer", "assistant", "tool", "function"):
-            raise bad(f"{place}.role is none that OpenAI has", f"{place}.role")
+            raise bad_request(f"{place}.role is none that OpenAI has", f"{place}.role")
         if role == "user":
             prompt, own = _content(message)
             pictures = own or pictures
     if prompt is None:
-        raise bad("there is no message of the role user", "messages")
+        raise bad_request("there is no message of the role user", "messages")
     if not pictures:
-        raise bad("there is no picture: send one as a part of type image_url", "messages")
+        raise bad_request("there is no picture: send one as a part of type image_url", "messages")
     return prompt, pictures
 
 
@@ -123,7 +123,7 @@ def _content(message: Fields) -> tuple[str, list[tuple[str, str]]]:
             image = Fields(part.take("image_url"), f"{place}.image_url")
             pictures.append((f"{place}.image_url.url", image.string("url")))
         else:
-            raise bad(f"{place}.type is neither text nor image_url", f"{place}.type")
+            raise bad_request(f"{place}.type is neither text nor image_url", f"{place}.type")
     return " ".join(texts), pictures
 
 
@@ -144,7 +144,7 @@ class Completion:
     def begin(self) -> bytes:
         return self._chunk({"role": "assistant", "content": ""})
 
-    def more(self, event: Text | Found) -> bytes:
+    def more(self, event: Text | RegionFound) -> bytes:
         if isinstance(event, Text):
             return self._chunk({"content": event.text})
         return self._chunk({"regions": [to_json(event.region)]}) if self._request.regions else b""
@@ -186,23 +186,25 @@ class EventStream(Response):
                 async for chunk in self.chunks:
                     if chunk:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except Refused as refused:
+            except APIError as refused:
                 chunk = b"data: " + dumps(refused.body()) + b"\n\n"
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            except Gone:
+            except ClientGone:
                 return
             await send({"type": "http.response.body", "body": b""})
 
 
 async def stream(
-    completion: Completion, first: Text | Found | Done, rest: AsyncGenerator[Text | Found | Done, None]
+    completion: Completion,
+    first: Text | RegionFound | Answered,
+    rest: AsyncGenerator[Text | RegionFound | Answered, None],
 ) -> AsyncGenerator[bytes, None]:
     """first: was waited for, so that what fails before it gets a status of its own."""
     async with aclosing(rest):
         yield completion.begin()
         event = first
-        while not isinstance(event, Done):
-            masked = isinstance(event, Found) and event.region.decoded is not None
+        while not isinstance(event, Answered):
+            masked = isinstance(event, RegionFound) and event.region.decoded is not None
             yield await in_thread(completion.more, event) if masked else completion.more(event)
             event = await anext(rest)
         yield completion.end(event.generation)

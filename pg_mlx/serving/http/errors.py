@@ -28,7 +28,7 @@ STATUS = {
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class Refused(Exception):
+class APIError(Exception):
     """A request that gets an error instead of an answer."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Refused(Exception):
             self.headers.setdefault("Retry-After", "1")
 
     @classmethod
-    def of(cls, failure: ServingError | Failed) -> Refused:
+    def of(cls, failure: ServingError | Failed) -> APIError:
         return cls(STATUS[failure.code], failure.code, str(getattr(failure, "message", failure)))
 
     def body(self) -> dict[str, Any]:
@@ -57,11 +57,11 @@ class Refused(Exception):
         return Json(self.body(), self.status, self.headers)
 
 
-def bad(message: str, param: str | None = None) -> Refused:
-    return Refused(400, "bad_request", message, param)
+def bad_request(message: str, param: str | None = None) -> APIError:
+    return APIError(400, "bad_request", message, param)
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """Nobody is there any more to be answered."""
 
 

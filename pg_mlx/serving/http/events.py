@@ -8,19 +8,19 @@ from collections.abc import AsyncGenerator
 from starlette.types import Receive
 
 from ..error_codes import ServingError
-from ..service.requests import Done, Event, Failed, Found, Question, Text
+from ..service.requests import Answered, Ask, Event, Failed, RegionFound, Text
 from ..service.service import Service
-from .errors import Gone, Refused
+from .errors import APIError, ClientGone
 
 
-async def ask(service: Service, question: Question, receive: Receive) -> AsyncGenerator[Text | Found | Done, None]:
-    """The events of an answer, of which Done is the last. Closing the generator cancels the request, and so does a
-    client that hangs up (Gone). Raises Refused for a failure, at the first step if it is refused at once.
+async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerator[Text | RegionFound | Answered, None]:
+    """The events of an answer, of which Answered is the last. Closing the generator cancels the request, and so does a
+    client that hangs up (ClientGone). Raises APIError for a failure, at the first step if it is refused at once.
 
     receive: of the request, whose body has been read.
     """
     loop = asyncio.get_running_loop()
-    events: asyncio.Queue[Event | Gone] = asyncio.Queue()
+    events: asyncio.Queue[Event | ClientGone] = asyncio.Queue()
 
     def hear(event: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
@@ -28,24 +28,24 @@ async def ask(service: Service, question: Question, receive: Receive) -> AsyncGe
     try:
         ticket = service.submit(question, hear)
     except ServingError as error:
-        raise Refused.of(error) from None
+        raise APIError.of(error) from None
     watcher = asyncio.create_task(_watch(receive, events))
     try:
         while True:
             event = await events.get()
-            if isinstance(event, Gone):
+            if isinstance(event, ClientGone):
                 raise event
             if isinstance(event, Failed):
-                raise Refused.of(event)
+                raise APIError.of(event)
             yield event
-            if isinstance(event, Done):
+            if isinstance(event, Answered):
                 return
     finally:
         watcher.cancel()
         ticket.cancel()
 
 
-async def _watch(receive: Receive, events: asyncio.Queue[Event | Gone]) -> None:
+async def _watch(receive: Receive, events: asyncio.Queue[Event | ClientGone]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    events.put_nowait(Gone())
+    events.put_nowait(ClientGone())

@@ -11,14 +11,14 @@ from urllib.parse import quote, urlsplit
 import anyio
 import h11
 
-from .errors import Refused
+from .errors import APIError
 
 _TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
 """IPv6 that a gateway turns into whatever IPv4 address it holds."""
 
 
 async def fetch(url: str, place: str, limit: int, seconds: float) -> bytes:
-    """What the address answers, up to a number of bytes and seconds. Raises Refused, which names the place in the
+    """What the address answers, up to a number of bytes and seconds. Raises APIError, which names the place in the
     request and never what was found at an address that is not public.
 
     The name is resolved once, and the connection goes to the address that was looked at. Redirects are not followed.
@@ -35,7 +35,7 @@ async def fetch(url: str, place: str, limit: int, seconds: float) -> bytes:
     except (OSError, ValueError, h11.ProtocolError, asyncio.IncompleteReadError) as error:
         reason, status = f"cannot be fetched ({type(error).__name__})", 400
     code = {413: "too_large", 504: "deadline"}.get(status, "bad_image")
-    raise Refused(status, code, f"{place}: {reason}", place)
+    raise APIError(status, code, f"{place}: {reason}", place)
 
 
 class _No(Exception):

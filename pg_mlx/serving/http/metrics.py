@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ..service.requests import Done
+from ..service.requests import Answered
 from ..service.service import Service
 
 PATHS = frozenset({"/", "/health", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/models", "/v1/regions"})
@@ -37,7 +37,7 @@ class Metrics:
         self._seconds.labels(path).observe(seconds)
         return path
 
-    def answer(self, done: Done) -> None:
+    def answer(self, done: Answered) -> None:
         stats = done.generation.stats
         self._first.observe(stats.time_to_first_token_s)
         self._queued.observe(done.queue_s)

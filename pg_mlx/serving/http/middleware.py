@@ -12,7 +12,7 @@ import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import Refused
+from .errors import APIError
 from .metrics import Metrics
 from .settings import Settings
 
@@ -44,7 +44,7 @@ class Guard:
             if not isinstance(error, TimeoutError | OSError):  # those are its client's
                 print(f"pg_mlx: a request failed: {type(error).__name__}", file=sys.stderr)
             if not exchange.status:
-                failed = Refused(500, "failed", f"unexpected failure ({type(error).__name__})")
+                failed = APIError(500, "failed", f"unexpected failure ({type(error).__name__})")
                 await failed.response()(scope, exchange.receive, exchange.send)
             elif not exchange.complete:
                 raise  # which is how a server is told to break the connection off
@@ -104,20 +104,20 @@ class Access:
         await (refused.response() if refused else self._app)(scope, receive, send)
 
 
-def objection(scope: Scope, settings: Settings) -> Refused | None:
+def objection(scope: Scope, settings: Settings) -> APIError | None:
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if settings.hosts is not None and _without_port(host) not in settings.hosts:
-        return Refused(403, "wrong_host", "this server is not called by this name")
+        return APIError(403, "wrong_host", "this server is not called by this name")
     for origin in headers.getlist("origin"):
         if not _may_ask(origin, host, settings.origins):
-            return Refused(403, "wrong_origin", "web pages of other origins may not ask (--allow-origin)")
+            return APIError(403, "wrong_origin", "web pages of other origins may not ask (--allow-origin)")
     if settings.api_key is None or scope["path"] in OPEN:
         return None
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not _equal(key.strip(), settings.api_key):
         message = "the API key is missing or wrong: Authorization: Bearer KEY"
-        return Refused(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+        return APIError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
     return None
 
 

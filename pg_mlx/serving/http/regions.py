@@ -14,9 +14,9 @@ from ...generation import SamplingOptions
 from ...regions.export import malformed_to_json, to_json
 from ...regions.select import select
 from ..service.limits import Limits
-from ..service.requests import Done
+from ..service.requests import Answered
 from .chat import usage
-from .errors import bad
+from .errors import bad_request
 from .schemas import Fields, sampling
 
 
@@ -40,18 +40,18 @@ class RegionsRequest:
 
 
 def read(value: Any, text: bool = False) -> RegionsRequest:
-    """text: of a form. Raises Refused."""
+    """text: of a form. Raises APIError."""
     fields = Fields(value, text=text)
     named = list[tuple[str, str]]()
     if (image := fields.take("image")) is not None:
         named = [(place, item) for place, item in Fields({"image": [image]}).items("image")]
         if fields.take("images") is not None:
-            raise bad("there are both image and images", "images")
+            raise bad_request("there are both image and images", "images")
     elif not text:
         named = list(fields.items("images"))
     for place, item in named:
         if not isinstance(item, str):
-            raise bad(f"{place} must be a string", place)
+            raise bad_request(f"{place} must be a string", place)
     narrow: dict[str, Any] = {
         "min_score": fields.number("min_score", 0, 1),
         "dedup_iou": fields.number("dedup_iou", 0, 1),
@@ -60,7 +60,7 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
     try:
         select([], **narrow)
     except InputError as error:
-        raise bad(str(error)) from None
+        raise bad_request(str(error)) from None
     request = RegionsRequest(
         model=fields.string("model", "") or None,
         prompt=fields.string("prompt"),
@@ -75,7 +75,7 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
 
 
 async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[RegionsRequest, list[bytes]]:
-    """The request and its pictures, which are the files of the form. Raises Refused."""
+    """The request and its pictures, which are the files of the form. Raises APIError."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield body
@@ -87,26 +87,26 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
     try:
         form = await parser.parse()
     except Exception as error:  # parsers raise whatever they stumble over
-        raise bad(f"the form cannot be read ({type(error).__name__})") from None
+        raise bad_request(f"the form cannot be read ({type(error).__name__})") from None
     pictures, fields = list[bytes](), dict[str, str]()
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in ("image", "images"):
-                    raise bad(f"a file is called {name[:100]!r}, but must be called image", name[:100])
+                    raise bad_request(f"a file is called {name[:100]!r}, but must be called image", name[:100])
                 pictures.append(await value.read())
             elif name in fields or name == "image":
-                raise bad(f"{name[:100]!r} is given twice, or is no file", name[:100])
+                raise bad_request(f"{name[:100]!r} is given twice, or is no file", name[:100])
             else:
                 fields[name] = value
     finally:
         await form.close()
     if not pictures:
-        raise bad("there is no picture: send one as a file called image", "image")
+        raise bad_request("there is no picture: send one as a file called image", "image")
     return read(fields, text=True), pictures
 
 
-def answer(request: RegionsRequest, done: Done, model: str) -> dict[str, Any]:
+def answer(request: RegionsRequest, done: Answered, model: str) -> dict[str, Any]:
     """As `pg-mlx generate --format json` tells it."""
     generation, (width, height) = done.generation, done.image_size
     return {

@@ -1,4 +1,4 @@
-"""Reading a JSON object, or a form, field by field. Whatever is wrong in it is a `Refused` that names the field."""
+"""Reading a JSON object, or a form, field by field. Whatever is wrong in it is a `APIError` that names the field."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from ...errors import InputError
 from ...generation import SamplingOptions
 from ...generation.sampling import MAX_TOKENS
-from .errors import Refused, bad
+from .errors import APIError, bad_request
 
 
 def parse(body: bytes) -> Any:
-    """JSON as the standard has it: in UTF-8, without NaN. Raises Refused."""
+    """JSON as the standard has it: in UTF-8, without NaN. Raises APIError."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except RecursionError:
-        raise bad("the body is nested too deep") from None
+        raise bad_request("the body is nested too deep") from None
     except ValueError as error:  # malformed, not UTF-8, or a number of thousands of digits
         reason = str(error).partition(":")[0] if isinstance(error, json.JSONDecodeError) else "it is not UTF-8 text"
-        raise bad(f"the body is no JSON: {reason}") from None
+        raise bad_request(f"the body is no JSON: {reason}") from None
 
 
 def _no_constant(name: str) -> float:
@@ -35,7 +35,7 @@ class Fields:
     def __init__(self, value: Any, place: str = "", text: bool = False):
         """place: where it stands in the request. text: numbers and booleans are written as text, as in a form."""
         if not isinstance(value, dict):
-            raise bad(f"{place or 'the body'} is no object", place or None)
+            raise bad_request(f"{place or 'the body'} is no object", place or None)
         self._left: dict[str, Any] = {name: item for name, item in value.items() if item is not None}
         self._place, self._text = place, text
 
@@ -50,7 +50,7 @@ class Fields:
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            raise bad(f"{self.name(field)} must be a string", self.name(field))
+            raise bad_request(f"{self.name(field)} must be a string", self.name(field))
         return value
 
     def boolean(self, field: str) -> bool:
@@ -58,7 +58,7 @@ class Fields:
         if value is None:
             return False
         if not isinstance(value, bool):
-            raise bad(f"{self.name(field)} must be true or false", self.name(field))
+            raise bad_request(f"{self.name(field)} must be true or false", self.name(field))
         return value
 
     def number(self, field: str, least: float = -math.inf, most: float = math.inf) -> float | None:
@@ -72,7 +72,7 @@ class Fields:
             or not max(least, -largest) <= value <= min(most, largest)
         ):
             span = f" from {least:g} to {most:g}" if math.isfinite(least) and math.isfinite(most) else ""
-            raise bad(f"{self.name(field)} must be a number{span}", self.name(field))
+            raise bad_request(f"{self.name(field)} must be a number{span}", self.name(field))
         return value
 
     def integer(self, field: str, least: int = -(2**63), most: int = 2**64 - 1) -> int | None:
@@ -80,14 +80,14 @@ class Fields:
         if value is None:
             return None
         if value != int(value) or not least <= value <= most:
-            raise bad(f"{self.name(field)} must be a whole number from {least} to {most}", self.name(field))
+            raise bad_request(f"{self.name(field)} must be a whole number from {least} to {most}", self.name(field))
         return int(value)
 
     def items(self, field: str) -> Iterator[tuple[str, Any]]:
         """Of a list that is not empty: each item, and its place."""
         value = self.take(field)
         if not isinstance(value, list) or not value:
-            raise bad(f"{self.name(field)} must be a list that is not empty", self.name(field))
+            raise bad_request(f"{self.name(field)} must be a list that is not empty", self.name(field))
         return ((f"{self.name(field)}[{index}]", item) for index, item in enumerate(value))
 
     def without(self, neutral: Mapping[str, tuple[Any, ...]], ignored: frozenset[str]) -> None:
@@ -96,7 +96,7 @@ class Fields:
             if field in ignored or (field in neutral and any(_same(value, other) for other in neutral[field])):
                 continue
             reason = "is not supported by this model" if field in neutral else "is unknown"
-            raise Refused(400, "unsupported_parameter", f"{self.name(field)[:100]} {reason}", self.name(field)[:100])
+            raise APIError(400, "unsupported_parameter", f"{self.name(field)[:100]} {reason}", self.name(field)[:100])
 
     def _scalar(self, field: str) -> Any:
         value = self.take(field)
@@ -129,4 +129,4 @@ def sampling(fields: Fields) -> SamplingOptions:
     try:
         return SamplingOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except InputError as error:
-        raise bad(str(error), str(error).partition(" ")[0]) from None
+        raise bad_request(str(error), str(error).partition(" ")[0]) from None

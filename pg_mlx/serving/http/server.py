@@ -22,7 +22,7 @@ from ..service.limits import Limits
 from ..service.runner import Source, Stage
 from ..service.service import Service
 from .app import application
-from .errors import Refused
+from .errors import APIError
 from .settings import Settings
 
 HEAD_BYTES = 16 << 10
@@ -144,7 +144,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            full = Refused(503, "busy", f"{self.most} connections are open", headers={"Connection": "close"})
+            full = APIError(503, "busy", f"{self.most} connections are open", headers={"Connection": "close"})
             self.app = full.response()
         self._head = self.loop.call_later(self.seconds, transport.abort)
 
@@ -158,7 +158,7 @@ class _Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """As every other refusal, not as uvicorn words it."""
-        response = Refused(400, "bad_request", "this is no HTTP, or broken").response()
+        response = APIError(400, "bad_request", "this is no HTTP, or broken").response()
         headers = [*response.raw_headers, (b"connection", b"close")]
         events = h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(response.body)), h11.EndOfMessage()
         try:

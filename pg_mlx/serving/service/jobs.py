@@ -12,17 +12,18 @@ from ...generation.told import Told
 from ...processor import TextStream
 from ...regions import Region
 from ...regions.reader import AnswerReader
-from .requests import Done, Event, Failed, Question
+from .requests import Answered, Ask, Event, Failed
 
 Listener = Callable[[Event], None]
 """Is told each event, in order, on one of the service's threads. It must return at once, and call no service."""
 
 
 class Job:
-    """submitted, its pictures decoded (`request` is set), running (`row` is set), ended: told Done or Failed, once."""
+    """A request through its states: submitted -> prepared (`request` set) -> running (`row` set) -> ended (exactly one
+    Answered or Failed)."""
 
-    def __init__(self, question: Question, listener: Listener):
-        self.question: Question | None = question
+    def __init__(self, question: Ask, listener: Listener):
+        self.question: Ask | None = question
         self.held_bytes = question.held_bytes
         self.submitted_at = self.begun_at = time.perf_counter()
         self.deadline_at = None if question.deadline_s is None else self.submitted_at + question.deadline_s
@@ -67,7 +68,7 @@ class Job:
         except Exception as error:  # its asker's fault, and nobody else's
             print(f"pg_mlx: a listener failed: {type(error).__name__}: {error}", file=sys.stderr)
 
-    def finish(self, event: Done | Failed) -> None:
+    def finish(self, event: Answered | Failed) -> None:
         """Tell the last event, unless one was told."""
         with self._lock:
             if self.outcome:

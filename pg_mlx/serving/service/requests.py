@@ -18,7 +18,7 @@ from .limits import Limits
 
 
 @dataclass(frozen=True)
-class Question:
+class Ask:
     """A prompt about one or several pictures. images: the bytes of a picture file, or the path of one."""
 
     prompt: str
@@ -46,14 +46,14 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Found:
+class RegionFound:
     """A region that has just become complete; its text was told before."""
 
     region: Region
 
 
 @dataclass(frozen=True)
-class Done:
+class Answered:
     """The whole answer. Its statistics count from the submission, so time_to_first_token_s includes queue_s."""
 
     generation: Generation
@@ -65,17 +65,17 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """No (complete) answer. code: one of CODES."""
+    """No (complete) answer. code: one of ERROR_CODES."""
 
     code: str
     message: str
 
 
-Event = Text | Found | Done | Failed
-"""Of each request any number of Text and Found, then either Done or Failed, once."""
+Event = Text | RegionFound | Answered | Failed
+"""Of each request any number of Text and RegionFound, then either Answered or Failed, once."""
 
 
-def check(question: Question, limits: Limits) -> None:
+def check(question: Ask, limits: Limits) -> None:
     """What is cheap to see before a request is queued. Raises ServingError."""
     if not 1 <= len(question.images) <= limits.pictures:
         code = "too_large" if question.images else "bad_request"
@@ -88,7 +88,7 @@ def check(question: Question, limits: Limits) -> None:
         raise ServingError("bad_request", f"deadline_s is {question.deadline_s}, but must be above 0")
 
 
-def prepare(question: Question, processor: Processor, limits: Limits) -> Request:
+def prepare(question: Ask, processor: Processor, limits: Limits) -> Request:
     """Decode the pictures and tokenize the prompt. Raises ServingError for a bad or too large one, and for a
     prompt that cannot be constrained."""
     try:

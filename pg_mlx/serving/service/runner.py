@@ -26,7 +26,7 @@ from ...regions.reader import AnswerReader
 from ..error_codes import ServingError
 from .jobs import Job
 from .limits import CacheRoom, Limits, scratch_bytes
-from .requests import Done, Found, Text
+from .requests import Answered, RegionFound, Text
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ class Runner:
         if text := "".join(pieces):
             job.tell(Text(text))
         for region in regions:
-            job.tell(Found(region))
+            job.tell(RegionFound(region))
         job.found += regions
         if row.finish_reason is not None and not job.outcome:
             found = job.found, job.reader.malformed
             generation = generation_of(row, self.model, self.processor, job.submitted_at, found)
-            job.finish(Done(generation, row.request.pictures[0].size, job.begun_at - job.submitted_at))
+            job.finish(Answered(generation, row.request.pictures[0].size, job.begun_at - job.submitted_at))
 
     def _prefix(self, request: Request) -> int:
         return len(request.pictures) * self.model.config.vision.num_patches + len(request.prompt_ids)

@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..error_codes import ServingError
 from .jobs import Job, Listener
 from .limits import Limits
-from .requests import Done, Event, Failed, Question, check, prepare
+from .requests import Answered, Ask, Event, Failed, check, prepare
 from .runner import ModelInfo, Runner, Source, Stage
 
 FAILURES = 2
@@ -41,7 +41,7 @@ class Service:
 
         with Service() as service:
             service.load(Source(folder)).result()
-            for event in service.stream(Question("caption en", [data])): ...
+            for event in service.stream(Ask("caption en", [data])): ...
 
     Requests wait in a queue of bounded length, and enter the running batch as soon as there is a place and memory.
     Each gets the answer that it would get alone.
@@ -91,8 +91,8 @@ class Service:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def submit(self, question: Question, listener: Listener) -> Ticket:
-        """Accept a request, whose events the listener is told, the last of them Done or Failed.
+    def submit(self, question: Ask, listener: Listener) -> Ticket:
+        """Accept a request, whose events the listener is told, the last of them Answered or Failed.
 
         Raises ServingError at once where it is refused: "not_loaded", "busy", "shutting_down", "too_large",
         "bad_request". Failed events have one of "bad_image", "bad_request", "too_large", "out_of_memory",
@@ -115,23 +115,23 @@ class Service:
             self._decoders.submit(self._prepare, job, self._runner)
         return Ticket(self, job)
 
-    def stream(self, question: Question) -> Iterator[Event]:
+    def stream(self, question: Ask) -> Iterator[Event]:
         """The events of a request. Closing the iterator cancels it. Raises as `submit`, when it is first read."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         ticket = self.submit(question, events.put)
         try:
-            while not isinstance(event := events.get(), Done | Failed):
+            while not isinstance(event := events.get(), Answered | Failed):
                 yield event
             yield event
         finally:
             ticket.cancel()
 
-    def ask(self, question: Question) -> Done:
+    def ask(self, question: Ask) -> Answered:
         """The whole answer. Raises ServingError where there is none."""
         *_, last = self.stream(question)
         if isinstance(last, Failed):
             raise ServingError(last.code, last.message)
-        assert isinstance(last, Done)
+        assert isinstance(last, Answered)
         return last
 
     # --- the whole ------------------------------------------------------------------------------------

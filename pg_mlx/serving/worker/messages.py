@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from ...regions.export import malformed_to_json, to_json
-from ..service.requests import Done, Found, Text
+from ..service.requests import Answered, RegionFound, Text
 from .framing import Message
 
 Id = str | int
 
 
-def partial_message(request_id: Id, event: Text | Found) -> Message:
+def partial_message(request_id: Id, event: Text | RegionFound) -> Message:
     if isinstance(event, Text):
         return {"type": "text", "id": request_id, "text": event.text}
     return {"type": "region", "id": request_id, "region": to_json(event.region)}
 
 
-def done_message(request_id: Id, event: Done) -> Message:
+def done_message(request_id: Id, event: Answered) -> Message:
     generation = event.generation
     width, height = event.image_size
     return {

@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...generation import SamplingOptions
 from ..error_codes import ServingError
 from ..service.limits import Limits
-from ..service.requests import Done, Event, Failed, Question
+from ..service.requests import Answered, Ask, Event, Failed
 from ..service.runner import ModelInfo, Source
 from ..service.service import Service, Ticket
 from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing, frame_lengths
@@ -206,13 +206,13 @@ class Worker:
         following = iter(frames)
         images = [next(following) if "bytes" in image else self._picture(image) for image in message["images"]]
         options = SamplingOptions(**_given(message, _OPTIONS))
-        question = Question(message["prompt"], images, options, **_given(message, _PLAIN))
+        question = Ask(message["prompt"], images, options, **_given(message, _PLAIN))
         stream = message.get("stream", True)
 
         def listen(event: Event) -> None:
             if isinstance(event, Failed):
                 self._answer_error(request_id, event.code, event.message)
-            elif isinstance(event, Done):
+            elif isinstance(event, Answered):
                 self._close(request_id)
                 self._out.send(lambda: done_message(request_id, event))
             elif stream:
