@@ -2,9 +2,51 @@
 
 import pg_mlx  # noqa: F401  # isort: skip
 
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from pg_mlx.memory import residency
+from pg_mlx.ops import device
+
+BOTH_PATHS = ("model/", "generation/", "serving/", "cli/", "checkpoint/test_adapters", "checkpoint/test_loading")
+"""Tests that run twice: with the CPU's operations and with a GPU's, which a Mac runs, on the CPU device."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ops(path, reason): run with these operations (cpu or gpu) only")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a job in the background; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test the operations that its file or its marker names. The others take those of the machine."""
+    file = metafunc.definition.path.relative_to(Path(__file__).parent).as_posix()
+    marker = metafunc.definition.get_closest_marker("ops")
+    if marker:
+        assert marker.args and marker.kwargs.get("reason"), f"{metafunc.definition.nodeid}: say why"
+        paths = list(marker.args)
+    else:
+        paths = ["cpu", "gpu"] if file.startswith(BOTH_PATHS) else []
+    if paths:
+        metafunc.parametrize("ops", paths, indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ops(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The operations of a test and of the commands that it starts."""
+    before = os.environ.get("PG_MLX_OPS")
+    chosen = getattr(request, "param", "auto")
+    os.environ["PG_MLX_OPS"] = chosen
+    with device.use(chosen):
+        yield chosen
+    if before is None:
+        del os.environ["PG_MLX_OPS"]
+    else:
+        os.environ["PG_MLX_OPS"] = before
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -115,7 +115,7 @@ def test_no_picture_is_refused(loaded: tuple[PaliGemma, Processor]):
 
 def test_decoding_holds_the_cache_once(tmp_path: Path):
     """Writing in place: with a cache of 50 MB, forty steps must not raise the peak by another one."""
-    model, processor = pg_mlx.load(tiny_checkpoint(tmp_path / "tiny"))
+    model, processor = pg_mlx.load(tiny_checkpoint(tmp_path / "tiny"), dtype="float32")
     features = model.encode_image(mx.array(processor.pixels(CAT))[None])
     logits, cache = model.prefill(features, mx.array([processor.prompt_ids("ocr")]), capacity=25_000)
     mx.eval(logits, cache.keys, cache.values)
