@@ -76,9 +76,9 @@ class Counted:
     def head_bytes(self) -> list[int]:
         """Of each call."""
         table = self.model.language_model.embed_tokens
-        row = sum(table[name].nbytes for name in ("weight", "scales", "biases") if name in table) // table.num_rows
+        row = sum(table[name].nbytes for name in ("weight", "scales", "biases") if name in table) // table.num_outputs
         return [
-            row * (table.num_rows if ids is None else len(ids) * (1 if isinstance(ids, range) else 3))
+            row * (table.num_outputs if ids is None else len(ids) * (1 if isinstance(ids, range) else 3))
             for ids in self.heads
         ]
 

@@ -1,10 +1,10 @@
 """GELU in its tanh form, alone (SigLIP) and as a gate (Gemma): z * sigmoid(1.5957691 z + 0.0713548 z^3).
 
-The same as 0.5 z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))), and written so that no chain of operations is longer than
-MLX fuses into one kernel: 11, where each operation of two arrays counts twice.
+This equals 0.5 z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))). It is written so that no chain of operations is longer
+than MLX fuses into one kernel: 11, where each operation of two arrays counts twice.
 
-MLX's CPU backend takes one exp after the other, NumPy several at a time, and the cores share them. One core, 4.4 M
-values (benchmarks/cpu_products.py): 98 ms in MLX, 13 by NumPy.
+MLX's CPU backend computes one exp after the other. NumPy computes several at a time, and the cores share them. One
+core, 4.4 M values (benchmarks/cpu_products.py): 98 ms in MLX, 13 by NumPy.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _sigmoid(z: mx.array) -> mx.array:
 
 
 def _via_numpy(plain: Callable[..., mx.array], gate: mx.array, *up: mx.array) -> mx.array:
-    """gelu(gate), times `up` if there is one: float32 [..., C]. plain: the same in MLX's operations, for few values,
-    other dtypes and gradients."""
+    """gelu(gate), times `up` if there is one, for many float32 values [...]. plain: the same in MLX's operations, for
+    all else and for gradients."""
     if gate.size < LARGE_VALUES or gate.dtype != mx.float32:
         return plain(gate, *up)
 

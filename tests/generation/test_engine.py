@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.models import VOCAB, tiny
+from helpers.models import VOCAB, note_widths, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -241,18 +241,6 @@ def test_many_long_prefixes_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert sum(widths) == 6 and max(widths) == 2
     monkeypatch.undo()
     assert [row.token_ids for row in running] == [alone("gemma", request).token_ids for request in rows]
-
-
-def note_widths(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
-    """The number of rows in each call of a method of the model."""
-    method, widths = getattr(PaliGemma, name), list[int]()
-
-    def noting(self: PaliGemma, first: mx.array, *args: object, **kwargs: object) -> object:
-        widths.append(first.shape[0])
-        return method(self, first, *args, **kwargs)
-
-    monkeypatch.setattr(PaliGemma, name, noting)
-    return widths
 
 
 def test_finished_rows_are_not_computed_on(monkeypatch: pytest.MonkeyPatch) -> None:
