@@ -21,12 +21,11 @@ from .linear import Embedding, Ids, Linear, unpacks_any
 from .ops import device
 from .ops.attention import attention
 from .ops.blocks import tokens_in_blocks
-from .ops.device import fused
 from .ops.gelu import geglu
 from .residual import Residual, RMSNorm
 
 
-@fused
+@device.fused
 def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
     """x [...] -> cap * tanh(x * scale / cap) [...] in float32."""
     return cap * mx.tanh(x.astype(mx.float32) * (scale / cap))

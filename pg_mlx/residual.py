@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from .ops.device import fused
+from .ops import device
 
 
 class RMSNorm(nn.Module):
@@ -64,14 +64,14 @@ class Residual(NamedTuple):
         return self.hidden.dtype
 
 
-@fused
+@device.fused
 def add(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
     """x + y [...] in x's dtype, and the same in float32."""
     hidden = x + y
     return hidden, hidden.astype(mx.float32)
 
 
-@fused
+@device.fused
 def add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
     """x + y * weight in x's dtype, and the same in float32: x and y [..., D], weight float32 [D]."""
     hidden = (x.astype(mx.float32) + y.astype(mx.float32) * weight).astype(x.dtype)

@@ -15,7 +15,6 @@ import numpy as np
 
 from . import device
 from .blocks import in_blocks
-from .device import fused
 from .via_numpy import CHUNK_VALUES, LARGE_VALUES, in_threads, numpy, via_numpy
 
 Attend = Callable[[mx.array, mx.array, mx.array, mx.array | None], mx.array]
@@ -72,7 +71,7 @@ def capped(
     return (mx.softmax(scores, axis=-1, precise=True) @ value).reshape(query.shape)
 
 
-@fused
+@device.fused
 def cap_scores(x: mx.array, cap: float, scale: float) -> mx.array:
     """x [...] -> cap * tanh(x * scale / cap) [...], computed in float32 and rounded once to x's dtype."""
     return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)

@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 
 from . import device
-from .device import fused
 from .via_numpy import CHUNK_VALUES, LARGE_VALUES, in_threads, numpy, via_numpy
 
 LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
@@ -32,13 +31,13 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
     return _geglu(gate, up) if device.gpu_ops() else _via_numpy(_geglu, gate, up)
 
 
-@fused
+@device.fused
 def _gelu(x: mx.array) -> mx.array:
     z = x.astype(mx.float32)
     return (z * _sigmoid(z)).astype(x.dtype)
 
 
-@fused
+@device.fused
 def _geglu(gate: mx.array, up: mx.array) -> mx.array:
     z = gate.astype(mx.float32)
     return ((z * up.astype(mx.float32)) * _sigmoid(z)).astype(gate.dtype)
