@@ -51,7 +51,7 @@ def imported(module: str) -> frozenset[tuple[str, str]]:
 
 
 def graph() -> dict[str, set[str]]:
-    """The modules that importing each module runs: those it names, and the packages above them that are not above it."""
+    """The modules that importing each module runs: those it names, and the packages above them, unless above it too."""
     edges = {}
     for module in modules():
         named = {other for other, _ in imported(module)} - {module}
