@@ -1,9 +1,9 @@
-"""What each trick of the model is worth: its time with and without, in turn, beside what counting predicts.
+"""What each trick of the model is worth: time with and without it, in turn, and what counting predicts.
 
     python -m benchmarks.tricks [--model FOLDER] [--rounds 5]
 
 Without a folder: paligemma-3b-224 in float, its widths and its head, random weights, a few layers (--layers). A trick
-is taken out by putting the plain way of doing the same in its place for one run. The table goes into
+is removed by putting the plain way in its place for one run. The table goes into
 docs/performance.md.
 Predictions are ratios of arithmetic (measure/work.py) where a prefix is read and of bytes where a token is; "-" is a
 trick that saves kernels or intermediate results only, which a CPU hardly feels.

@@ -91,6 +91,7 @@ class Shared(Generic[R]):
         self._value: tuple[R] | None = None
 
     def __call__(self) -> R:
+        """The function's result. If the function raises, so does this call, and the next one tries again."""
         with self._lock:
             if self._value is None:
                 self._value = (self._function(),)
