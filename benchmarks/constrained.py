@@ -7,7 +7,8 @@
 A random checkpoint (of published shapes, cut to --layers) gives no sensible answers. So both ways are made to give the
 right ones; all their logits are computed nonetheless. Each question is answered both ways, one after the other, each
 way first in turn. A call is a pass through the decoder, that of the prefix included. Bytes of the head are those of its
-outputs that are computed, counted three times if they are first copied together."""
+outputs that are computed, counted three times if they are first copied together.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 FOLDER: a checkpoint, for example from `python -m tools.random_checkpoint --model paligemma-3b-896 --layers 2 --q-bits 4
 FOLDER`. Few layers show as much as all of them, since only one layer computes at a time. Prints the peaks of loading,
-of the vision tower, of the prefill and of decode steps, and the estimate that --max-memory uses."""
+of the vision tower, of the prefill and of decode steps, and the estimate that --max-memory uses.
+"""
 
 from __future__ import annotations
 

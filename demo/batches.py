@@ -49,7 +49,8 @@ def tower_truth(pool: Pool, chosen: np.ndarray) -> dict[str, Tensor]:
 
     For all patches [B * 64]: thing (0, 1 an item, 2 a text), middle, on_item, on_text. For those on an item: shape,
     color, box [4] in grid lines. Of those on a text: letters [4], and about which letter is here. Of those with an
-    item's middle: codes [16]."""
+    item's middle: codes [16].
+    """
     things, middles, shapes, colors, boxes, letters, letter, codes = [], [], [], [], [], [], [], []
     for index in chosen:
         scene, owners = pool.truth[index], pool.owners[index].flatten()

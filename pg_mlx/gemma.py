@@ -71,7 +71,8 @@ class Attention(nn.Module):
     def project_last(self, x: mx.array, x_last: mx.array, last: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """As `project`: keys and values of all of x [B, T, D], but only the query of x_last [B, 1, D].
 
-        last: the position of x_last, one for all rows or an int32 [B]."""
+        last: the position of x_last, one for all rows or an int32 [B].
+        """
         first_key = self.heads * self.head_dim
         query = self._heads(self.qkv_proj.outputs(0, first_key)(x_last))
         projected = self._heads(self.qkv_proj.outputs(first_key, first_key + 2 * self.kv_heads * self.head_dim)(x))
@@ -99,7 +100,8 @@ class Attention(nn.Module):
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim] -> [B, T, D].
 
-        mask: bool, broadcastable to [B, 1, T, L], True where a query may see a key; None for everywhere."""
+        mask: bool, broadcastable to [B, 1, T, L], True where a query may see a key; None for everywhere.
+        """
         mixed = attention(query, key, value, mask, scale=self.scale, softcap=self.softcap)
         batch, _, length, _ = query.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
@@ -197,7 +199,8 @@ class Gemma(nn.Module):
     def head(self, hidden: mx.array, vocab: Ids | None = None) -> mx.array:
         """hidden [..., D] -> float32 logits [..., V], capped where the config says so.
 
-        vocab: compute only the logits of these ids, [..., len(vocab)]."""
+        vocab: compute only the logits of these ids, [..., len(vocab)].
+        """
         logits = self.embed_tokens.as_head(hidden, vocab)
         cap = self.config.final_logit_softcapping
         return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)

@@ -81,7 +81,8 @@ class PaliGemma(nn.Module):
 
         Fewer layers keep macOS from ending long work, as at 896 pixels on small chips, and hold less scratch memory. On
         a GPU, decoder layers whose weights are unpacked for a prefix always run one by one, so that the unpacked
-        weights of one layer only are held at a time. Raises InputError for less than 1."""
+        weights of one layer only are held at a time. Raises InputError for less than 1.
+        """
         return self.language_model.layers_at_once
 
     @layers_at_once.setter
@@ -99,7 +100,8 @@ class PaliGemma(nn.Module):
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype; N is 256, 1024 or 4096 for
         224, 448 or 896 pixels. Several pictures of one prompt are concatenated along N afterwards.
 
-        Raises InputError for pixels of another shape."""
+        Raises InputError for pixels of another shape.
+        """
         side = self.config.vision.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
             raise InputError(f"pixels have shape {pixels.shape}, but this model reads [B, {side}, {side}, 3]")

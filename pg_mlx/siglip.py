@@ -105,7 +105,8 @@ class VisionTower(nn.Module):
 def patches(pixels: mx.array, size: int) -> mx.array:
     """Cut pixels [B, H, W, 3] into flattened patches [B, N, size * size * 3], each in the order (y, x, channel).
 
-    size: side of a patch in pixels."""
+    size: side of a patch in pixels.
+    """
     batch, height, width, channels = pixels.shape
     grid = pixels.reshape(batch, height // size, size, width // size, size, channels)
     return grid.swapaxes(2, 3).reshape(batch, -1, size * size * channels)

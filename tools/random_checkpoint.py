@@ -4,7 +4,8 @@
 
 Real weights are gated and cannot be shipped. For speed, memory and file handling random ones serve as well. The
 tokenizer is copied from --tokenizer; "tiny-56" and the like come with a small one of their own. Memory stays below
-about 1 GB whatever the size, because large matrices are made, packed and written in slices of their outputs."""
+about 1 GB whatever the size, because large matrices are made, packed and written in slices of their outputs.
+"""
 
 from __future__ import annotations
 

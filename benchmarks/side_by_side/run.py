@@ -7,7 +7,8 @@ out. For each setting every contestant has a process of its own (contestants.py)
 each one runs once, and another one begins each time. One round is not counted. A contestant that has used up --budget
 seconds of a setting is left out of the later rounds; if its first run alone takes that long, it counts. Figures are
 medians. The tables go into docs/performance.md between two marks, the plot beside it. --results keeps every figure in a
-file after each setting; a later run with that file measures the given settings again and keeps the others."""
+file after each setting; a later run with that file measures the given settings again and keeps the others.
+"""
 
 from __future__ import annotations
 

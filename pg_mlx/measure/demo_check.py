@@ -114,7 +114,8 @@ def _tokens(name: str, found: Sequence[int], expected: Sequence[int], logits: mx
     """Compares two answers. Where two tokens are about equally likely, either is right, and the rest is not compared.
 
     logits [tokens + 1, V]: of either run, for the expected answer. The error is the distance of the two tokens' logits
-    at the first difference, as a fraction of the RMS of the logits there."""
+    at the first difference, as a fraction of the RMS of the logits there.
+    """
     same = sum(1 for _ in _agreeing(found, expected))
     said = f"{same} of {len(expected)} tokens"
     if len(found) == len(expected) == same:

@@ -35,7 +35,8 @@ _wanted = _choice(os.environ.get("PG_MLX_OPS") or "auto")
 def use(ops: str) -> Iterator[None]:
     """Within the block, in all threads, compute by "gpu" or "cpu" operations, or ("auto") by the default device's.
 
-    Raises InputError for another word."""
+    Raises InputError for another word.
+    """
     global _wanted
     before, _wanted = _wanted, _choice(ops)
     try:

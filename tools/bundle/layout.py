@@ -69,7 +69,8 @@ def put_python(source: Path, root: Path) -> Layout:
     """Copy a Python, without the parts that a worker does not need.
 
     source: a folder with bin and lib, or the tarball of one, as python-build-standalone's install_only ones. Raises
-    InputError."""
+    InputError.
+    """
     target = root / "python"
     if source.is_dir():
         _copy_python(source, target)
