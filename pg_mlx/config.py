@@ -82,7 +82,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
-    """The dimensions of both towers, and how the weights are quantized."""
+    """The dimensions of the vision tower and the decoder, and how the weights are quantized."""
 
     text: TextConfig
     vision: VisionConfig
