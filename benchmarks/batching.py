@@ -2,9 +2,9 @@
 
     python -m benchmarks.batching [FOLDER] [--model M] [--pictures 32] [--batch-sizes 1 8] [--rounds 5] [--prompt P ...]
 
-FOLDER: of pictures; scenes of the demo if not given. Batch sizes take turns within a round, so that what else the
-machine does falls on all of them. Reading pictures is part of it, loading the model is not. The time is the least of
-all rounds; CPU seconds are of all threads, and say more than the clock where others use the machine too.
+FOLDER: a folder of pictures; scenes of the demo if not given. Batch sizes take turns within a round, so that other
+work on the machine slows all of them. The time includes reading pictures, but not loading the model. It is the least of
+all rounds. CPU seconds are of all threads; they say more than the clock on a machine that others use too.
 """
 
 from __future__ import annotations

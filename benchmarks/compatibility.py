@@ -1,4 +1,5 @@
-"""Does mlx-vlm read what we convert, do we read what it converts, and are the logits the same? Prints docs' table.
+"""Does mlx-vlm read what we convert, do we read what it converts, and are the logits the same? Prints the table of
+docs/compatibility.md.
 
     python -m benchmarks.compatibility --peer-python PYTHON
 
@@ -81,7 +82,7 @@ class Row:
     our_tokens: list[int] = field(default_factory=list)
 
     def cells(self) -> list[str]:
-        """Of the table: what the family's three columns say."""
+        """The family's three columns of the table."""
         if self.error:
             return [f"fails: {self.error.splitlines()[0][:60]}", "", ""]
         if not self.our_tokens:
@@ -122,7 +123,7 @@ def hugging_face_folder(folder: Path, family: str, published: bool = False, **te
 
 
 def ask(python: str, folder: Path, jobs: list[Json]) -> list[Json]:
-    """Have the probe do the jobs in a process of the other interpreter. Raises RuntimeError if it dies."""
+    """Run the jobs with the probe, in a process of the other interpreter. Raises RuntimeError if it dies."""
     request, answer = folder / "jobs.json", folder / "results.json"
     request.write_text(json.dumps(jobs))
     answer.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""Free against constrained decoding of boxes and masks: what it changes in the answers, and what it saves.
+"""Compares free and constrained decoding of boxes and masks: what changes in the answers, and what is saved.
 
     python -m benchmarks.constrained --scenes 60                    # the demo checkpoint on its own test scenes
     python -m benchmarks.constrained FOLDER --scenes 60
     python -m benchmarks.constrained --random paligemma-3b-224 --layers 2 --q-bits 4 --scenes 10
 
-A random checkpoint (of published shapes, cut to --layers) says nothing sensible, so there both ways are made to say the
-right answers; all their logits are computed nonetheless. Each question is answered both ways, one after the other, in
-turns first. A call is a pass through the decoder, the prefix's included. Bytes of the head are those of its rows, three
-times for rows that are copied together first.
+A random checkpoint (of published shapes, cut to --layers) gives no sensible answers. So both ways are made to give the
+right ones; all their logits are computed nonetheless. Each question is answered both ways, one after the other, each
+way first in turn. A call is a pass through the decoder, that of the prefix included. Bytes of the head are those of its
+outputs that are computed, counted three times if they are first copied together.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ WAYS = ("free", "constrained")
 
 
 class Counted:
-    """A model that counts its decoder's calls, and says the dictated tokens if there are any."""
+    """A model that counts its decoder's calls, and gives the dictated tokens if there are any."""
 
     def __init__(self, model: pg_mlx.PaliGemma):
         self.model = model
         self.heads: list[Ids | None] = []
-        """Of which ids each call has computed the logits."""
+        """For each call, the ids whose logits it has computed."""
         self.dictated: Sequence[int] = ()
         self._prefix = 0
 
@@ -74,11 +74,11 @@ class Counted:
         return mx.where(mx.arange(logits.shape[-1]) == columns[:, None], 1e9, logits)
 
     def head_bytes(self) -> list[int]:
-        """Of each call."""
+        """For each call."""
         table = self.model.language_model.embed_tokens
-        row = sum(table[name].nbytes for name in ("weight", "scales", "biases") if name in table) // table.num_rows
+        row = sum(table[name].nbytes for name in ("weight", "scales", "biases") if name in table) // table.num_outputs
         return [
-            row * (table.num_rows if ids is None else len(ids) * (1 if isinstance(ids, range) else 3))
+            row * (table.num_outputs if ids is None else len(ids) * (1 if isinstance(ids, range) else 3))
             for ids in self.heads
         ]
 
@@ -90,7 +90,7 @@ class Way:
     answers: list[Generation] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
     head_bytes: list[float] = field(default_factory=list)
-    """Of the calls after the first, each question's mean."""
+    """The mean of each question over its calls after the first."""
     seconds: list[float] = field(default_factory=list)
     decode_seconds: list[float] = field(default_factory=list)
 
@@ -156,7 +156,7 @@ def report(task: str, todo: Sequence[Case], ways: dict[str, Way], decoder: Any) 
 
 @contextmanager
 def folder_of(args: argparse.Namespace) -> Iterator[Path]:
-    """The checkpoint: the one given, or a random one that exists as long as it is needed."""
+    """The given checkpoint, or a random one that exists as long as it is needed."""
     if not args.random:
         yield args.folder
         return

@@ -1,4 +1,4 @@
-"""How fast conversion is, against the least that could be done: reading and writing the same bytes.
+"""How fast conversion is, compared with only reading and writing the same bytes.
 
     python -m benchmarks.conversion --rounds 3
 

@@ -1,6 +1,7 @@
 """Time products and functions of the CPU backend, interleaved: OMP_NUM_THREADS=1 python -m benchmarks.cpu_products
 
-CPU time (all threads) tells what an operation costs on a busy machine; --wall measures what passes, on an idle one.
+CPU time (all threads) shows the cost of an operation even on a busy machine; --wall measures elapsed time, for an idle
+machine.
 """
 
 from __future__ import annotations

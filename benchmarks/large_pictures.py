@@ -1,8 +1,8 @@
-"""What an answer holds beside the weights: OMP_NUM_THREADS=1 python -m benchmarks.large_pictures FOLDER
+"""Memory of an answer besides the weights: OMP_NUM_THREADS=1 python -m benchmarks.large_pictures FOLDER
 
-FOLDER: a checkpoint, such as `random_checkpoint.py --model paligemma-3b-896 --layers 2 --q-bits 4 FOLDER` writes. A
-reduced depth says as much as the full one, since only one layer computes at a time. Prints the peaks of loading, of the
-vision tower, of the prefill and of decode steps, and the estimate that --max-memory goes by.
+FOLDER: a checkpoint, for example from `python -m tools.random_checkpoint --model paligemma-3b-896 --layers 2 --q-bits 4
+FOLDER`. Few layers show as much as all of them, since only one layer computes at a time. Prints the peaks of loading,
+of the vision tower, of the prefill and of decode steps, and the estimate that --max-memory uses.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What mlx-vlm and transformers make of checkpoint folders. Run by their interpreter, not by ours:
+"""Reads checkpoint folders with mlx-vlm and transformers. Run by their interpreter, not by ours:
 
     python -m benchmarks.mlx_vlm_probe JOBS.json RESULTS.json
 
-JOBS is a list of {"do": one of the functions in DO, and its arguments}; RESULTS one object a job, with "error" and
-nothing else where it failed. benchmarks/compatibility.py and tests/benchmarks/test_mlx_vlm.py write the one and read
-the other.
+JOBS is a list of {"do": one of the functions in DO, and its arguments}. RESULTS has one object for each job, with only
+"error" if it failed. benchmarks/compatibility.py and tests/benchmarks/test_mlx_vlm.py write JOBS and read RESULTS.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def transformers_run(folder: str, inputs: str, output: str, prompt: str, image: 
 
 
 def transformers_save(source: str, target: str) -> Result:
-    """What transformers writes of what it has read: its newest names and files."""
+    """Reads a checkpoint and writes it again with transformers: its newest names and files."""
     from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
     AutoProcessor.from_pretrained(source).save_pretrained(target)

@@ -33,7 +33,7 @@ SCALE = 7.8  # of a scene of 256 x 192
 
 
 class Inline(Prefetch[Request]):
-    """Nothing ahead: whoever asks does the work."""
+    """As Prefetch, but nothing runs ahead: the thread that asks does the work."""
 
     def __init__(self, functions: Sequence[Callable[[], Request]]):
         super().__init__(functions, threads=0, limit=1)
@@ -54,7 +54,7 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
 
 
 def run(model: Any, processor: Any, paths: list[Path], batch_size: int, threads: bool) -> list[timeline.Span]:
-    """Answer about all; the spans, and last one named "all"."""
+    """Answer about all pictures; returns the spans, and last one named "all"."""
 
     def request(path: Path) -> Request:
         options = SamplingOptions(max_tokens=64)
@@ -75,7 +75,8 @@ def run(model: Any, processor: Any, paths: list[Path], batch_size: int, threads:
 
 
 def draw(panels: dict[str, list[timeline.Span]]) -> Image.Image:
-    """Each panel a lane for the thread of the model and one for each that read pictures, all to the same scale."""
+    """Draw the panels on one scale, each with a lane for the model's thread and one for each thread that reads
+    pictures."""
     left, width, lane, gap = 150, 1000, 18, 26
     longest = max(spans[-1].stop - spans[-1].start for spans in panels.values())
     lanes = {

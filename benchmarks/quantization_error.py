@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantization_error            # the tables of docs/quantization.md, in Markdown
 
-The model has the widths of PaliGemma 2 3B at 224 pixels, but two layers and random weights, because real ones cannot
-be had here: rankings of modes and recipes carry over, absolute divergences do not.
+The model has the widths of PaliGemma 2 3B at 224 pixels, but two layers and random weights, because real ones are not
+available here. Rankings of modes and recipes carry over to real weights; absolute divergences do not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def modes() -> Iterator[Quantization]:
 
 
 def relative_error(weight: mx.array, quantization: Quantization) -> float:
-    """RMS of what packing changes, relative to the RMS of the weight [rows, columns] (bfloat16)."""
+    """RMS of what packing changes, relative to the RMS of the weight [outputs, columns] (bfloat16)."""
     difference = quantization.unpack(quantization.pack(weight)) - weight.astype(mx.float32)
     power = mx.mean(weight.astype(mx.float32) ** 2)
     return cast(float, mx.sqrt(mx.mean(difference**2) / power).item())

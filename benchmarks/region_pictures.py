@@ -2,7 +2,7 @@
 
     python -m benchmarks.region_pictures docs/pictures
 
-The regions are those of the shapes in the scene, so what is drawn can be held against what is there.
+The regions are those of the shapes in the scene, so the drawing can be compared with the scene.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def scene(size: tuple[int, int]) -> Image.Image:
 
 
 def regions(size: tuple[int, int]) -> list[Region]:
-    """One for each shape, with masks of those that are no boxes."""
+    """One region for each shape, with a mask if the shape is not a box."""
     found = []
     for number, (label, ((x0, y0, x1, y1), _)) in enumerate(SHAPES.items()):
         y_low, x_low, y_high, x_high = (round(value * 1023) for value in (y0, x0, y1, x1))

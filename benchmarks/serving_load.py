@@ -1,10 +1,10 @@
-"""Many clients ask the demo at the same time: is every answer the one given alone, how long do they wait, how many come
-out a second against one at a time, and does memory grow?
+"""Many clients ask the demo at the same time. Is every answer the one given alone? How long do they wait? How many
+answers come in a second, compared with one client at a time? Does memory grow?
 
     python -m benchmarks.serving_load --clients 32 --seconds 60
     python -m benchmarks.serving_load --memory          # held after 100 and after 2,000 requests
 
-Both run a worker process through pg_mlx.client, so pipes and JSON are in the figures. The ways of asking take turns.
+Both run a worker process through pg_mlx.client, so the figures include pipes and JSON. The ways of asking take turns.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def memory(client: Client, asked: list[Any], first: int, last: int) -> bool:
 
 
 def _resident(pid: int | None) -> int:
-    """Bytes, as ps tells them on Linux and macOS."""
+    """Resident bytes of a process, as ps reports them on Linux and macOS."""
     return 1024 * int(subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=True).stdout)
 
 

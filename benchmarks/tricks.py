@@ -1,9 +1,9 @@
-"""What each trick of the model is worth: its time with and without, in turn, beside what counting predicts.
+"""What each trick of the model is worth: time with and without it, in turn, and what counting predicts.
 
     python -m benchmarks.tricks [--model FOLDER] [--rounds 5]
 
 Without a folder: paligemma-3b-224 in float, its widths and its head, random weights, a few layers (--layers). A trick
-is taken out by putting the plain way of doing the same in its place for one run. The table goes into
+is removed by putting the plain way in its place for one run. The table goes into
 docs/performance.md.
 Predictions are ratios of arithmetic (measure/work.py) where a prefix is read and of bytes where a token is; "-" is a
 trick that saves kernels or intermediate results only, which a CPU hardly feels.
@@ -90,7 +90,7 @@ def whole_last_layer(bench: Bench) -> contextlib.AbstractContextManager[Any]:
         layers = []
         for layer in self.layers:
             query, key, value = layer.self_attn.project(layer.pre_attention_norm(x), 0)
-            x = layer.finish(x, layer.self_attn.attend(query, key, value, None)).rows
+            x = layer.finish(x, layer.self_attn.attend(query, key, value, None)).hidden
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - x.shape[1]), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
         return self.norm(x[:, -1:]), KVCache(tuple(layers), (x.shape[1],))
@@ -109,12 +109,12 @@ def separate_projections(bench: Bench) -> contextlib.AbstractContextManager[Any]
     def attention(self: gemma.Attention, x: mx.array, offset: Any) -> Any:
         sizes = [self.heads, self.kv_heads, self.kv_heads]
         ends = [sum(sizes[:n]) * self.head_dim for n in range(4)]
-        parts = [self._heads(self.qkv_proj.rows(a, b)(x)) for a, b in pairwise(ends)]
+        parts = [self._heads(self.qkv_proj.outputs(a, b)(x)) for a, b in pairwise(ends)]
         return self._rotate(parts[0], offset), self._rotate(parts[1], offset), parts[2]
 
     def mlp(self: gemma.MLP, x: mx.array) -> mx.array:
-        half = self.gate_up_proj.num_rows // 2
-        gate, up = self.gate_up_proj.rows(0, half)(x), self.gate_up_proj.rows(half, 2 * half)(x)
+        half = self.gate_up_proj.num_outputs // 2
+        gate, up = self.gate_up_proj.outputs(0, half)(x), self.gate_up_proj.outputs(half, 2 * half)(x)
         return self.down_proj(gemma.geglu(gate, up))
 
     stack = contextlib.ExitStack()

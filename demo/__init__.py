@@ -1,1 +1,1 @@
-""""""
+"""How the bundled checkpoint was made, and its scores: see README.md."""

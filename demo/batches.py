@@ -47,9 +47,9 @@ def sample_patches(pool: Pool, scenes: int) -> Tensor:
 def tower_truth(pool: Pool, chosen: np.ndarray) -> dict[str, Tensor]:
     """What each patch should tell.
 
-    Of all [B * 64]: thing (0, 1 an item, 2 a text), middle, on_item, on_text. Of those on an item: shape, color, box
-    [4] in grid lines. Of those on a text: letters [4], and about which letter is here. Of those with an item's
-    middle: codes [16].
+    For all patches [B * 64]: thing (0, 1 an item, 2 a text), middle, on_item, on_text. For those on an item: shape,
+    color, box [4] in grid lines. Of those on a text: letters [4], and about which letter is here. Of those with an
+    item's middle: codes [16].
     """
     things, middles, shapes, colors, boxes, letters, letter, codes = [], [], [], [], [], [], [], []
     for index in chosen:

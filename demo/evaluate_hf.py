@@ -1,4 +1,4 @@
-"""A quick look at a model in training: how often the next token is right where all before it are given."""
+"""Quick scores of a model in training: how often the next token is right if all tokens before it are given."""
 
 from __future__ import annotations
 

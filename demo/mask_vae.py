@@ -1,8 +1,8 @@
 """The VQ-VAE behind the demo's `<seg>` tokens: big_vision's `vae-oid` in structure and key names, narrower.
 
 A mask of 64 x 64 becomes 4 x 4 vectors, each replaced by the nearest of 128 in a codebook (van den Oord et al. 2017,
-arXiv 1711.00937). The codebook follows its vectors by exponential averages, and entries that nobody uses move to
-vectors that are badly served.
+arXiv 1711.00937). The codebook follows its vectors by exponential averages, and entries that are not used move to
+vectors that are far from all entries.
 """
 
 from __future__ import annotations

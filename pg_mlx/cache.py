@@ -1,4 +1,4 @@
-"""The decoder's memory of what it has read: one buffer of keys and values a layer, and how rows come and go in it."""
+"""Keys and values of all tokens that the decoder has read: one buffer for each layer, which rows enter and leave."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of a batch: [2, B, kv_heads, capacity, head_dim] a layer, keys first; row b fills slots
-    0..lengths[b] - 1, and what stands in the others has no meaning.
+    """Keys and values of a batch: one array [2, B, kv_heads, capacity, head_dim] for each layer, keys first.
 
-    It is a value: appending returns a new cache. MLX reuses the buffer of an array that nobody else
-    holds, so as long as the caller drops the old cache, the new tokens are written in place and
-    nothing is copied (a test watches the peak memory).
+    Row b fills slots 0..lengths[b] - 1; the contents of the others have no meaning.
 
-    Rows join, leave and get more room by copying the whole cache once. That moves at most about what a decode step
-    reads, once or twice an answer, whose prefill has taken dozens of steps' time (docs/decoding.md).
+    It is a value: appending returns a new cache. MLX reuses the buffer of an array that nothing else holds. So if the
+    caller drops the old cache, the new tokens are written in place and nothing is copied (a test watches the peak
+    memory).
+
+    Rows join, leave and get more room by copying the whole cache once. This happens once or twice for each answer and
+    moves at most about as much as one decode step reads; the prefill alone takes the time of dozens of steps
+    (docs/decoding.md).
     """
 
     layers: tuple[mx.array, ...]
     lengths: tuple[int, ...]
-    """Slots used by each row. Known to Python, so that equally long rows are found to need no mask."""
+    """Slots used by each row. Python knows them, so it can see that equally long rows need no mask."""
 
     @property
     def keys(self) -> tuple[mx.array, ...]:
-        """Views [B, kv_heads, capacity, head_dim], one a layer."""
+        """Views [B, kv_heads, capacity, head_dim], one for each layer."""
         return tuple(layer[0, :] for layer in self.layers)  # [0] alone would copy
 
     @property
     def values(self) -> tuple[mx.array, ...]:
-        """Views [B, kv_heads, capacity, head_dim], one a layer."""
+        """Views [B, kv_heads, capacity, head_dim], one for each layer."""
         return tuple(layer[1, :] for layer in self.layers)
 
     @property
     def capacity(self) -> int:
+        """Slots of each row, used or free."""
         return self.layers[0].shape[3]
 
     @property
@@ -48,7 +51,7 @@ class KVCache:
         return max(self.lengths)
 
     def grown(self, capacity: int) -> KVCache:
-        """With room for at least `capacity` tokens a row."""
+        """A cache with the same contents and at least `capacity` slots for each row."""
         if capacity <= self.capacity:
             return self
         room = [(0, 0), (0, 0), (0, 0), (0, capacity - self.capacity), (0, 0)]
@@ -67,11 +70,11 @@ class KVCache:
 
 
 class CacheUpdate:
-    """Appends `count` tokens to each row: their positions, cache slots and mask, computed once for all layers.
+    """Appends T = `count` tokens to each row: their positions, cache slots and mask, computed once for all layers.
 
-    Rows may append different numbers of tokens: `counts` says how many of a row's `count` are real. The others are
-    written behind them, where nobody sees them and the row's next token overwrites them.
-    Raises InputError when a slot is missing.
+    Rows may append different numbers of tokens: `counts` says how many of a row's T tokens are real. The others are
+    written after them, where no token sees them and the row's next token overwrites them.
+    Raises InputError when there are too few free slots.
     """
 
     def __init__(self, cache: KVCache, count: int, counts: Sequence[int] | None = None):
@@ -88,11 +91,11 @@ class CacheUpdate:
 
     @cached_property
     def positions(self) -> mx.array:
-        """int32 [B, count]."""
+        """Positions of the new tokens: int32 [B, T]."""
         return mx.array(self.lengths, dtype=mx.int32)[:, None] + mx.arange(self.count, dtype=mx.int32)
 
     def write(self, layer: mx.array, update: mx.array) -> mx.array:
-        """A layer's buffer with update [B, count, 2 * kv_heads, head_dim], keys first, in each row's next slots."""
+        """A layer's buffer with update [B, T, 2 * kv_heads, head_dim], keys first, in each row's next slots."""
         if self.even:
             layer = layer[...]  # another handle on the same data: assignment leaves the given one as it was
             batch, count, _, head_dim = update.shape
@@ -105,20 +108,20 @@ class CacheUpdate:
 
     @cached_property
     def _slots(self) -> mx.array:
-        """Where a layer's flat buffer [2 * B * kv_heads * capacity, head_dim] takes an update: int32
-        [B, count, 2 * kv_heads]."""
+        """Where an update goes in a layer's flat buffer [2 * B * kv_heads * capacity, head_dim]: int32
+        [B, T, 2 * kv_heads]."""
         _, batch, heads, capacity, _ = self._shape
         first = mx.arange(0, 2 * batch * heads * capacity, capacity).reshape(2, batch, heads).swapaxes(0, 1)
         return first.reshape(batch, 1, -1) + self.positions[..., None]
 
     def visible(self, layer: mx.array, window: int | None) -> tuple[mx.array, mx.array]:
-        """Views of the keys and values that any of the new tokens may see: slots from `_start` on."""
+        """The keys and values that any new token may see, views [B, kv_heads, L, head_dim]: slots from `_start` on."""
         start = self._start(window)
         return layer[0, :, :, start : self.stop], layer[1, :, :, start : self.stop]
 
     def mask(self, window: int | None) -> mx.array | None:
-        """Which visible slots each new token sees: bool [B or 1, 1, count, slots]; None for all, which is so for one
-        token a row and equally long rows, with or without a window."""
+        """Which visible slots each new token sees: bool [B or 1, 1, T, L]. None means all of them, as for one token
+        a row and equally long rows, with or without a window."""
         if self.even and self.count == 1:
             return None
         if window not in self._masks:

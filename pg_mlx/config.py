@@ -1,8 +1,8 @@
 """The dimensions of a PaliGemma model, read from any config.json that exists in the wild.
 
-A config.json leaves out every field that equals the default of the transformers version that wrote it,
-so nothing is required here: a missing field is taken from the tensors where they can tell, else from the
-default of its family. A field that is present and disagrees with the tensors is an error.
+A config.json leaves out every field that equals the default of the transformers version that wrote it. So no field is
+required here: a missing one is inferred from the tensors where possible, else it is the default of its family. A
+field that contradicts the tensors is an error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ SIZES = {
 
 
 MAX_LAYERS = 1000
+"""More than any model has; a config.json that says more is refused before anything is built."""
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """SigLIP-So400m/14; every published PaliGemma has these numbers, but for the image size."""
+    """SigLIP-So400m/14. Every published PaliGemma has these numbers, except for the image size."""
 
     hidden_size: int = 1152
     intermediate_size: int = 4304
@@ -45,7 +46,7 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """Image tokens of one picture: 256, 1024 or 4096 for 224, 448 or 896 pixels."""
+        """Image tokens (N) of one picture: 256, 1024 or 4096 for 224, 448 or 896 pixels."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -66,20 +67,23 @@ class TextConfig:
     rope_theta: float = 10000.0
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    sliding_window: int | None = None  # only used where the model is inferred to, see PaliGemma.use_sliding_window
+    sliding_window: int | None = None  # in tokens; only used if asked for, see PaliGemma.use_sliding_window
     sliding_layers: tuple[bool, ...] = ()
 
     @property
     def is_gemma2(self) -> bool:
+        """Whether it is a Gemma 2 decoder: post-norms, capped scores and logits."""
         return self.model_type == "gemma2"
 
     def cache_bytes(self, itemsize: int) -> int:
-        """Of the keys and values of one token in all layers, itemsize bytes a number."""
+        """Bytes that the keys and values of one token take in all layers. itemsize: bytes of a number."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
 
 
 @dataclass(frozen=True)
 class PaliGemmaConfig:
+    """The dimensions of the vision tower and the decoder, and how the weights are quantized."""
+
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool = True

@@ -1,8 +1,8 @@
-"""The ways a request can fail, as the commands report them."""
+"""The errors of this package. Commands report each in one line and with its exit code."""
 
 
 class PgMlxError(Exception):
-    """Something a person can understand and mend; the message is one line. Exit code 1 at a command."""
+    """An error that a person can understand and mend; its message is one line. Exit code 1 of a command."""
 
     exit_code = 1
 
@@ -11,10 +11,10 @@ class PgMlxError(Exception):
 
 
 class InputError(PgMlxError, ValueError):
-    """What was given is wrong: a file, a value, a checkpoint. Exit code 2 at a command."""
+    """An input is wrong: a file, a value, a checkpoint. Exit code 2 of a command."""
 
     exit_code = 2
 
 
 class TooLarge(InputError):
-    """What was given may be sound, but is over a limit."""
+    """An input may be sound, but it is over a limit."""

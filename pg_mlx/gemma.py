@@ -3,12 +3,14 @@
 Gemma team 2024 (arXiv 2403.08295, 2408.00118); code: big_vision `models/ppp/gemma.py`. What differs between
 the two: Gemma 2 normalises after attention and MLP as well as before, caps attention scores and final
 logits with a scaled tanh, and sets the score scale independently of head_dim.
+
+Letters of shapes: B batch rows, T tokens of one pass, L keys (cache slots in use), D decoder width, V vocabulary;
+`heads` query heads, `kv_heads` heads of keys and values, `head_dim` the width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,71 +21,35 @@ from .linear import Embedding, Ids, Linear, unpacks_any
 from .ops import device
 from .ops.attention import attention
 from .ops.blocks import tokens_in_blocks
-from .ops.device import fused
 from .ops.gelu import geglu
+from .residual import Residual, RMSNorm
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32 with one rounding to x's dtype, as both references do it.
-
-    `weight` is float32: Gemma's stored w plus one, added at load. In bfloat16 MLX's kernel would round
-    three times (1 + w, x / rms, their product), which costs a measurable share of the greedy tokens.
-    """
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = mx.ones((width,))
-        self.eps = eps
-
-    def __call__(self, x: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
-        """x [..., D] -> the same shape in `dtype`, x's own if not given."""
-        return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(dtype or x.dtype)
-
-    def add_to(self, x: mx.array, y: mx.array) -> Residual:
-        """x plus the norm of y, both [..., D] in the same dtype.
-
-        y / rms(y) is rounded, the weighted sum once more. The references round as often: the norm, and the sum.
-        """
-        return Residual(*_add_weighted(x, mx.fast.rms_norm(y, None, self.eps), self.weight))
-
-
-class Residual(NamedTuple):
-    """The rows [B, T, D] between two halves of a layer, and their copy in float32, which only the next norm reads.
-
-    One kernel adds and writes both; a norm that has to make the copy itself takes a kernel more.
-    """
-
-    rows: mx.array
-    wide: mx.array
-
-    @classmethod
-    def of(cls, rows: mx.array) -> Residual:
-        return cls(rows, rows.astype(mx.float32))
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        return self.rows.dtype
-
-
-@fused
-def _add(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-    rows = x + y
-    return rows, rows.astype(mx.float32)
-
-
-@fused
-def _add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
-    rows = (x.astype(mx.float32) + y.astype(mx.float32) * weight).astype(x.dtype)
-    return rows, rows.astype(mx.float32)
-
-
-@fused
+@device.fused
 def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
-    """cap * tanh(x * scale / cap) in float32."""
+    """x [...] -> cap * tanh(x * scale / cap) [...] in float32."""
     return cap * mx.tanh(x.astype(mx.float32) * (scale / cap))
 
 
 class Attention(nn.Module):
+    """Attention of one layer, several query heads to each head of keys and values.
+
+    The plain formula, for x [B, T, D] at positions 0..T-1, which the methods here compute in fewer and larger steps:
+
+        q, k, v  = x @ Wq.T, x @ Wk.T, x @ Wv.T           cut into heads, [B, heads or kv_heads, T, head_dim]
+        q, k     = rotate(q, positions), rotate(k, positions)
+        k, v     = each head of k and v for heads / kv_heads heads of q
+        scores   = (q @ k.T) * query_pre_attn_scalar ** -0.5           [B, heads, T, T]
+        scores   = softcap * tanh(scores / softcap)                    Gemma 2 only
+        scores   = where(mask, scores, -infinity)
+        mixed    = softmax(scores) @ v                                 [B, heads, T, head_dim]
+        result   = concatenate(heads of mixed) @ Wo.T                  [B, T, D]
+
+    The steps: `project*` is the first two lines (with one matrix for Wq, Wk and Wv), `attend` is the rest. There are
+    three ways to project: `project` for all tokens, `project_last` where only the last token's query is of use, and
+    `project_new` for tokens that follow a cache.
+    """
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -91,8 +57,8 @@ class Attention(nn.Module):
         self.scale = config.query_pre_attn_scalar**-0.5
         self.softcap = config.attn_logit_softcapping
         self.rope_theta = config.rope_theta
-        rows = (self.heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv_proj = Linear(config.hidden_size, rows)
+        outputs = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = Linear(config.hidden_size, outputs)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -103,20 +69,22 @@ class Attention(nn.Module):
         return rotated[:, : self.heads], rotated[:, self.heads :], projected[:, self.heads + self.kv_heads :]
 
     def project_last(self, x: mx.array, x_last: mx.array, last: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """As `project`, with keys and values of all of x [B, T, D] but the query of x_last [B, 1, D] only,
-        which stands at position(s) `last`."""
-        query_rows = self.heads * self.head_dim
-        query = self._heads(self.qkv_proj.rows(0, query_rows)(x_last))
-        projected = self._heads(self.qkv_proj.rows(query_rows, query_rows + 2 * self.kv_heads * self.head_dim)(x))
+        """As `project`: keys and values of all of x [B, T, D], but only the query of x_last [B, 1, D].
+
+        last: the position of x_last, one for all rows or an int32 [B].
+        """
+        first_key = self.heads * self.head_dim
+        query = self._heads(self.qkv_proj.outputs(0, first_key)(x_last))
+        projected = self._heads(self.qkv_proj.outputs(first_key, first_key + 2 * self.kv_heads * self.head_dim)(x))
         key, value = projected[:, : self.kv_heads], projected[:, self.kv_heads :]
         return self._rotate(query, last), self._rotate(key, 0), value
 
     def project_new(self, x: mx.array, angles: mx.array) -> tuple[mx.array, mx.array]:
-        """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps
-        of them: rotated keys and values [B, T, 2 * kv_heads, head_dim].
+        """x [B, T, D], the next tokens of each row -> rotated query [B, heads, T, head_dim], and what the cache keeps:
+        rotated keys and values [B, T, 2 * kv_heads, head_dim].
 
-        `angles`, as the method of that name makes them, let one call rotate everything: values by the angle of
-        position 0, which leaves them as they are.
+        angles: from the method of that name. They let one call rotate everything: values by the angle of position 0,
+        which leaves them as they are.
         """
         batch, length, _ = x.shape
         rotated = self._rotate(self.qkv_proj(x).reshape(-1, 1, self.head_dim), angles)
@@ -124,14 +92,16 @@ class Attention(nn.Module):
         return rotated[:, :, : self.heads].swapaxes(1, 2), rotated[:, :, self.heads :]
 
     def angles(self, positions: mx.array) -> mx.array:
-        """positions int32 [B, T] -> by how many positions `project_new` rotates each head of q, k and v: one after the
-        other, for every token of every row."""
+        """positions int32 [B, T] -> int32 [B * T * (heads + 2 * kv_heads)]: by how many positions `project_new` rotates
+        each head of q, k and v of each token."""
         turns = mx.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, dtype=mx.int32)
         return (positions[..., None] * turns).flatten()
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
-        """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim], mask bool [B, 1, T, L]
-        -> [B, T, D]."""
+        """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim] -> [B, T, D].
+
+        mask: bool, broadcastable to [B, 1, T, L], True where a query may see a key; None for everywhere.
+        """
         mixed = attention(query, key, value, mask, scale=self.scale, softcap=self.softcap)
         batch, _, length, _ = query.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
@@ -145,6 +115,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """down(gelu(gate(x)) * up(x)): x [B, T, D] -> [B, T, D]. Gate and up are one projection."""
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.width = 2 * config.intermediate_size
@@ -152,6 +124,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, T, D] -> [B, T, D]. The CPU backend takes some tokens at a time, to bound memory."""
         return tokens_in_blocks(self._some, x, self.width)
 
     def _some(self, x: mx.array) -> mx.array:
@@ -178,36 +151,44 @@ class Block(nn.Module):
             self.post_mlp_norm = norm()
 
     def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
-        """All positions at once: x [B, T, D], mask bool [B, 1, T, T] (None: everybody sees everybody)."""
+        """All positions at once: x [B, T, D], mask bool [B, 1, T, T] (None: every token sees every other)."""
         query, key, value = self.self_attn.project(self.pre_attention_norm(x), 0)
-        return self.finish(x, self.self_attn.attend(query, key, value, mask)).rows
+        return self.finish(x, self.self_attn.attend(query, key, value, mask)).hidden
 
     def finish(self, x: mx.array, attended: mx.array) -> Residual:
-        """Both residual additions: x [B, T, D] before the layer and what attention made of it."""
+        """Both residual additions and the MLP: x [B, T, D] before the layer, attended [B, T, D] from attention."""
         middle = self._add(x, attended, "post_attention_norm")
-        return self._add(middle.rows, self.mlp(self.pre_mlp_norm(middle.wide, x.dtype)), "post_mlp_norm")
+        return self._add(middle.hidden, self.mlp(self.pre_mlp_norm(middle.wide, x.dtype)), "post_mlp_norm")
 
     def _add(self, x: mx.array, y: mx.array, norm: str) -> Residual:
         """x plus y, or plus its norm where Gemma 2 has one."""
-        return self[norm].add_to(x, y) if norm in self else Residual(*_add(x, y))
+        return self[norm].add_to(x, y) if norm in self else Residual.of_sum(x, y)
 
 
 class Gemma(nn.Module):
-    """Rows [B, T, D] in, final-normed hidden states out. Positions count from 0 in every row."""
+    """The decoder: inputs [B, T, D] -> hidden states [B, T, D] after the final norm. Positions count from 0 in a row.
 
-    def __init__(self, config: TextConfig):
+    dtype: of activations and cache. use_sliding_window, layers_at_once: see the properties of PaliGemma.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        dtype: mx.Dtype = mx.float32,
+        use_sliding_window: bool = False,
+        layers_at_once: int | None = None,
+    ):
         super().__init__()
-        self.config = config
-        self.use_sliding_window = False
-        self.layers_at_once: int | None = None  # evaluated together in a prefill; see PaliGemma.layers_at_once
-        self.dtype = mx.float32  # of activations and cache; loading sets it
+        self.config, self.dtype = config, dtype
+        self.use_sliding_window, self.layers_at_once = use_sliding_window, layers_at_once
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def window(self, layer: int) -> int | None:
-        """The sliding window of a layer, or None for full attention (always, unless asked for: the
-        original code trained and runs without windows)."""
+        """The sliding window of a layer in tokens, or None for full attention. It is always None unless
+        `use_sliding_window` is set: the original code trained and runs without windows."""
         slides = self.use_sliding_window and self.config.sliding_layers[layer]
         return self.config.sliding_window if slides else None
 
@@ -216,24 +197,27 @@ class Gemma(nn.Module):
         return (self.embed_tokens(ids) * self.config.hidden_size**0.5).astype(self.dtype)
 
     def head(self, hidden: mx.array, vocab: Ids | None = None) -> mx.array:
-        """hidden [..., D] -> float32 logits [..., vocab_size], capped where the config says so. vocab: the ids to which
-        the logits [..., len(vocab)] are limited, and the work with them."""
+        """hidden [..., D] -> float32 logits [..., V], capped where the config says so.
+
+        vocab: compute only the logits of these ids, [..., len(vocab)].
+        """
         logits = self.embed_tokens.as_head(hidden, vocab)
         cap = self.config.final_logit_softcapping
         return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)
 
     def __call__(self, x: mx.array, mask: mx.array | None = None, sliding_mask: mx.array | None = None) -> mx.array:
-        """All positions at once, without a cache; masks as `masks.prefix_lm_mask` makes them."""
+        """All positions at once, without a cache: x [B, T, D] -> [B, T, D]. Masks as `prefix_lm_mask` makes them."""
         for index, layer in enumerate(self.layers):
             x = layer(x, mask if self.window(index) is None else sliding_mask)
         return self.norm(x)
 
     def prefill(self, x: mx.array, capacity: int, lengths: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
-        """Read a prefix [B, T, D], every token seeing every other, in one piece.
+        """Read a prefix x [B, T, D] in one piece; every token sees every other.
 
-        lengths says how much of each right-padded row is real. Returns the hidden state of each
-        row's last token [B, 1, D] and the cache. A sliding window never acts within a prefix. The last layer does its
-        queries, output projection and MLP for that last token only: nothing else of it is ever read.
+        capacity: slots of the cache. lengths: how many tokens of each right-padded row are real; None for all. Returns
+        the hidden state of each row's last token [B, 1, D] and the cache. A sliding window never acts within a prefix.
+        The last layer computes queries, output projection and MLP for that last token only, because nothing else of
+        them is ever read.
         """
         batch, length, _ = x.shape
         last: int | mx.array = length - 1
@@ -243,27 +227,28 @@ class Gemma(nn.Module):
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
         layers, state = [], Residual.of(x)
         for index, layer in enumerate(self.layers):
-            x, normed = state.rows, layer.pre_attention_norm(state.wide, state.dtype)
+            x, normed = state.hidden, layer.pre_attention_norm(state.wide, state.dtype)
             if index < len(self.layers) - 1:
                 query, key, value = layer.self_attn.project(normed, 0)
             else:
-                x, normed_last = take_row(x, last), take_row(normed, last)
+                x, normed_last = take_token(x, last), take_token(normed, last)
                 query, key, value = layer.self_attn.project_last(normed, normed_last, last)
             state = layer.finish(x, layer.self_attn.attend(query, key, value, mask))
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
-            # One layer after the other, or the projections of all would wait to be copied into the cache; and where
-            # weights are unpacked, a GPU would unpack the next layer's before this one is done with its own.
+            # One layer after the other. Otherwise the projections of all layers would wait to be copied into the cache,
+            # and a GPU would unpack the next layer's weights before this layer is done with its own.
             waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
             waits = waits or unpacks_any(layer, batch * length)
             (device.evaluate if waits else device.evaluate_soon)(*state, layers[-1])
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
-        """More tokens for every row, in one pass: x [B, T, D] -> their hidden states [B, T, D] and the cache with them.
+        """Append T tokens to every row in one pass: x [B, T, D] -> their hidden states [B, T, D] and the new cache.
 
-        A token sees what its row has read before, itself and the new ones before it. counts says how many of a row's
-        T tokens are real, if not all are; hidden states after those have no meaning.
+        A token sees all that its row has read before, the new tokens before it, and itself. counts: how many of a row's
+        T tokens are real, if not all; hidden states of the others have no meaning. Raises InputError when the cache
+        has too few slots.
         """
         new = CacheUpdate(cache, x.shape[1], counts)
         angles = self.layers[0].self_attn.angles(new.positions)
@@ -275,12 +260,12 @@ class Gemma(nn.Module):
             layers.append(new.write(cache.layers[index], update))
             keys, values = new.visible(layers[-1], window)
             attended = layer.self_attn.attend(query, keys, values, new.mask(window))
-            state = layer.finish(state.rows, attended)
+            state = layer.finish(state.hidden, attended)
         return self.norm(state.wide, state.dtype), KVCache(tuple(layers), new.after)
 
 
-def take_row(x: mx.array, index: int | mx.array) -> mx.array:
-    """x [B, T, D] -> [B, 1, D], at one index or at an int32 [B] of them."""
+def take_token(x: mx.array, index: int | mx.array) -> mx.array:
+    """x [B, T, D] -> [B, 1, D]: one token of each row, at one index for all or at an int32 [B] of them."""
     if isinstance(index, int):
         return x[:, index : index + 1]
     return mx.take_along_axis(x, index[:, None, None], axis=1)

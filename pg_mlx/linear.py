@@ -1,9 +1,9 @@
 """Linear layers and the embedding table, float or quantized, behind one interface.
 
-One class serves both forms because the rest of the model never asks which one it has, and because three
-things are needed that `mlx.nn`'s pair does not offer: a view of some rows (the last layer needs keys and
-values everywhere but queries at one position), a stand-in for a fused projection whose parts are
-quantized differently, and the choice between multiplying packed weights and unpacking them first.
+One class serves both forms, because the rest of the model never asks which one it has. Three things are needed that
+`mlx.nn`'s pair does not offer: a layer that computes some outputs only (the last layer needs keys and values
+everywhere, but queries at one position); a stand-in for a fused projection whose parts are quantized differently; and
+the choice between multiplying packed weights and unpacking them first.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from .quantization import Packed, Quantization
 M = TypeVar("M", bound="Matrix")
 
 Ids = range | list[int]
-"""Some rows of the embedding: a range with a step of 1, or a list."""
+"""Token ids whose entries of the embedding are wanted: a range with a step of 1, or a list."""
 
 
 _PACKED = ("weight", "scales", "biases", "row_scale", "up", "down")
 
 
 class Matrix(nn.Module):
-    """What layers and table have in common: weight [rows, columns], float, or packed uint32
-    [rows, columns * bits / 32] with its scales.
+    """A weight matrix, float or quantized; base of Linear and Embedding.
 
-    A packed one may have an adapter beside it: `up` [rows, rank] and `down` [rank, columns], whose product adds to the
-    weight, and `row_scale` [rows], which multiplies the packed weight's rows first.
+    weight: float [outputs, columns], or packed: uint32 [outputs, columns * bits / 32] with its scales. A packed one may
+    have an adapter beside it: `up` [outputs, R] and `down` [R, columns], whose product is added to the weight, and
+    `row_scale` [outputs], by which the packed weight is multiplied first.
     """
 
-    def __init__(self, rows: int, columns: int, quantization: Quantization | None = None):
+    def __init__(self, outputs: int, columns: int, quantization: Quantization | None = None):
         super().__init__()
         self.quantization = quantization
-        self.num_rows, self.num_columns = rows, columns
-        self.weight = mx.zeros((rows, columns))  # a placeholder, never evaluated: loading replaces it
+        self.num_outputs, self.num_columns = outputs, columns
+        self.weight = mx.zeros((outputs, columns))  # a placeholder, never evaluated: loading replaces it
 
     @property
     def packed(self) -> Packed | None:
@@ -52,21 +52,21 @@ class Matrix(nn.Module):
             y = y * self.row_scale
         return y + (x @ self.down.T) @ self.up.T if "up" in self else y
 
-    def _share(self, part: M, rows: slice | mx.array) -> M:
-        """Fill a smaller matrix with some of the rows: a slice shares memory with this one, an index int [n] copies."""
+    def _share(self, part: M, index: slice | mx.array) -> M:
+        """Fill a smaller matrix with some outputs of this one: a slice shares its memory, an index int [n] copies."""
         for name in ("weight", "scales", "biases", "bias", "up", "row_scale"):
             if name in self:
-                part[name] = self[name][rows]
+                part[name] = self[name][index]
         if "down" in self:
             part.down = self.down
         return part
 
     def dequantized(self, dtype: mx.Dtype, ids: mx.array | None = None) -> mx.array:
-        """The float weight [rows, columns], adapted, or only the rows `ids` [...] -> [..., columns]."""
+        """The float weight [outputs, columns], with its adapter. With ids int [...] only those, [..., columns]."""
         return self._adapted(self._stored(dtype, ids), ids)
 
     def dequantize_in_place(self) -> None:
-        """Hold the float32 weight, adapted, instead of the packed one. For the CPU backend."""
+        """Hold the float32 weight, with its adapter, instead of the packed one. For the CPU backend."""
         if self.packed is None:
             return
         self.weight, self.quantization = self._adapted(products.unpack(self.packed)), None
@@ -76,7 +76,7 @@ class Matrix(nn.Module):
 
     @property
     def packed_bytes(self) -> int:
-        """Of all that `dequantize_in_place` gives up."""
+        """Bytes of all arrays that `dequantize_in_place` replaces."""
         return sum(self[name].nbytes for name in _PACKED if name in self)
 
     def _adapted(self, weight: mx.array, ids: mx.array | None = None) -> mx.array:
@@ -96,12 +96,12 @@ class Matrix(nn.Module):
 
 
 def matrices(module: nn.Module) -> list[Matrix]:
-    """All of the module's."""
+    """All weight matrices within the module."""
     return [part for part in module.modules() if isinstance(part, Matrix)]
 
 
 def unpacks_any(module: nn.Module, rows: int) -> bool:
-    """Whether a matrix of the module would be unpacked for that many rows of input."""
+    """Whether a matrix within the module would be unpacked for an input of that many rows (B * T)."""
     return any(part.quantization is not None and products.unpacks(part.quantization, rows) for part in matrices(module))
 
 
@@ -110,45 +110,46 @@ def _chosen(array: mx.array, ids: mx.array | None) -> mx.array:
 
 
 class Linear(Matrix):
-    """y = x @ weight.T + bias."""
+    """y = x @ weight.T + bias: x [..., columns] -> y [..., outputs]."""
 
-    def __init__(self, columns: int, rows: int, bias: bool = False, quantization: Quantization | None = None):
-        super().__init__(rows, columns, quantization)
+    def __init__(self, columns: int, outputs: int, bias: bool = False, quantization: Quantization | None = None):
+        super().__init__(outputs, columns, quantization)
         if bias:
-            self.bias = mx.zeros((rows,))
+            self.bias = mx.zeros((outputs,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [..., columns] -> [..., rows]."""
+        """x [..., columns] -> [..., outputs]."""
         if "bias" not in self:
             return self.multiply(x)
         if self.quantization is None:
             return mx.addmm(self.bias, x, self.weight.T)
         return self.multiply(x) + self.bias
 
-    def rows(self, start: int, stop: int) -> Linear:
-        """The layer that computes outputs start..stop-1 only. Shares memory with this one."""
+    def outputs(self, start: int, stop: int) -> Linear:
+        """The layer that computes outputs start..stop-1 only. It shares memory with this one."""
         part = Linear(self.num_columns, stop - start, quantization=self.quantization)
         return self._share(part, slice(start, stop))
 
 
 class Parallel(nn.Module):
-    """Several layers of one input, results side by side: a fused projection of differently packed parts."""
+    """Several layers that read one input, results side by side: a fused projection of differently packed parts."""
 
     def __init__(self, parts: list[Linear]):
         super().__init__()
         self.parts = parts
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [..., columns] -> [..., outputs], those of the first part first."""
         return mx.concatenate([part(x) for part in self.parts], axis=-1)
 
-    def rows(self, start: int, stop: int) -> Parallel:
-        """As Linear.rows."""
+    def outputs(self, start: int, stop: int) -> Parallel:
+        """As Linear.outputs."""
         chosen, first = [], 0
         for part in self.parts:
-            size = part.num_rows
+            size = part.num_outputs
             low, high = max(start - first, 0), min(stop - first, size)
             if low < high:
-                chosen.append(part.rows(low, high))
+                chosen.append(part.outputs(low, high))
             first += size
         return Parallel(chosen)
 
@@ -157,14 +158,14 @@ class Embedding(Matrix):
     """A lookup table that is also the output head (PaliGemma ties the two)."""
 
     def __call__(self, ids: mx.array) -> mx.array:
-        """ids int [...] -> float32 rows [..., columns], unscaled."""
+        """ids int [...] -> float32 [..., columns], unscaled."""
         return self.dequantized(mx.float32, ids)
 
     def as_head(self, x: mx.array, ids: Ids | None = None) -> mx.array:
-        """x [..., columns] -> logits [..., rows] in x's dtype; [..., len(ids)] for some ids."""
-        return self.multiply(x) if ids is None else self.rows(ids).multiply(x)
+        """x [..., columns] -> logits [..., V] in x's dtype; [..., len(ids)] for some ids."""
+        return self.multiply(x) if ids is None else self.outputs(ids).multiply(x)
 
-    def rows(self, ids: Ids) -> Embedding:
-        """The table of some ids only. That of a range shares memory with this one, that of a list is a copy."""
-        rows = slice(ids.start, ids.stop) if isinstance(ids, range) else mx.array(ids)
-        return self._share(Embedding(len(ids), self.num_columns, self.quantization), rows)
+    def outputs(self, ids: Ids) -> Embedding:
+        """The table of some ids only. For a range it shares memory with this one, for a list it is a copy."""
+        index = slice(ids.start, ids.stop) if isinstance(ids, range) else mx.array(ids)
+        return self._share(Embedding(len(ids), self.num_columns, self.quantization), index)

@@ -1,7 +1,9 @@
-"""SigLIP's vision transformer (So400m/14): pictures to one feature vector for each 14x14 patch.
+"""SigLIP's vision transformer (So400m/14): pictures to one feature vector for each patch of 14 x 14 pixels.
 
 Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"; code: big_vision `models/vit.py`.
 No class token, learned positions, full attention, and no pooling head: PaliGemma reads the patches.
+
+Letters of shapes: B pictures, H and W their height and width in pixels, N patches of a picture, C the tower's width.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ class LayerNorm(nn.LayerNorm):
     """In float32, with one rounding to x's dtype; MLX's kernel would round three times in bfloat16."""
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, N, C] -> [B, N, C] in x's dtype."""
         return mx.fast.layer_norm(x.astype(mx.float32), self.weight, self.bias, self.eps).astype(x.dtype)
 
 
 class Attention(nn.Module):
+    """Every patch attends to every other: softmax(q @ k.T * head_dim ** -0.5) @ v for each head; query, key and value
+    are one projection."""
+
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.heads = config.num_attention_heads
@@ -31,6 +37,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, N, C] -> [B, N, C]."""
         batch, length, width = x.shape
         # [B, N, 3C] -> three of [B, heads, N, head_dim]
         projected = self.qkv_proj(x).reshape(batch, length, 3 * self.heads, -1).swapaxes(1, 2)
@@ -40,16 +47,21 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """fc2(gelu(fc1(x)))."""
+
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, N, C] -> [B, N, C]."""
         return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
+    """One layer: attention and MLP, each after a norm and added to its input."""
+
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -58,16 +70,20 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """x [B, N, C] -> [B, N, C]."""
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
 
 class VisionTower(nn.Module):
-    """pixels [B, H, W, 3] in -1..1 -> features [B, N, C], N = (H / patch) * (W / patch), row by row."""
+    """Pictures to features of their patches, N = (H / patch_size) * (W / patch_size), in reading order.
 
-    def __init__(self, config: VisionConfig):
+    layers_at_once: see PaliGemma.layers_at_once.
+    """
+
+    def __init__(self, config: VisionConfig, layers_at_once: int | None = None):
         super().__init__()
-        self.layers_at_once: int | None = None  # see PaliGemma.layers_at_once
+        self.layers_at_once = layers_at_once
         self.patch_size = config.patch_size
         # A convolution whose stride is its kernel is a matrix product over flattened patches.
         self.patch_embedding = Linear(3 * config.patch_size**2, config.hidden_size, bias=True)
@@ -76,6 +92,7 @@ class VisionTower(nn.Module):
         self.post_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, pixels: mx.array) -> mx.array:
+        """pixels float [B, H, W, 3] in -1..1 -> features [B, N, C] in the dtype of the weights."""
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
         x = x + self.position_embedding
         for index, layer in enumerate(self.layers):
@@ -86,7 +103,10 @@ class VisionTower(nn.Module):
 
 
 def patches(pixels: mx.array, size: int) -> mx.array:
-    """Cut pixels [B, H, W, 3] into flattened patches [B, N, size * size * 3], each in (y, x, channel) order."""
+    """Cut pixels [B, H, W, 3] into flattened patches [B, N, size * size * 3], each in the order (y, x, channel).
+
+    size: side of a patch in pixels.
+    """
     batch, height, width, channels = pixels.shape
     grid = pixels.reshape(batch, height // size, size, width // size, size, channels)
     return grid.swapaxes(2, 3).reshape(batch, -1, size * size * channels)

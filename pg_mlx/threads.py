@@ -83,7 +83,7 @@ def leave(code: int) -> NoReturn:
 
 
 class Shared(Generic[R]):
-    """A function whose result several threads need: the first one calls it, the others wait."""
+    """A function whose result several threads need: the first thread calls it, the others wait for the result."""
 
     def __init__(self, function: Callable[[], R]):
         self._function = function
@@ -91,6 +91,7 @@ class Shared(Generic[R]):
         self._value: tuple[R] | None = None
 
     def __call__(self) -> R:
+        """The function's result. If the function raises, so does this call, and the next one tries again."""
         with self._lock:
             if self._value is None:
                 self._value = (self._function(),)
@@ -98,10 +99,10 @@ class Shared(Generic[R]):
 
 
 class Prefetch(Iterator[Future[R]]):
-    """The results of functions as futures, in order, each perhaps not done yet.
+    """The results of functions as futures, in order. A future that is handed out may not be done yet.
 
-    A few threads run up to `limit` functions before they are asked for, so memory is bounded however many there are.
-    `functions` is iterated by the thread that asks.
+    A few threads run up to `limit` functions ahead, so memory is bounded however many functions there are. `functions`
+    is iterated by the thread that calls `next`.
     """
 
     def __init__(self, functions: Iterable[Callable[[], R]], *, threads: int = THREADS, limit: int = LOOK_AHEAD):
@@ -121,6 +122,7 @@ class Prefetch(Iterator[Future[R]]):
 
     @property
     def exhausted(self) -> bool:
+        """Whether every result has been handed out."""
         return not self._pending
 
     @property
@@ -129,7 +131,7 @@ class Prefetch(Iterator[Future[R]]):
         return bool(self._pending) and self._pending[0].done()
 
     def close(self) -> None:
-        """What has not begun will not begin. Threads end with what they are doing."""
+        """Drop all functions that have not begun. Threads end after the function that they are running."""
         self._functions = iter(())
         self._pending.clear()
         while not self._queued.empty():

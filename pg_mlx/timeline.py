@@ -1,4 +1,4 @@
-"""Who was busy with what, and when. Nothing is noted, and next to no time spent, until somebody calls `record`."""
+"""Optional tracing: named time spans by thread. It costs next to nothing until `record` is called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """start and stop as time.perf_counter() tells them."""
+    """What one thread did from `start` to `stop`, both in seconds of time.perf_counter()."""
 
     name: str
     thread: int
@@ -23,13 +23,13 @@ _NOTHING = nullcontext()
 
 
 def record(spans: list[Span] | None) -> None:
-    """From now on spans are added to this list, by whichever thread ends them; None ends that."""
+    """From now on each span is appended to this list by the thread that ends it. None stops recording."""
     global _spans
     _spans = spans
 
 
 def timed(name: str) -> AbstractContextManager[None]:
-    """with timed("vision"): ..."""
+    """A context manager whose block is one span of this name: `with timed("vision"): ...`."""
     return _NOTHING if _spans is None else _Open(name, _spans)
 
 

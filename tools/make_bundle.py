@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 def run(args: argparse.Namespace) -> int:
     minimum = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", args.minimum_macos, re.ASCII)
     if not minimum:
-        raise InputError(f"--minimum-macos {args.minimum_macos} is no version, as 14.0")
+        raise InputError(f"--minimum-macos {args.minimum_macos} is not a version such as 14.0")
     if args.packages and (args.without or args.worker_only):
         raise InputError("--packages is taken as it is: leave packages out when you install them")
     out = args.out.absolute()

@@ -2,9 +2,9 @@
 
     python -m tools.random_checkpoint --model paligemma-3b-224 --q-bits 4 OUT
 
-Real weights are gated and cannot be shipped; for speed, memory and file handling random ones do as well. The tokenizer
-is copied from --tokenizer; "tiny-56" and the like come with a small one of their own. Memory stays below
-about 1 GB whatever the size, because large matrices are made, packed and written in slices of rows.
+Real weights are gated and cannot be shipped. For speed, memory and file handling random ones serve as well. The
+tokenizer is copied from --tokenizer; "tiny-56" and the like come with a small one of their own. Memory stays below
+about 1 GB whatever the size, because large matrices are made, packed and written in slices of their outputs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLICE_VALUES = 32 << 20
 TINY = dict(model_type="gemma2", hidden_size=128, num_hidden_layers=4, intermediate_size=256,
             num_attention_heads=4, num_key_value_heads=2, head_dim=32, query_pre_attn_scalar=32)  # fmt: skip
 GEMMA2 = dict(query_pre_attn_scalar=256, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, sliding_window=4096)
-"""Of the 3B and 10B ones. They are defaults in pg_mlx and transformers; mlx-vlm wants them said."""
+"""Fields of the 3B and 10B models. pg_mlx and transformers have them as defaults; mlx-vlm needs them written out."""
 TINY_VISION = dict(hidden_size=128, intermediate_size=300, num_hidden_layers=2, num_attention_heads=4)
 
 
@@ -117,7 +117,8 @@ def _write_tensor(
 
 
 def _random(spec: WeightSpec, name: str, shape: tuple[int, ...]) -> Iterator[mx.array]:
-    """Slices of rows, in bfloat16, scaled so that activations keep their size from layer to layer."""
+    """Slices of a matrix along its outputs, in bfloat16, scaled so that activations keep their size from layer to
+    layer."""
     columns = 1
     for size in shape[1:]:
         columns *= size

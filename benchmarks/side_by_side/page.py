@@ -1,4 +1,4 @@
-"""What side_by_side.py found, as tables between two marks of a page, and as a plot beside it."""
+"""The results of side_by_side, as tables between two marks of a page, and as a plot beside it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOURS = {
 
 
 def write(page: Path, results: list[Result], machine: dict[str, Any], versions: str, args: argparse.Namespace) -> None:
-    """Replace what stands between the marks, and draw the plot. Raises InputError where the page has no marks."""
+    """Replace the text between the marks, and draw the plot. Raises InputError if the page has no marks."""
     between_marks(page, (BEGIN, END), body(results, machine, versions, args))
     pictures = page.parent / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def write(page: Path, results: list[Result], machine: dict[str, Any], versions: 
 
 
 def between_marks(page: Path, marks: tuple[str, str], body: str) -> None:
-    """Replace what stands between two marks of a page. Raises InputError where it lacks them."""
+    """Replace the text between two marks of a page. Raises InputError if it lacks them."""
     begin, end = marks
     text = page.read_text()
     if begin not in text or end not in text:
@@ -59,7 +59,7 @@ def body(results: list[Result], machine: dict[str, Any], versions: str, args: ar
 
 
 def stages(results: list[Result]) -> str:
-    """A line each. In brackets: what pg_mlx takes of that time."""
+    """One line for each result. In brackets: pg_mlx's time divided by this one."""
     lines = [
         "| setting | program | vision s | first token s | decode s/token | peak GB | tokens as pg_mlx's | runs |",
         "|---|---|--:|--:|--:|--:|--:|--:|",

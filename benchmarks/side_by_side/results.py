@@ -1,4 +1,4 @@
-"""What the contestants of side_by_side.py made of its settings, and a file that keeps it from run to run."""
+"""The results of side_by_side, and a file that keeps them from run to run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Result:
-    """What one contestant made of a setting."""
+    """The results of one contestant in one setting."""
 
     setting: str
     contestant: str
@@ -28,7 +28,7 @@ class Result:
     error: str = ""
 
     def median(self, name: str) -> float:
-        """Of "vision_s", "first_s", "peak_bytes" by run, or of "decode_s" by token."""
+        """The median of "vision_s", "first_s" or "peak_bytes" over runs, or of "decode_s" over tokens."""
         values = [run[name] for run in self.runs]
         return statistics.median([x for value in values for x in (value if isinstance(value, list) else [value])])
 
@@ -38,7 +38,7 @@ class Result:
 
 
 def kept(path: Path | None, about: Json) -> dict[str, list[Result]]:
-    """The results of each setting that an earlier run left. Raises InputError if it ran under other conditions."""
+    """The results of each setting from an earlier run. Raises InputError if it ran under other conditions."""
     if path is None or not path.exists():
         return {}
     found = json.loads(path.read_text())

@@ -2,12 +2,12 @@
 
     PG_MLX_PEER_PYTHON=... PG_MLX_TORCH_PYTHON=... python -m benchmarks.side_by_side [--settings NAME ...]
 
-The variables name interpreters that have mlx-vlm, and torch with transformers; who is missing is left out. For each
-setting every contestant lives in a process of its own (contestants.py), and they take turns: round by round, each one
-runs once, the first of them another one each time. One round is not counted. A contestant that has used up --budget
-seconds of a setting sits out the rounds after, and if one run alone takes as long, that first one counts. Figures are
+The variables name interpreters that have mlx-vlm, and torch with transformers; a program without its variable is left
+out. For each setting every contestant has a process of its own (contestants.py), and they take turns: in each round
+each one runs once, and another one begins each time. One round is not counted. A contestant that has used up --budget
+seconds of a setting is left out of the later rounds; if its first run alone takes that long, it counts. Figures are
 medians. The tables go into docs/performance.md between two marks, the plot beside it. --results keeps every figure in a
-file after each setting; a later run with that file measures the settings it is given anew and keeps the others.
+file after each setting; a later run with that file measures the given settings again and keeps the others.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PYTHONS = {
 
 
 def write_inputs(folder: Path, place: Path, prompt: str) -> tuple[Path, Path]:
-    """The scene, and it in all orientations: pixels float32 [B, 3, H, W], ids int32 [B, T] with the placeholders."""
+    """The scene in all orientations: pixels float32 [B, 3, H, W], ids int32 [B, T] with the placeholders."""
     from PIL import Image
 
     config = json.loads((folder / "config.json").read_text())
@@ -61,7 +61,7 @@ def write_inputs(folder: Path, place: Path, prompt: str) -> tuple[Path, Path]:
 
 
 class Process:
-    """A contestant that lives until it is told otherwise."""
+    """A contestant whose process runs until `close` is called."""
 
     def __init__(self, name: str, threads: int):
         self.name = name

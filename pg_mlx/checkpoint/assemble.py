@@ -37,7 +37,7 @@ def fill(model: PaliGemma, spec: WeightSpec, source: Source, config: PaliGemmaCo
         module.weight = _read_float(source, f"{first}.weight", mx.float32)
         module.bias = _read_float(source, f"{first}.bias", mx.float32)
     elif spec.kind == "patches":
-        module.weight = _read_float(source, f"{first}.weight", dtype).reshape(module.num_rows, -1)
+        module.weight = _read_float(source, f"{first}.weight", dtype).reshape(module.num_outputs, -1)
         module.bias = _read_float(source, f"{first}.bias", dtype)
     else:
         parts = [read_matrix(spec, part, source, config, dtype) for part in spec.sources]

@@ -161,8 +161,7 @@ def build(
     device.warn_if_slow()
     dtype = compute_dtype(dtype)
     config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
-    model = PaliGemma(config)
-    model.language_model.dtype = dtype
+    model = PaliGemma(config, dtype=dtype)
     plan = list(weight_specs(config))
     check(plan, source.shapes, config)
     if adapters:

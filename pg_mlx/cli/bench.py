@@ -57,7 +57,7 @@ def run(argv: list[str], program: str) -> int:
     from ..demo import CHECKPOINT, PICTURES
     from ..measure import experiments, machine
     from ..measure.decode_work import decode_kernels
-    from ..measure.stages import Limits, Stage, measure
+    from ..measure.stages import MachineLimits, StageTime, measure
     from ..measure.work import Work
 
     def note(what: str) -> None:
@@ -72,9 +72,9 @@ def run(argv: list[str], program: str) -> int:
     if len(prompt_ids) > 4096:
         raise InputError(f"the prompt has {len(prompt_ids)} tokens; bench takes up to 4096")
     note("copying and multiplying, for comparison")
-    limits = Limits(machine.copy_bandwidth(), machine.matmul_rate(model.dtype))
+    limits = MachineLimits(machine.copy_bandwidth(), machine.matmul_rate(model.dtype))
     stored = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    stages = [Stage("load", 1, model.load_s, Work(0, stored))]
+    stages = [StageTime("load", 1, model.load_s, Work(0, stored))]
     pixels = mx.array(processor.pixels(str(PICTURES[0])))[None]
     stages += measure(model, pixels, prompt_ids, rows=args.rows, repeats=args.repeats, steps=args.steps, note=note)
     answers = []

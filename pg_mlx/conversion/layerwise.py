@@ -62,8 +62,7 @@ class Streamed:
         self._source, self._progress = source, progress
         self._plan = list(weight_specs(self.config))
         check(self._plan, source.shapes, self.config)
-        self._model = PaliGemma(self.config)  # placeholders, not in memory
-        self._model.language_model.dtype = self.dtype
+        self._model = PaliGemma(self.config, dtype=self.dtype)  # placeholders, not in memory
         self._table: _Table | None = None
 
     def features(self, pictures: Sequence[mx.array]) -> list[mx.array]:

@@ -1,1 +1,4 @@
-"""What the model has to do, how fast this machine does it, and whether it is right: behind `bench` and `doctor`."""
+"""Measuring: the work that the model needs, how fast this machine does it, and whether the results are right.
+
+The commands `bench` and `doctor` are built on it.
+"""

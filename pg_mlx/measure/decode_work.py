@@ -1,4 +1,4 @@
-"""What a decode step does: the kernels it starts and the bytes it moves, by the rules of graph.py."""
+"""The work of a decode step: the kernels it starts and the bytes it moves, counted as graph.py describes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import gemma
+from .. import gemma, residual
 from ..cache import KVCache
 from ..ops import attention, device
 from ..paligemma import PaliGemma
 from . import graph, work
 
 FUSED = [
-    *((gemma, name) for name in ("_add", "_add_weighted", "cap_logits", "geglu")),
+    *((residual, name) for name in ("add", "add_weighted")),
+    *((gemma, name) for name in ("cap_logits", "geglu")),
     (attention, "cap_scores"),
 ]
-"""Functions that mx.compile makes one operation, as counting kernels shows."""
+"""Functions that mx.compile makes one operation of, as counting kernels shows."""
 
 
 def decode_kernels(model: PaliGemma, lengths: Sequence[int] = (5,)) -> Counter[str]:
-    """The kernels of one step of rows with prompts of these lengths, by the names of their operations."""
+    """The kernels of one step, by the names of their operations. lengths: prompt tokens of each row."""
     with graph_of_a_gpu():
         return graph.kernels(*_step(model, lengths))
 
 
 def kernels_per_layer(build: Callable[[int], PaliGemma], lengths: Sequence[int] = (5,)) -> Counter[str]:
-    """The kernels that one more layer adds; `build` makes a model of a number of layers."""
+    """The kernels that one more layer adds. build: makes a model with a given number of layers."""
     return decode_kernels(build(3), lengths) - decode_kernels(build(2), lengths)
 
 
@@ -46,8 +47,8 @@ def decode_bytes(model: PaliGemma, lengths: Sequence[int] = (5,)) -> int:
 
 
 def least_decode_bytes(model: PaliGemma, lengths: Sequence[int] = (5,)) -> int:
-    """Bytes that no step can do without: the decoder's weights as they are stored, the head among them, and the keys
-    and values in use."""
+    """Bytes that every step must read: the decoder's weights as they are stored, with the head, and the keys and values
+    in use."""
     return work.decode_work(model, _prefilled(model, lengths).lengths).bytes
 
 
@@ -74,6 +75,6 @@ def _prefilled(model: PaliGemma, lengths: Sequence[int]) -> KVCache:
 
 @contextmanager
 def graph_of_a_gpu(*single: tuple[Any, str]) -> Iterator[None]:
-    """Within, the graphs of this program are those of a GPU, and the functions given as (where, name) one operation."""
+    """Within, graphs are those of a GPU, and each function given as (owner, name) is one operation."""
     with device.use("gpu"), graph.single_operations(*single):
         yield

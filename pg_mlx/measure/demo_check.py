@@ -1,4 +1,4 @@
-"""The bundled checkpoint's answers about its picture, on any device, beside those that are stored with it."""
+"""Compares the bundled checkpoint's answers about its picture, on any device, with the answers stored beside it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SCENE = CHECKPOINT.parent / "scene.png"
 EXPECTED = CHECKPOINT.parent / "expected.json"
 PROMPTS = ("detect red circle", "segment red circle", "caption en")
 BOUNDS = {mx.float32: 5e-3, mx.float16: 2e-2, mx.bfloat16: 1e-1}
-"""As paths.BOUNDS, of whole runs: features and logits add up what every layer rounds."""
+"""As kernels.BOUNDS, but for whole runs: features and logits sum the rounding of all layers."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of SCENE and PROMPTS: features [N, D], the logits [tokens + 1, V] that predict each expected token and
-    <eos>, and the greedy answers."""
+    """The results for SCENE and PROMPTS: features [N, D]; for each prompt the float32 logits [tokens + 1, V] that
+    predict the expected tokens and <eos>, and the greedy answer."""
 
     features: mx.array
     logits: list[mx.array]
@@ -36,7 +36,7 @@ class Run:
 
 
 def run(device: mx.DeviceType, dtype: mx.Dtype, expected: Sequence[Sequence[int]] | None = None) -> Run:
-    """Answer on a device in a dtype. expected: the tokens along which logits are computed; the answers' own if None."""
+    """Answer PROMPTS on a device in a dtype. expected: the answers whose logits are computed; the run's own if None."""
     from ..generation import generate
 
     with _default(device):
@@ -65,7 +65,8 @@ def _default(device: mx.DeviceType) -> Iterator[None]:
 
 
 def stored() -> list[dict[str, Any]]:
-    """What EXPECTED holds: of each answer `prompt`, `text`, `tokens`, and the `logits` of the tokens and <eos>."""
+    """The contents of EXPECTED: for each answer `prompt`, `text`, `tokens`, and the `logits` of the tokens and
+    <eos>."""
     found: list[dict[str, Any]] = json.loads(EXPECTED.read_text())
     return found
 
@@ -85,12 +86,12 @@ def to_store(found: Run) -> list[dict[str, Any]]:
 
 
 def _chosen(logits: mx.array, tokens: Sequence[int], eos_id: int) -> mx.array:
-    """Of logits [tokens + 1, V], those of the tokens and of <eos> after them."""
+    """From logits [tokens + 1, V] those of the tokens and of <eos> after them: [tokens + 1]."""
     return mx.take_along_axis(logits, mx.array([*tokens, eos_id])[:, None], axis=1)[:, 0]
 
 
 def against_stored(name: str, found: Run, dtype: mx.Dtype) -> Iterator[Check]:
-    """A run along the stored tokens beside what is stored."""
+    """Compares a run, whose logits follow the stored tokens, with what is stored."""
     bound = BOUNDS[dtype]
     for answer, logits, tokens in zip(stored(), found.logits, found.tokens, strict=True):
         ours = _chosen(logits, answer["tokens"], found.eos_id)
@@ -100,7 +101,7 @@ def against_stored(name: str, found: Run, dtype: mx.Dtype) -> Iterator[Check]:
 
 
 def against_run(name: str, found: Run, reference: Run, dtype: mx.Dtype) -> Iterator[Check]:
-    """A run beside another one, which is the measure."""
+    """Compares a run with a reference run."""
     bound = BOUNDS[dtype]
     yield Check(f"{name}: features", relative_error(found.features, reference.features), bound)
     for index, prompt in enumerate(PROMPTS):
@@ -110,10 +111,10 @@ def against_run(name: str, found: Run, reference: Run, dtype: mx.Dtype) -> Itera
 
 
 def _tokens(name: str, found: Sequence[int], expected: Sequence[int], logits: mx.array, bound: float) -> Check:
-    """Where two tokens are about equally likely, either one is right, and nothing after it can be compared.
+    """Compares two answers. Where two tokens are about equally likely, either is right, and the rest is not compared.
 
-    logits [tokens + 1, V]: of either side, along the expected answer. The error is how far apart the two tokens were at
-    the first difference, as a fraction of the logits' size there.
+    logits [tokens + 1, V]: of either run, for the expected answer. The error is the distance of the two tokens' logits
+    at the first difference, as a fraction of the RMS of the logits there.
     """
     same = sum(1 for _ in _agreeing(found, expected))
     said = f"{same} of {len(expected)} tokens"
@@ -134,4 +135,5 @@ def _agreeing(found: Sequence[int], expected: Sequence[int]) -> Iterator[int]:
 
 
 def description(device: mx.DeviceType, dtype: mx.Dtype) -> str:
+    """The name of a run: "GPU, bfloat16"."""
     return f"{'GPU' if device == mx.gpu else 'CPU'}, {dtype_name(dtype)}"

@@ -1,6 +1,6 @@
-"""What nobody had measured when this program was written, for want of a Mac. On one, `bench` finds the answers.
+"""Experiments that need Metal; `bench` runs them on a Mac. This program was written without one.
 
-Each question is a small experiment of its own, in the shapes of the published models.
+Each answers one question by a small experiment in the shapes of the published models.
 """
 
 from __future__ import annotations
@@ -32,21 +32,26 @@ class Sizes:
     prefixes: tuple[int, ...] = (276, 1044, 4116)
     """Tokens of a prefix at 224, 448 and 896 px."""
     matrix: tuple[int, int] = (32768, 2048)
-    """Gate and up of the 3B model: rows and columns."""
-    vector_rows: int = 18432
+    """Gate and up of the 3B model: outputs and columns."""
+    vector_outputs: int = 18432
+    """Outputs of a matrix that one vector is multiplied by."""
     head: tuple[int, int] = (8, 256)
     """Query heads that share one key head, and their width."""
     square: int = 4096
+    """Side of a square product."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Finding:
+    """The answer that an experiment found, in words, and its figures for JSON."""
+
     question: str
     answer: str
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 def on_a_mac() -> bool:
+    """Whether MLX's default device is the GPU of a Mac."""
     return sys.platform == "darwin" and device.is_gpu()
 
 
@@ -57,8 +62,12 @@ def ask(
     folder: str,
     note: Callable[[str], None],
     sizes: Sizes | None = None,
-) -> list[Answer]:
-    """All of them. One that fails says so instead of an answer, since every one is worth having without the others."""
+) -> list[Finding]:
+    """Run all experiments. One that fails reports its error as its answer; the others still run.
+
+    pixels [1, H, W, 3]. folder: of the checkpoint, for processes of their own. note: called with each question before
+    it is tried.
+    """
     sizes = sizes or Sizes()
     experiments: list[tuple[str, Callable[[], tuple[str, dict[str, Any]]]]] = [
         ("From how many tokens on is it faster to unpack a 4-bit matrix first?", lambda: unpacking(model.dtype, sizes)),
@@ -72,16 +81,16 @@ def ask(
     for question, experiment in experiments:
         note(question)
         try:
-            answers.append(Answer(question, *experiment()))
+            answers.append(Finding(question, *experiment()))
         except Exception as error:  # whatever a backend raises is a finding
-            answers.append(Answer(question, " ".join(f"It failed here: {type(error).__name__}: {error}".split())))
+            answers.append(Finding(question, " ".join(f"It failed here: {type(error).__name__}: {error}".split())))
     return answers
 
 
 def unpacking(dtype: mx.Dtype, sizes: Sizes) -> tuple[str, dict[str, Any]]:
-    """A packed product against unpacking and a float product, at the lengths of real prefixes."""
-    rows, columns = sizes.matrix
-    packed = _packed(rows, columns, dtype)
+    """Compares a packed product with unpacking and a float product, at the lengths of real prefixes."""
+    outputs, columns = sizes.matrix
+    packed = _packed(outputs, columns, dtype)
     figures: dict[str, Any] = {}
     words = []
     for tokens in sizes.prefixes:
@@ -97,7 +106,7 @@ def unpacking(dtype: mx.Dtype, sizes: Sizes) -> tuple[str, dict[str, Any]]:
 
 
 def maxima(model: PaliGemma, pixels: mx.array, prompt_ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    """The largest magnitude that goes into or comes out of a matrix or a layer, in a run over picture and prompt."""
+    """The largest magnitude of the inputs and outputs of layers and MLP matrices, for a picture and a prompt."""
     found: dict[str, mx.array] = {}
     with _recorded(model, found):
         model.logits(model.encode_image(pixels), mx.array([list(prompt_ids)]))
@@ -111,7 +120,8 @@ def maxima(model: PaliGemma, pixels: mx.array, prompt_ids: Sequence[int]) -> tup
 
 
 def command_buffers(model: PaliGemma, folder: str) -> tuple[str, dict[str, Any]]:
-    """Decode in processes with and without raised limits, which MLX reads when it is imported; in turn, twice."""
+    """Decodes in processes with default and with raised limits, which MLX reads when it is imported; alternating,
+    twice."""
     limits = {"MLX_MAX_OPS_PER_BUFFER": "200", "MLX_MAX_MB_PER_BUFFER": "400"}
     command = [sys.executable, "-m", "pg_mlx", "bench", "--model", folder, "--json", "--no-questions"]
     command += ["--dtype", dtype_name(model.dtype), "--rows", "1", "--repeats", "1", "--steps", "64"]
@@ -128,7 +138,7 @@ def command_buffers(model: PaliGemma, folder: str) -> tuple[str, dict[str, Any]]
 
 
 def forced_attention(model: PaliGemma, sizes: Sizes) -> tuple[str, dict[str, Any]]:
-    """Without a mask, all heads sharing one key head, as in the 3B model."""
+    """Compares attention as MLX chooses it with one forced kernel: no mask, all heads share one key head, as in 3B."""
     heads, width = sizes.head
     tokens = sizes.prefixes[min(1, len(sizes.prefixes) - 1)]
     query = mx.random.normal((1, heads, tokens, width)).astype(model.dtype)
@@ -144,10 +154,10 @@ def forced_attention(model: PaliGemma, sizes: Sizes) -> tuple[str, dict[str, Any
 
 
 def odd_width(dtype: mx.Dtype, sizes: Sizes) -> tuple[str, dict[str, Any]]:
-    """A vector times a packed matrix as wide as Gemma 2's 2B decoder, beside widths that 512 divides."""
+    """Compares a vector times a packed matrix of Gemma 2's width 2304 with widths that 512 divides."""
     figures = {}
     for columns in (2048, 2304, 2560):
-        packed = _packed(sizes.vector_rows, columns, dtype)
+        packed = _packed(sizes.vector_outputs, columns, dtype)
         x = mx.random.normal((1, columns)).astype(dtype)
         mx.eval(x)
         taken = median_seconds(lambda x=x, packed=packed: mx.quantized_matmul(x, *packed), 4 * REPEATS)  # type: ignore[misc]
@@ -157,13 +167,14 @@ def odd_width(dtype: mx.Dtype, sizes: Sizes) -> tuple[str, dict[str, Any]]:
 
 
 def rates(sizes: Sizes) -> tuple[str, dict[str, Any]]:
+    """Floating-point operations a second of square products in three dtypes."""
     found = {dtype_name(dtype): matmul_rate(dtype, sizes.square) for dtype in (mx.float16, mx.bfloat16, mx.float32)}
     said = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {name}" for name, rate in found.items())
     return f"{said}: float16 is {found['float16'] / found['bfloat16']:.2f} times as fast as bfloat16.", found
 
 
-def _packed(rows: int, columns: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
-    weight, scales, biases = mx.quantize(mx.random.normal((rows, columns)).astype(dtype))  # 4 bits, groups of 64
+def _packed(outputs: int, columns: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    weight, scales, biases = mx.quantize(mx.random.normal((outputs, columns)).astype(dtype))  # 4 bits, groups of 64
     mx.eval(weight, scales, biases)
     return weight, scales, biases
 
@@ -174,7 +185,7 @@ def _sentence(words: list[str]) -> str:
 
 
 class _Recorder(nn.Module):
-    """A module that notes the largest magnitude of what it reads and writes."""
+    """A module that records the largest magnitude of its inputs and outputs."""
 
     def __init__(self, module: nn.Module, name: str, found: dict[str, mx.array]):
         super().__init__()
@@ -190,7 +201,7 @@ class _Recorder(nn.Module):
 
 @contextmanager
 def _recorded(model: PaliGemma, found: dict[str, mx.array]) -> Iterator[None]:
-    """Within, every layer and both matrices of every MLP report to `found`."""
+    """Within, every layer and the last matrix of every MLP report to `found`."""
     places: list[tuple[Any, Any, nn.Module]] = []
     towers = (("vision_tower", model.vision_tower, "fc2"), ("decoder", model.language_model, "down_proj"))
     for name, tower, last in towers:

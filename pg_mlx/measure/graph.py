@@ -1,9 +1,10 @@
 """Counting in MLX's graphs: the kernels that computing an array starts, and the bytes that operations move. Nothing is
-run, so any machine will do.
+run, so any machine can count.
 
-Kernels: one for each operation that remains when mx.compile has fused what it can. Bytes: what those read and write.
-Views (reshape, transpose, slice and so on) are neither. Off the GPU, MLX would build rms_norm, rope, attention and
-dequantize from parts; they are counted as on one. This module knows MLX only, so other programs can be counted too.
+Kernels: one for each operation that is left after mx.compile has fused what it can. Bytes: what these operations read
+and write. Views (reshape, transpose, slice and so on) count as neither. Without a GPU, MLX would build rms_norm, rope,
+attention and dequantize from parts; they are counted as on a GPU. This module knows MLX only, so other programs can be
+counted too.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _operations(*outputs: mx.array) -> list[str]:
 
 
 def moved_bytes(function: Callable[..., list[mx.array]], *arrays: mx.array) -> int:
-    """What function(*arrays) reads and writes. mx.compile has no effect on the graph that is looked at."""
+    """Bytes that function(*arrays) reads and writes. mx.compile has no effect on the graph that is counted."""
     operations: list[dict[str, Any]] = []
     mx.export_function(operations.append, function, *arrays)
     return sum(_moved(operation) for operation in operations if operation["type"] == "primitive")
@@ -77,8 +78,8 @@ def _size(array: Shaped) -> int:
 
 @contextmanager
 def single_operations(*more: tuple[Any, str]) -> Iterator[None]:
-    """Within, the functions of SINGLE are one operation each, and those given as (where, name). Graphs built so cannot
-    be run."""
+    """Within, each function of SINGLE, and each one given as (owner, name), is one operation. Graphs built within
+    cannot be run."""
     originals = [(owner, name, getattr(owner, name)) for owner, name in (*SINGLE, *more)]
     try:
         for owner, name, original in originals:

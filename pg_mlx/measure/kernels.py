@@ -1,4 +1,4 @@
-"""Every fused kernel that a model runs through, compared on the active device with its formula in plain operations."""
+"""Compares every fused kernel that a model uses with its formula in plain operations, on the active device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import gemma
+from .. import gemma, residual
 from ..linear import Embedding, Linear
 from ..ops.attention import cap_scores, capped
 from ..ops.device import dtype_name
@@ -21,18 +21,18 @@ from ..quantization.reference import spelled_out
 from . import graph
 
 BOUNDS = {mx.float32: 1e-3, mx.float16: 8e-3, mx.bfloat16: 5e-2}
-"""Largest |difference| / |formula| (Euclidean norms) of a kernel that is right. Some roundings to the dtype (the
-CPU backend sums packed products in 16 bits); 32-bit products may run in TF32, whose mantissa is float16's. A wrong
-sign, head or neighbour shows as one or more, one token of 72 left out as 0.1."""
+"""Largest |difference| / |formula| (Euclidean norms) of a kernel that is right. It allows for some roundings to the
+dtype (the CPU backend sums packed products in 16 bits) and for 32-bit products in TF32, whose mantissa is float16's. A
+wrong sign, head or neighbour shows as one or more, a missing token of 72 as 0.1."""
 
 TOKENS = 72
-"""Of the prefix that attention is tried on: more than the 8 up to which MLX takes its kernel for vectors, and no
-multiple of a tile."""
+"""Tokens of the prefix for which attention is checked: more than 8, up to which MLX uses its kernel for vectors, and
+not a multiple of a tile."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. `error` and `bound` are relative, see BOUNDS; `route` says what MLX made of the call."""
+    """One comparison. `error` and `bound` are relative, see BOUNDS. `route` names the operations that MLX ran."""
 
     name: str
     error: float
@@ -41,6 +41,7 @@ class Check:
 
     @property
     def healthy(self) -> bool:
+        """Whether the error is within the bound."""
         return self.error <= self.bound  # which a NaN is not
 
     def report(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Check:
 
 
 def relative_error(actual: Any, expected: Any) -> float:
-    """|actual - expected| / |expected|, Euclidean norms over all elements."""
+    """|actual - expected| / |expected|, Euclidean norms over all elements; infinity if the shapes differ."""
     a, b = (np.array(mx.array(x).astype(mx.float32)).astype(np.float64) for x in (actual, expected))
     if a.shape != b.shape:
         return float("inf")
@@ -57,7 +58,7 @@ def relative_error(actual: Any, expected: Any) -> float:
 
 
 def check(name: str, dtype: mx.Dtype, fused: Callable[[], mx.array], plain: Callable[[], Any]) -> Check:
-    """Run both. A kernel that a backend does not have is a finding like a wrong one."""
+    """Run both and compare. If a backend lacks the kernel, the error is infinite and `route` is the message."""
     try:
         result = fused()
         route = _route(result)
@@ -67,13 +68,13 @@ def check(name: str, dtype: mx.Dtype, fused: Callable[[], mx.array], plain: Call
 
 
 def _route(result: mx.array) -> str:
-    """What MLX built for the call; what it has no kernel for, it builds from parts."""
+    """The operations that MLX built for the call: one kernel, or several parts if it has no kernel."""
     operations = graph.kernels(result)
     return f"one kernel, {next(iter(operations))}" if operations.total() == 1 else f"{operations.total()} operations"
 
 
 def checks(model: PaliGemma) -> Iterator[Check]:
-    """All of them, in the shapes and dtype of the model, and fused attention in those of the published ones, too."""
+    """All checks, in the shapes and dtype of the model; fused attention also in the shapes of the published models."""
     yield from _norms(model)
     yield from _rotations(model)
     yield from _attentions(model)
@@ -166,7 +167,7 @@ def _attentions(model: PaliGemma) -> Iterator[Check]:
 def _attention(
     name: str, dtype: mx.Dtype, heads: int, kv_heads: int, width: int, queries: int, ragged: bool = False
 ) -> Check:
-    """ragged: two rows of unequal length, so with a mask."""
+    """ragged: two rows of unequal length, and therefore a mask."""
     rows = 2 if ragged else 1
     query = _random(rows, heads, queries, width, dtype=dtype)
     key, value = (_random(rows, kv_heads, length, width, dtype=dtype)[:, :, :TOKENS] for length in (TOKENS, TOKENS + 1))
@@ -196,7 +197,7 @@ def _plain_attention(
 
 
 def _capped(model: PaliGemma, of: str) -> Check:
-    """Gemma 2's attention, which no kernel of MLX does in one."""
+    """Gemma 2's attention, for which MLX has no single kernel."""
     attention = model.language_model.layers[0].self_attn
     query = _random(1, attention.heads, TOKENS, attention.head_dim, dtype=model.dtype)
     key, value = (_random(1, attention.kv_heads, n, attention.head_dim, dtype=model.dtype)[:, :, :TOKENS]
@@ -213,7 +214,7 @@ def _capped(model: PaliGemma, of: str) -> Check:
 
 
 def _elementwise(model: PaliGemma) -> Iterator[Check]:
-    """What mx.compile makes one kernel of, on a GPU."""
+    """The functions that mx.compile makes one kernel of, on a GPU."""
     dtype = model.dtype
     x, y = _random(TOKENS, 192, dtype=dtype), _random(TOKENS, 193, dtype=dtype)[:, :192]
     weight = _random(192)
@@ -225,24 +226,24 @@ def _elementwise(model: PaliGemma) -> Iterator[Check]:
 
     yield check("gelu", dtype, lambda: gelu(x), plain_gelu)
     yield check("geglu", dtype, lambda: geglu(x, y), lambda: plain_gelu() * other)
-    yield check("residual addition", dtype, lambda: gemma._add(x, y)[1], lambda: wide + other)
+    yield check("residual addition", dtype, lambda: residual.add(x, y)[1], lambda: wide + other)
     if model.config.text.is_gemma2:
         yield check(
-            "weighted addition", dtype, lambda: gemma._add_weighted(x, y, weight)[1], lambda: wide + other * weight
+            "weighted addition", dtype, lambda: residual.add_weighted(x, y, weight)[1], lambda: wide + other * weight
         )
         yield check("cap of scores", dtype, lambda: cap_scores(x, 3.0, 2.0), lambda: 3 * mx.tanh(wide * 2 / 3))
         yield check("cap of logits", mx.float32, lambda: gemma.cap_logits(x, 3.0), lambda: 3 * mx.tanh(wide / 3))
 
 
 def _products(model: PaliGemma) -> Iterator[Check]:
-    """One matrix of each packing that the checkpoint uses, by one row and by a prefix."""
+    """One matrix of each packing in the checkpoint, times one token and times a prefix."""
     found: dict[Quantization | None, Linear | Embedding] = {}
     for _, module in model.named_modules():
         if isinstance(module, (Linear, Embedding)) and module.quantization not in found:
             found[module.quantization] = module
     for quantization, module in found.items():
-        count = min(module.num_rows, 512)
-        part = module.rows(range(count)) if isinstance(module, Embedding) else module.rows(0, count)
+        count = min(module.num_outputs, 512)
+        part = module.outputs(range(count)) if isinstance(module, Embedding) else module.outputs(0, count)
         arrays = {name: np.array(array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array)
                   for name, array in part.parameters().items()}  # fmt: skip
         plain = arrays["weight"] if quantization is None else spelled_out(quantization, arrays)

@@ -1,4 +1,5 @@
-"""What this machine is, and how fast it copies and multiplies: what every other figure is a fraction of."""
+"""This machine: what it is, and how fast it copies and multiplies. Other figures are given as fractions of these
+speeds."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ _VECTOR_FLAGS = {
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"),
     *("neon", "asimd", "asimdhp", "sve", "bf16", "i8mm"),
 }
-"""Of the flags in /proc/cpuinfo, those that decide how fast matrices are multiplied."""
+"""The flags in /proc/cpuinfo that decide how fast matrices are multiplied."""
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> list[float]:
-    """How long each of `repeats` calls takes, evaluation of what it returns (arrays) included, after one that
-    is not counted: the first one creates kernels and finds memory."""
+    """Seconds of each of `repeats` calls, with the evaluation of the arrays that they return. One call before them is
+    not counted: it creates kernels and allocates memory."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -39,11 +40,13 @@ def seconds(work: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """The median of `seconds`."""
     return statistics.median(seconds(work, repeats))
 
 
 def description() -> dict[str, Any]:
-    """Chip, memory, versions and what the program makes of them. No names of the machine or of its user."""
+    """Chip, memory, versions, and the settings that the program derives from them. No names of the machine or its
+    user."""
     info = mx.device_info()
     dtype, reason = chosen_dtype()
     return {
@@ -66,14 +69,14 @@ def description() -> dict[str, Any]:
 
 
 def backend_name() -> str:
-    """ "Metal", "CUDA" or "CPU": where MLX's default device computes."""
+    """The backend of MLX's default device: "Metal", "CUDA" or "CPU"."""
     if not device.is_gpu():
         return "CPU"
     return "Metal" if mx.metal.is_available() else "CUDA"
 
 
 def chosen_dtype() -> tuple[str, str]:
-    """The dtype that is computed in unless the user says otherwise, and why."""
+    """The dtype that is computed in by default, and the reason."""
     name = dtype_name(device.default_dtype())
     if device.is_gpu():
         return name, "a GPU multiplies 16-bit matrices at least as fast and reads half the bytes"
@@ -81,7 +84,7 @@ def chosen_dtype() -> tuple[str, str]:
 
 
 def cpu_flags() -> list[str]:
-    """What /proc/cpuinfo says of vector and matrix units; empty where there is no such file."""
+    """The vector and matrix units in /proc/cpuinfo; empty where that file does not exist."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -91,8 +94,8 @@ def cpu_flags() -> list[str]:
 
 
 def blas_name() -> str | None:
-    """The BLAS library that the CPU backend multiplies with: as found on Linux, Accelerate on a Mac. None: the slow one
-    that MLX brings along, or none was looked for because MLX was imported before pg_mlx."""
+    """The BLAS library that the CPU backend multiplies with: the one found on Linux, Accelerate on a Mac. None: the
+    slow one in MLX's wheel, or MLX was imported before pg_mlx, so that none was searched for."""
     if sys.platform == "darwin":
         return "Accelerate"
     name = blas.preload()
@@ -108,8 +111,8 @@ def blas_name() -> str | None:
 
 
 def copy_bandwidth(size: int = 128 << 20) -> float:
-    """Bytes read and written a second by copying `size` bytes: on the GPU, or with one thread a CPU core. The best of
-    a few attempts, since it is to be a limit."""
+    """Bytes read and written a second by copying `size` bytes: on the GPU, or with one thread for each CPU core. The
+    best of a few attempts, since it serves as a limit."""
     if device.is_gpu():
         source = mx.zeros((size // 4,), dtype=mx.float32)
         mx.eval(source)
@@ -122,7 +125,7 @@ def copy_bandwidth(size: int = 128 << 20) -> float:
 
 
 def matmul_rate(dtype: mx.Dtype, size: int | None = None) -> float:
-    """Floating-point operations a second in products of two square matrices of `dtype`; the best of a few attempts."""
+    """Floating-point operations a second of square matrix products in `dtype`; the best of a few attempts."""
     size = size or (4096 if device.is_gpu() else 1024)
     a, b = (mx.random.normal((size, size)).astype(dtype) for _ in range(2))
     mx.eval(a, b)

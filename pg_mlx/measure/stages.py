@@ -1,4 +1,4 @@
-"""How long each stage of an answer takes, next to what it cannot do without."""
+"""The time of each stage of an answer, and the work that the stage needs at least."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from .machine import median_seconds
 from .work import Work, decode_work, encode_work, prefill_work
 
 ROWS = (1, 2, 4, 8, 16)
+"""Batch sizes of the decode steps that are timed."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the machine was measured to do at best, in a second."""
+class MachineLimits:
+    """The best that was measured on this machine: bytes copied (read and written) and floating-point operations a
+    second."""
 
     copied_bytes: float
     flops: float
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage: the median of its runs, its work, and how many tokens it makes for how many rows."""
+class StageTime:
+    """One stage: rows of its batch, median seconds, its work, and the tokens that it reads or makes."""
 
     name: str
     rows: int
@@ -36,7 +38,7 @@ class Stage:
     work: Work
     tokens: int = 0
 
-    def report(self, limits: Limits) -> dict[str, Any]:
+    def report(self, limits: MachineLimits) -> dict[str, Any]:
         """For JSON. The fractions are of the machine's own copy bandwidth and matrix product rate."""
         return {
             "stage": self.name,
@@ -58,16 +60,16 @@ def measure(
     repeats: int = 5,
     steps: int = 16,
     note: Callable[[str], None] = lambda _: None,
-) -> Iterator[Stage]:
-    """Vision, prefill, and decode at each number of rows, of a picture [1, H, W, 3] and the ids of a prompt.
+) -> Iterator[StageTime]:
+    """Times vision, prefill, and decode with each number of rows.
 
-    repeats: runs of the first two whose median counts; steps: decode steps whose median counts. Every row continues the
-    same prefix. note: told what comes next.
+    pixels [1, H, W, 3]. prompt_ids: ids of one prompt. repeats: runs of vision and prefill; steps: decode steps; the
+    median counts. Every row continues the same prefix. note: called with the name of each stage before it begins.
     """
     note("vision")
     features = model.encode_image(pixels)
     mx.eval(features)
-    yield Stage("vision", 1, median_seconds(lambda: model.encode_image(pixels), repeats), encode_work(model))
+    yield StageTime("vision", 1, median_seconds(lambda: model.encode_image(pixels), repeats), encode_work(model))
 
     note("prefill")
     ids = mx.array([list(prompt_ids)])
@@ -78,7 +80,7 @@ def measure(
         logits, cache = model.prefill(features, ids, capacity=capacity)
         return mx.argmax(logits, axis=-1), cache.layers
 
-    yield Stage("prefill", 1, median_seconds(prefill, repeats), prefill_work(model, tokens), tokens)
+    yield StageTime("prefill", 1, median_seconds(prefill, repeats), prefill_work(model, tokens), tokens)
     token, layers = prefill()
     mx.eval(token, layers)
     cache = KVCache(tuple(layers), (tokens,))
@@ -87,12 +89,12 @@ def measure(
         mx.clear_cache()
         times = _decode(model, mx.repeat(token, count), cache.select([0] * count), steps)
         work = decode_work(model, [tokens + steps // 2] * count)
-        yield Stage("decode", count, statistics.median(times), work, count)
+        yield StageTime("decode", count, statistics.median(times), work, count)
 
 
 def _decode(model: PaliGemma, token: mx.array, cache: KVCache, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps, after two that are not counted. As in generation, a step is under way before
-    the token of the one before is looked at."""
+    """Seconds of each of `steps` steps, after two that are not counted. As in generation, a step is started before the
+    token of the previous step is read."""
     mx.eval(token, cache.layers)
     times = []
     start = time.perf_counter()

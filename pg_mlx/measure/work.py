@@ -1,8 +1,8 @@
-"""What a stage cannot do without, counted from the shapes of a loaded model: arithmetic, and bytes read.
+"""The work that a stage needs at least, counted from the shapes of a loaded model: arithmetic, and bytes read.
 
 Arithmetic is that of the matrix products, two operations for each multiplication with its addition. Bytes are the
-weights as they are stored, each once, and the keys and values in use; activations are left out, a few per cent of
-that while a product has few rows. The module `decode_work` counts the graph of a step instead.
+weights as they are stored, each once, and the keys and values in use. Activations are left out; they are a few per cent
+of that while a product has few input rows. The module `decode_work` counts the graph of a step instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Work:
 
 
 def encode_work(model: PaliGemma, pictures: int = 1) -> Work:
-    """Vision tower and connector."""
+    """The work of vision tower and connector for so many pictures."""
     vision = model.config.vision
     patches = vision.num_patches
     products = 2 * patches * (cells(model.vision_tower) + cells(model.connector))
@@ -35,8 +35,8 @@ def encode_work(model: PaliGemma, pictures: int = 1) -> Work:
 
 
 def prefill_work(model: PaliGemma, tokens: int) -> Work:
-    """A prefix of `tokens` picture rows and prompt tokens. Of the last layer, queries, output projection and MLP are
-    those of one token only, and so is the head."""
+    """The work of a prefix of `tokens` image and prompt tokens. The last layer computes queries, output projection and
+    MLP for one token only, and so does the head."""
     text, language = model.config.text, model.language_model
     heads = text.num_attention_heads * text.head_dim
     layers = [cells(layer) for layer in language.layers]
@@ -47,7 +47,7 @@ def prefill_work(model: PaliGemma, tokens: int) -> Work:
 
 
 def decode_work(model: PaliGemma, lengths: Sequence[int]) -> Work:
-    """A step of rows that have read `lengths` tokens each."""
+    """The work of a step. lengths: tokens that each row has read."""
     text, language = model.config.text, model.language_model
     heads = text.num_attention_heads * text.head_dim
     attention = text.num_hidden_layers * 4 * heads * sum(length + 1 for length in lengths)
@@ -56,16 +56,16 @@ def decode_work(model: PaliGemma, lengths: Sequence[int]) -> Work:
 
 
 def cells(module: nn.Module) -> int:
-    """Weights of a module's matrices, the unpacked ones where they are packed."""
+    """Number of weights in a module's matrices; packed ones count as unpacked."""
     matrices = [part for _, part in module.named_modules() if isinstance(part, (Linear, Embedding))]
-    return sum(matrix.num_rows * matrix.num_columns for matrix in matrices)
+    return sum(matrix.num_outputs * matrix.num_columns for matrix in matrices)
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Of all parameters as they are stored."""
+    """Bytes of all parameters as they are stored."""
     return sum(array.nbytes for array in dict(tree_flatten(module.parameters())).values())
 
 
 def cache_bytes(model: PaliGemma, lengths: Sequence[int]) -> int:
-    """Of the keys and values of rows that have read `lengths` tokens each."""
+    """Bytes of the keys and values. lengths: tokens that each row has read."""
     return model.config.text.cache_bytes(model.dtype.size) * sum(lengths)

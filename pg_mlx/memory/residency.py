@@ -57,7 +57,7 @@ def dequantize_if_small(model: PaliGemma) -> None:
 
 def _growth(packed: list[Matrix]) -> int:
     """Bytes that their float32 weights take more."""
-    return sum(4 * matrix.num_rows * matrix.num_columns - matrix.packed_bytes for matrix in packed)
+    return sum(4 * matrix.num_outputs * matrix.num_columns - matrix.packed_bytes for matrix in packed)
 
 
 def held_bytes(module: nn.Module) -> int:

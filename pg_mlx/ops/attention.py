@@ -1,7 +1,7 @@
 """Attention with an optional softcap: MLX's kernel on a GPU; on the CPU blocks of queries, and NumPy's exp and tanh.
 
-MLX's CPU backend takes one exp after the other. A tower of 448 pixels would spend half of its time on those of its
-attention: 16.8 M scores take 353 ms in MLX, 152 here, on one core (benchmarks/cpu_products.py).
+MLX's CPU backend computes one exp after the other. A tower of 448 pixels would spend half of its time on the exps of
+its attention: 16.8 M scores take 353 ms in MLX and 152 here, on one core (benchmarks/cpu_products.py).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from . import device
 from .blocks import in_blocks
-from .device import fused
 from .via_numpy import CHUNK_VALUES, LARGE_VALUES, in_threads, numpy, via_numpy
 
 Attend = Callable[[mx.array, mx.array, mx.array, mx.array | None], mx.array]
+"""(query, key, value, mask) -> the result of `attention`."""
 
 
 def attention(
@@ -59,7 +59,7 @@ def _kernel(query: mx.array, key: mx.array, value: mx.array, mask: mx.array | No
 def capped(
     query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float, softcap: float
 ) -> mx.array:
-    """As `attention`, in MLX's operations. MLX has no kernel for capped scores."""
+    """As `attention`, in several operations of MLX, which has no kernel for capped scores."""
     batch, heads, length, head_dim = query.shape
     # Query heads that share a key head become more rows of one product: [B, kv_heads, group * T, head_dim].
     grouped = query.reshape(batch, key.shape[1], -1, head_dim)
@@ -71,9 +71,9 @@ def capped(
     return (mx.softmax(scores, axis=-1, precise=True) @ value).reshape(query.shape)
 
 
-@fused
+@device.fused
 def cap_scores(x: mx.array, cap: float, scale: float) -> mx.array:
-    """cap * tanh(x * scale / cap) in float32, rounded once to x's dtype."""
+    """x [...] -> cap * tanh(x * scale / cap) [...], computed in float32 and rounded once to x's dtype."""
     return (cap * mx.tanh(x.astype(mx.float32) * (scale / cap))).astype(x.dtype)
 
 
@@ -86,7 +86,7 @@ def _via_numpy(
     scale: float,
     softcap: float | None = None,
 ) -> mx.array:
-    """As `attention`. plain: the same in MLX's operations, for few scores, other dtypes and gradients."""
+    """As `attention`, for many float32 scores. plain: the same in MLX's operations, for all else and for gradients."""
     batch, heads, length, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
     if batch * heads * length * keys < LARGE_VALUES or query.dtype != mx.float32:

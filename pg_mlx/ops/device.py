@@ -1,8 +1,8 @@
 """The one place that decides which operations compute the model: a GPU's, or those made for MLX's CPU backend.
 
-The environment variable PG_MLX_OPS (gpu, cpu or auto) and `use` decide otherwise, so that a machine without a GPU can
-test and count what a Mac runs: compiled functions, look-ahead, 16 bits, no NumPy. MLX's default device stays as it is.
-Read these functions through the module (`device.gpu_ops()`).
+The environment variable PG_MLX_OPS (gpu, cpu or auto) and `use` override the decision, so that a machine without a GPU
+can test and count what a Mac runs: compiled functions, look-ahead, 16 bits, no NumPy. MLX's default device stays as it
+is. Call these functions through the module (`device.gpu_ops()`); a test forbids importing them by name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _wanted = _choice(os.environ.get("PG_MLX_OPS") or "auto")
 
 @contextlib.contextmanager
 def use(ops: str) -> Iterator[None]:
-    """Within, "gpu" or "cpu" operations compute, or with "auto" those of the default device; in all threads."""
+    """Within the block, in all threads, compute by "gpu" or "cpu" operations, or ("auto") by the default device's.
+
+    Raises InputError for another word.
+    """
     global _wanted
     before, _wanted = _wanted, _choice(ops)
     try:
@@ -53,7 +56,7 @@ def gpu_ops() -> bool:
 
 
 def backend() -> Literal["cpu", "metal", "cuda"]:
-    """Whose operations they are."""
+    """The backend whose operations are used."""
     if not gpu_ops():
         return "cpu"
     return "cuda" if is_gpu() and not mx.metal.is_available() else "metal"
@@ -65,13 +68,13 @@ def default_dtype() -> mx.Dtype:
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
-    """As people write it: "bfloat16"."""
+    """The name of a dtype as people write it: "bfloat16"."""
     return str(dtype).removeprefix("mlx.core.")
 
 
 @functools.cache
 def cores() -> int:
-    """Cores that this process may use: as many as OMP_NUM_THREADS says, which BLAS libraries obey too, or all."""
+    """Cores that this process may use: the number in OMP_NUM_THREADS, which BLAS libraries obey too, or all."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)

@@ -1,10 +1,10 @@
 """GELU in its tanh form, alone (SigLIP) and as a gate (Gemma): z * sigmoid(1.5957691 z + 0.0713548 z^3).
 
-The same as 0.5 z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))), and written so that no chain of operations is longer than
-MLX fuses into one kernel: 11, where each operation of two arrays counts twice.
+This equals 0.5 z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))). It is written so that no chain of operations is longer
+than MLX fuses into one kernel: 11, where each operation of two arrays counts twice.
 
-MLX's CPU backend takes one exp after the other, NumPy several at a time, and the cores share them. One core, 4.4 M
-values (benchmarks/cpu_products.py): 98 ms in MLX, 13 by NumPy.
+MLX's CPU backend computes one exp after the other. NumPy computes several at a time, and the cores share them. One
+core, 4.4 M values (benchmarks/cpu_products.py): 98 ms in MLX, 13 by NumPy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import mlx.core as mx
 import numpy as np
 
 from . import device
-from .device import fused
 from .via_numpy import CHUNK_VALUES, LARGE_VALUES, in_threads, numpy, via_numpy
 
 LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
@@ -32,13 +31,13 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
     return _geglu(gate, up) if device.gpu_ops() else _via_numpy(_geglu, gate, up)
 
 
-@fused
+@device.fused
 def _gelu(x: mx.array) -> mx.array:
     z = x.astype(mx.float32)
     return (z * _sigmoid(z)).astype(x.dtype)
 
 
-@fused
+@device.fused
 def _geglu(gate: mx.array, up: mx.array) -> mx.array:
     z = gate.astype(mx.float32)
     return ((z * up.astype(mx.float32)) * _sigmoid(z)).astype(gate.dtype)
@@ -49,8 +48,8 @@ def _sigmoid(z: mx.array) -> mx.array:
 
 
 def _via_numpy(plain: Callable[..., mx.array], gate: mx.array, *up: mx.array) -> mx.array:
-    """gelu(gate), times `up` if there is one: float32 [..., C]. plain: the same in MLX's operations, for few values,
-    other dtypes and gradients."""
+    """gelu(gate), times `up` if there is one, for many float32 values [...]. plain: the same in MLX's operations, for
+    all else and for gradients."""
     if gate.size < LARGE_VALUES or gate.dtype != mx.float32:
         return plain(gate, *up)
 

@@ -1,12 +1,12 @@
 """Products of activations and weights, float or packed.
 
-On a GPU they are MLX's. Its CPU backend multiplies one row by a float matrix with sgemm, which packs the whole matrix
-first, and unpacks quantized weights one value after the other, on one core. NumPy reaches the BLAS call made for one
-row, and unpacks by looking codes up.
+On a GPU they are MLX's. Its CPU backend multiplies one input row by a float matrix with sgemm, which packs the whole
+matrix first. It unpacks quantized weights one value after the other, on one core. NumPy reaches the BLAS call made for
+one row, and here codes are unpacked by table.
 
 CPU time of one core, 33.5 M weights (benchmarks/cpu_products.py): one row by float32 32 ms in MLX, 8.5 here; unpacking
-4 bits 246 ms in MLX, 50 here; one row by 4 bits 33 ms, which cannot be helped but by more cores. 3, 5 and 6 bits are
-MLX's to unpack, which takes memory of 16 to 28 bytes a weight, so it is given few at a time; that is faster, too.
+4 bits 246 ms in MLX, 50 here; one row by 4 bits 33 ms, which only more cores can shorten. MLX unpacks 3, 5 and 6 bits;
+it needs 16 to 28 bytes of memory for each weight, so it gets few at a time, which is also faster.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from . import device
 from .via_numpy import in_threads, numpy, via_numpy
 
 TILE = 8 << 20
-"""Weights that are unpacked at once: 32 MiB in float32."""
+"""Weights that exist unpacked at the same time: 32 MiB in float32."""
 
 MATVEC_ROWS = 3
-"""Up to this many rows one product each is faster than sgemm for all."""
+"""Up to this many input rows, one product for each is faster than sgemm for all."""
 
 LARGE_WEIGHT = 1 << 20
-"""Weights from which on it pays to leave MLX's graph, or to split a product over cores."""
+"""From this many weights on it pays to leave MLX's graph, or to split a product over cores."""
 
 CHUNK_WEIGHTS = 1 << 17
-"""Weights that are unpacked at once by a thread, so that scaling finds them in its cache, or by MLX."""
+"""Weights that a thread (or MLX) unpacks at once, so that they are still in its cache when they are scaled."""
 
 UNPACK_ROWS = {"cpu": 3, "cpu, 3, 5 or 6 bits": 19, "metal": 512, "cuda": None}
-"""From how many input rows on a packed weight is unpacked for a float product; None: never.
+"""From this many input rows on, a packed weight is unpacked for a float product; None: never.
 
-cpu, measured (benchmarks/cpu_products.py; one core, 33.5 M weights, ms of CPU time): the packed product 33 a row, since
-it reads the weight again for each; unpacking 50, or 600 for bits that only MLX can unpack (6); the float product 25 to
-32 for 3 to 8 rows, 230 for 276.
-metal, not measured by us: what others report of MLX's packed product (25% slower than float on an M2, perhaps 10% on an
-M3) against the memory traffic of unpacking puts the two level at 220 to 550 rows. So 224 pixels stay packed.
-cuda, not measured: MLX's packed product always.
+cpu, measured (benchmarks/cpu_products.py; one core, 33.5 M weights, ms of CPU time): the packed product takes 33 for
+each row, since it reads the weight again for each; unpacking takes 50, or 600 for bits that only MLX can unpack (6);
+the float product takes 25 to 32 for 3 to 8 rows, 230 for 276.
+metal, not measured by us: others report that MLX's packed product is 25% slower than float on an M2, perhaps 10% on an
+M3. Compared with the memory traffic of unpacking, the two are level at 220 to 550 rows. So 224 pixels stay packed.
+cuda, not measured: always MLX's packed product.
 """
 
 
 def multiply(x: mx.array, weight: mx.array | Packed) -> mx.array:
-    """x [..., columns] -> x @ weight.T [..., outputs], in the promoted dtype of x and the weight (its scales, if it is
-    packed)."""
+    """x [..., columns] -> x @ weight.T [..., outputs], in the promoted dtype of x and the weight (or its scales, if it
+    is packed)."""
     if not isinstance(weight, Packed):
         return x @ weight.T if device.gpu_ops() else multiply_floats(x, weight)
     unpacked = unpacks(weight.quantization, x.size // x.shape[-1])
@@ -61,8 +61,9 @@ def multiply(x: mx.array, weight: mx.array | Packed) -> mx.array:
 
 
 def unpacks(quantization: Quantization, rows: int) -> bool:
-    """Whether to unpack a weight that `rows` rows of input are multiplied by. The environment variable
-    PG_MLX_UNPACK_ROWS, read once, overrides the table: a number of rows, or 0 for never."""
+    """Whether to unpack a weight for a product with `rows` input rows (B * T). The environment variable
+    PG_MLX_UNPACK_ROWS, read once, overrides the table: a number of rows, or 0 for never. Raises InputError if it is
+    neither."""
     backend: str = device.backend()
     if backend == "cpu" and not has_table(quantization):
         backend = "cpu, 3, 5 or 6 bits"
@@ -72,7 +73,8 @@ def unpacks(quantization: Quantization, rows: int) -> bool:
 
 @functools.cache
 def wanted_unpack_rows() -> float | None:
-    """What PG_MLX_UNPACK_ROWS asks for. Cached: it is read for every product of a packed matrix."""
+    """The number in PG_MLX_UNPACK_ROWS, infinity for 0, None if it is not set. Cached, since every product of a packed
+    matrix asks for it. Raises InputError."""
     text = os.environ.get("PG_MLX_UNPACK_ROWS", "")
     if text and not text.isdecimal():
         raise InputError(f"PG_MLX_UNPACK_ROWS is {text!r}, not a number of rows")
@@ -80,7 +82,7 @@ def wanted_unpack_rows() -> float | None:
 
 
 def multiply_floats(x: mx.array, weight: mx.array) -> mx.array:
-    """x [..., columns] @ weight.T for a float weight [outputs, columns]."""
+    """x [..., columns] -> x @ weight.T [..., outputs], for a float weight [outputs, columns]."""
 
     def plain(x: mx.array, weight: mx.array) -> mx.array:
         return x @ weight.T
@@ -98,7 +100,7 @@ def multiply_floats(x: mx.array, weight: mx.array) -> mx.array:
 
 
 def multiply_packed(x: mx.array, packed: Packed) -> mx.array:
-    """x [..., columns] by the packed weight as it is, its outputs split over the cores."""
+    """x [..., columns] -> x @ weight.T [..., outputs], by the packed weight as it is; the cores share its outputs."""
     outputs = packed.num_outputs
     parts = min(device.cores(), max(1, outputs * x.shape[-1] // (LARGE_WEIGHT // 2)))
     if parts == 1:
@@ -112,7 +114,8 @@ def multiply_packed(x: mx.array, packed: Packed) -> mx.array:
 
 
 def multiply_unpacked(x: mx.array, packed: Packed) -> mx.array:
-    """x [..., columns] by the unpacked weight, of which no more than TILE values exist at a time."""
+    """x [..., columns] -> x @ weight.T [..., outputs], by the unpacked weight; at most TILE values of it exist at a
+    time."""
     outputs, columns = packed.num_outputs, x.shape[-1]
 
     def plain(x: mx.array) -> mx.array:
@@ -133,25 +136,25 @@ def multiply_unpacked(x: mx.array, packed: Packed) -> mx.array:
 
 
 def has_table(q: Quantization) -> bool:
-    """Codes of 3, 5 and 6 bits reach over the bounds of 16-bit words; MLX unpacks them."""
+    """Whether codes are unpacked by table. Codes of 3, 5 and 6 bits cross 16-bit words, so MLX unpacks them."""
     return 16 % q.bits == 0
 
 
 def scratch_bytes(q: Quantization) -> int:
-    """What unpacking holds beside the tile: a table for all matrices packed alike, or what MLX makes on the way, which
-    has an integer for each bit."""
+    """Bytes that unpacking holds beside the tile: a table for all matrices packed alike, or MLX's intermediate result,
+    which has an integer for each bit."""
     return 4 * (1 << 16) * 16 // q.bits if has_table(q) else CHUNK_WEIGHTS * 4 * (q.bits + 1)
 
 
 def unpack(packed: Packed) -> mx.array:
-    """float32 [outputs, columns], as mx.dequantize gives but for one rounding. Evaluates the arrays."""
+    """float32 [outputs, columns], equal to mx.dequantize's up to one rounding. Evaluates the arrays."""
     result = mx.zeros((packed.num_outputs, packed.num_columns))
     _Reader(packed)(0, numpy(result))
     return result
 
 
 class _Reader:
-    """A packed matrix, outputs of which can be unpacked into an array of NumPy's."""
+    """A packed matrix that unpacks some of its outputs into an array of NumPy's."""
 
     def __init__(self, packed: Packed):
         q = packed.quantization
@@ -190,8 +193,8 @@ class _Reader:
 
 @functools.cache
 def _tables(q: Quantization) -> tuple[np.ndarray, np.ndarray | None]:
-    """What every 16-bit piece of a packed row stands for, unscaled, as one item of all its float32 values; and of each
-    one-byte scale its float, if the mode has those. MLX makes both, so its formats are not written down again."""
+    """For each 16-bit piece of packed weights its unscaled float32 values, as one item; and the float of each one-byte
+    scale, if the mode has those. MLX makes both tables, so its formats are not written down again."""
     words = q.group_size * q.bits // 32
     codes = mx.array(np.arange(1 << 16, dtype=np.uint16).view(np.uint32).reshape(-1, words))
     if q.mode == "affine":

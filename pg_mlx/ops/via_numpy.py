@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LARGE_VALUES = 1 << 13
-"""Values from which on it pays to leave MLX's graph for an elementwise function."""
+"""From this many values on it pays to leave MLX's graph for an elementwise function."""
 
 CHUNK_VALUES = 1 << 16
-"""Values that a thread treats at a time, so that each operation finds them in its cache."""
+"""Values that a thread computes at a time, so that each operation finds them in its cache."""
 
 
 def via_numpy(compute: Callable[..., mx.array], plain: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
-    """compute(*inputs), with plain's gradients; plain(*inputs) where nothing can be evaluated, as in mx.compile."""
+    """compute(*inputs), with the gradients of `plain`; plain(*inputs) where nothing can be evaluated (mx.compile)."""
     if not device.evaluate(*inputs):
         return plain(*inputs)
     function: Any = mx.custom_function(compute)
@@ -49,7 +49,7 @@ def numpy(array: mx.array) -> np.ndarray:
 
 
 def in_threads(work: Callable[[T], None], pieces: Iterable[T]) -> None:
-    """work(piece) for all pieces, on all cores."""
+    """work(piece) for every piece, shared among all cores."""
     if device.cores() == 1:
         for piece in pieces:
             work(piece)

@@ -1,6 +1,6 @@
 """Pictures from anywhere to the square of numbers that SigLIP reads.
 
-Bytes are counted and the header is looked at before anything is decoded, since pictures come from strangers.
+Pictures may come from strangers, so their bytes are counted and their header is checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BYTES = 256 << 20
+"""A picture file of more bytes is refused."""
 MAX_PIXELS = 178_956_970
 """Pillow's own limit: a quarter of a gigabyte as RGB words, beyond every camera."""
 URL_TIMEOUT_S = 30.0
@@ -32,11 +33,11 @@ def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
     """A picture in RGB, the right way up.
 
     source: a path ("-" is stdin), an http(s) URL, bytes, an open binary file, a PIL image, or an array: uint8 or
-    0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied and transparency
-    laid over white; any mode and bit depth becomes 8-bit RGB. Of an animation, the first frame.
+    0..1 float, [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. EXIF orientation is applied, and transparency is
+    laid over white. Any mode and bit depth becomes 8-bit RGB. An animation gives its first frame.
     max_pixels: MAX_PIXELS if not given.
-    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size; it is
-    a TooLarge if only the size is wrong.
+    Raises InputError, one line that names the source, for everything that is not a sound picture of bounded size, and
+    TooLarge if only the size is wrong.
     """
     from PIL import Image
 
@@ -64,7 +65,7 @@ def load_image(source: Any, max_pixels: int | None = None) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
-    """float32 [size, size, 3] in -1..1, from RGB, squeezed to a square without regard to its aspect ratio.
+    """An RGB picture as float32 [size, size, 3] in -1..1. It is made square; its aspect ratio is not kept.
 
     As Hugging Face's processor does it: antialiased resizing of 8-bit values, then x / 127.5 - 1. The models were
     trained on bilinear resizing (big_vision); "bilinear" is there for checkpoints that ask for it.
@@ -94,7 +95,7 @@ def _fetch(name: str) -> bytes:
     if separator and scheme.isalnum():
         raise InputError(f"cannot fetch {name}: only http and https addresses are read")
     path = Path(name)
-    with contextlib.suppress(RuntimeError):  # "~x.png" is nobody's home, but may be a file
+    with contextlib.suppress(RuntimeError):  # "~x.png" is not a user's home, but may be a file
         path = path.expanduser()
     try:
         if path.is_dir():
@@ -138,7 +139,7 @@ def _download(url: str) -> bytes:
         raise InputError(f"cannot fetch {url}: the server answered {error.code}") from None
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; http.client's are below
         raise InputError(f"cannot fetch {url}: {getattr(error, 'reason', error)}") from None
-    except Exception as error:  # http.client.HTTPException: an answer that is no HTTP
+    except Exception as error:  # http.client.HTTPException: the answer is not HTTP
         raise InputError(f"cannot fetch {url}: {type(error).__name__}") from None
 
 

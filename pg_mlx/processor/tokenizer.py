@@ -1,8 +1,8 @@
 """Text to ids and back, from either file that checkpoints carry: tokenizer.model or tokenizer.json.
 
-Gemma's vocabulary has 256,000 pieces; PaliGemma's goes on with 1,024 locations <loc0000>.. and 128 mask codes
-<seg000>.. . Spaces are kept as they are (written as "▁" inside), nothing is trimmed or normalised, and what has no
-piece is spelt in bytes <0x00>..<0xFF>.
+Gemma's vocabulary has 256,000 pieces; PaliGemma's adds 1,024 locations <loc0000>.. and 128 mask codes <seg000>.. .
+Spaces are kept as they are (written as "▁" inside), and nothing is trimmed or normalised. Text without a piece is
+spelt in bytes <0x00>..<0xFF>.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ..errors import InputError
 
+# The names of all region tokens, in the order of their ids.
 LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
 SEGMENTS = [f"<seg{i:03}>" for i in range(128)]
 _REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)", re.ASCII)
@@ -24,7 +25,7 @@ CONTROL = ("<pad>", "<eos>", "<bos>")
 
 
 class _Pieces(Protocol):
-    """What a backend must tell: how plain text is cut, and what the pieces are."""
+    """What a backend provides: how plain text is cut, and what the pieces are."""
 
     size: int
 
@@ -34,7 +35,7 @@ class _Pieces(Protocol):
 
 
 class Tokenizer:
-    """The two file forms behind one face. Ids run from 0 to vocab_size - 1; <image> is not among them."""
+    """One interface to both file formats. Ids run from 0 to vocab_size - 1; <image> is not among them."""
 
     def __init__(self, pieces: _Pieces):
         self._pieces = pieces
@@ -48,9 +49,9 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """tokenizer.model if there is one (it loads in 50 ms, the other in 0.7 s), else tokenizer.json.
+        """From tokenizer.model if there is one (it loads in 50 ms, the other in 0.7 s), else from tokenizer.json.
 
-        Raises InputError if there is neither, or the file is no tokenizer of Gemma's kind.
+        Raises InputError if there is neither, or if the file is not a tokenizer of Gemma's kind.
         """
         for name in ("tokenizer.model", "tokenizer.json"):
             if (folder / name).is_file():
@@ -59,7 +60,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        """Raises InputError if the file is no tokenizer of Gemma's kind."""
+        """From a .json or a SentencePiece file. Raises InputError if it is not a tokenizer of Gemma's kind."""
         try:
             return cls(_JsonPieces(path) if path.suffix == ".json" else _SentencePieces(path))
         except InputError as error:
@@ -75,7 +76,7 @@ class Tokenizer:
         return found
 
     def _region_ids(self, names: list[str]) -> range:
-        """Where these pieces are; appended behind the vocabulary if it lacks them, as plain Gemma's does."""
+        """The ids of these pieces. If the vocabulary lacks them, as plain Gemma's does, they are appended to it."""
         first, last = self._pieces.id(names[0]), self._pieces.id(names[-1])
         if first is None:
             first = self.vocab_size
@@ -86,7 +87,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without <bos> or <eos>. Region tokens are found first, so that no vocabulary
-        can cut them into letters. Raises InputError for a lone surrogate, as in bytes that were no UTF-8."""
+        can cut them into letters. Raises InputError for a lone surrogate, as from bytes that were not UTF-8."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -100,7 +101,8 @@ class Tokenizer:
         return ids
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes that an id contributes to text: none for <pad>, <eos>, <bos>; one for a byte piece."""
+        """The bytes that an id contributes to text: none for <pad>, <eos>, <bos>; one for a byte piece. Raises
+        InputError for an id outside the vocabulary."""
         if token_id in (self.pad_id, self.eos_id, self.bos_id):
             return b""
         if token_id in self._region_piece:
@@ -112,19 +114,19 @@ class Tokenizer:
         return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises InputError as `piece`."""
         return b"".join(map(self.piece, ids)).decode(errors="replace")
 
     @cached_property
     def newline_ids(self) -> list[int]:
-        """What ends every prompt: [108] in Gemma's vocabulary."""
+        """The newline that ends every prompt: [108] in Gemma's vocabulary."""
         return self.encode("\n")
 
 
 class TextStream:
-    """Text of ids that come one by one: each character as soon as all of its bytes are there, nothing lost.
+    """Text of ids that come one by one: each character as soon as all its bytes are there.
 
-    The pushes and the final flush together equal `Tokenizer.decode` of all ids.
+    The texts of all pushes and of the final flush together equal `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -132,11 +134,11 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The text that became final with this id, perhaps none."""
+        """The text that became final with this id; it may be empty."""
         return self._decoder.decode(self._tokenizer.piece(token_id))
 
     def flush(self) -> str:
-        """What was held back: U+FFFD for an unfinished character."""
+        """The rest: U+FFFD for an unfinished character, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 

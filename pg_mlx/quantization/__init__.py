@@ -1,4 +1,4 @@
-"""Packing float matrices into few bits: arrays in, arrays out. Knows no model and no files."""
+"""Packing float matrices into few bits: arrays in, arrays out. It knows no model and no files."""
 
 from .modes import Quantization
 from .packed import Packed

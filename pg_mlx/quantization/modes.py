@@ -17,7 +17,7 @@ FLOAT_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a matrix [rows, columns] is packed: groups of `group_size` columns share a scale (and, in affine mode, a
+    """How a matrix [outputs, columns] is packed: groups of `group_size` columns share a scale (and, in affine mode, a
     bias). Raises InputError for a combination that MLX does not have."""
 
     bits: int
@@ -38,8 +38,8 @@ class Quantization:
 
     @classmethod
     def recognise(cls, words: int, groups: int, columns: int, has_biases: bool) -> Quantization:
-        """From the last dimensions of weight (uint32 [rows, words]) and scales ([rows, groups]) of a matrix with
-        `columns` columns. Raises InputError if no mode packs like that."""
+        """The packing of a matrix with `columns` columns, from its weight (uint32 [outputs, words]) and scales
+        ([outputs, groups]). Raises InputError if no mode packs like that."""
         if not groups or words * 32 % columns or columns % groups:
             raise InputError(f"weight [.., {words}] and scales [.., {groups}] do not pack {columns} columns")
         bits, group_size = words * 32 // columns, columns // groups
@@ -47,7 +47,7 @@ class Quantization:
             return cls(bits, group_size)
         mode = next((mode for mode, numbers in FLOAT_MODES.items() if numbers == (bits, group_size)), None)
         if mode is None:
-            raise InputError(f"{bits} bits in groups of {group_size} without biases are no mode of MLX")
+            raise InputError(f"{bits} bits in groups of {group_size} without biases are not a mode of MLX")
         return cls(bits, group_size, mode)
 
     @property
@@ -56,17 +56,17 @@ class Quantization:
         return ("weight", "scales", "biases") if self.mode == "affine" else ("weight", "scales")
 
     def fits(self, columns: int) -> bool:
-        """Only whole groups can be packed."""
+        """Whether so many columns are whole groups; no others can be packed."""
         return columns % self.group_size == 0
 
     def pack(self, weight: mx.array) -> dict[str, mx.array]:
-        """weight float [rows, columns] -> weight uint32 [rows, columns * bits / 32], scales and, in affine mode,
-        biases [rows, columns / group_size]."""
+        """weight float [outputs, columns] -> weight uint32 [outputs, columns * bits / 32], scales and, in affine mode,
+        biases [outputs, columns / group_size]."""
         arrays = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return dict(zip(self.parts, arrays, strict=True))
 
     def unpack(self, arrays: Mapping[str, mx.array]) -> mx.array:
-        """What `pack` made (weight, scales, biases) back to float32 [rows, columns].
+        """The weight, scales and biases of `pack` -> float32 [outputs, columns].
 
         MLX computes in the dtype of the scales, so 16-bit ones are widened first: rounding each product and sum to
         bfloat16 would add a fifth to the error of 8 bits.

@@ -20,10 +20,12 @@ class Packed(NamedTuple):
 
     @property
     def num_outputs(self) -> int:
+        """Outputs of the weight [outputs, columns]."""
         return self.weight.shape[0]
 
     @property
     def num_columns(self) -> int:
+        """Columns of the unpacked weight [outputs, columns]."""
         return self.weight.shape[-1] * 32 // self.quantization.bits
 
     def outputs(self, index: slice | mx.array) -> Packed:
@@ -32,7 +34,7 @@ class Packed(NamedTuple):
         return Packed(self.quantization, self.weight[index], self.scales[index], biases)
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
-        """The float weight [outputs, columns]."""
+        """The weight in a float dtype: [outputs, columns]."""
         q = self.quantization
         return mx.dequantize(self.weight, self.scales, self.biases, q.group_size, q.bits, q.mode, dtype=dtype)
 

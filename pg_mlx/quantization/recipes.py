@@ -16,29 +16,36 @@ from .modes import FLOAT_MODES, Quantization
 
 @dataclass(frozen=True)
 class Rule:
-    """Modules whose name matches `pattern` and whose columns are no multiple of `unless_multiple` (0: any columns)."""
+    """How to pack the modules whose name matches `pattern` and whose columns are not a multiple of `unless_multiple`
+    (0: any number of columns)."""
 
     pattern: str
     quantization: Quantization | None  # None: stays float
     unless_multiple: int = 0
 
     def matches(self, module: str, columns: int) -> bool:
+        """Whether the rule is about this module. module: its canonical name."""
         fits = self.unless_multiple == 0 or columns % self.unless_multiple != 0
         return fits and fnmatchcase(module, self.pattern)
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """How to pack each module of a model. The first rule that matches decides.
+
+    about: one line for people. A module that no rule matches stays float.
+    """
+
     name: str
     about: str
     rules: tuple[Rule, ...]
 
     def choose(self, module: str, columns: int) -> Quantization | None:
-        """The packing of a module, None for float."""
+        """The packing of a module, by its canonical name; None for float."""
         return next((rule.quantization for rule in self.rules if rule.matches(module, columns)), None)
 
     def with_overrides(self, overrides: Mapping[str, str]) -> Recipe:
-        """With rules of the form {glob: "BITS[/GROUP]", a floating mode, or "float"} in front. Raises InputError."""
+        """This recipe with rules {glob: "BITS[/GROUP]", a floating mode, or "float"} in front. Raises InputError."""
         rules = tuple(Rule(pattern, parse_packing(text)) for pattern, text in overrides.items())
         return Recipe(f"{self.name}, overridden" if rules else self.name, self.about, rules + self.rules)
 
@@ -70,7 +77,7 @@ RECIPES = {
 
 
 def uniform(bits: int | None, group_size: int | None, mode: str | None) -> Recipe:
-    """Everything alike; what is not given is MLX's default for the mode. Raises InputError."""
+    """All modules packed alike. What is None is MLX's default for the mode. Raises InputError."""
     mode = mode or "affine"
     default_bits, default_group = FLOAT_MODES.get(mode, (4, 64))
     bits = default_bits if bits is None else bits
@@ -82,7 +89,7 @@ def uniform(bits: int | None, group_size: int | None, mode: str | None) -> Recip
 
 
 def parse_packing(text: str) -> Quantization | None:
-    """ "6", "4/32", "mxfp4" or "float". Raises InputError."""
+    """The packing that "6", "4/32" or "mxfp4" names; None for "float". Raises InputError for other text."""
     if text == "float":
         return None
     if text in FLOAT_MODES:
@@ -90,6 +97,6 @@ def parse_packing(text: str) -> Quantization | None:
     numbers = re.fullmatch(r"(\d+)(?:/(\d+))?", text, re.ASCII)
     if numbers is None:
         raise InputError(
-            f"{text!r} is no packing; write bits (6), bits/group (4/32), {', '.join(FLOAT_MODES)} or float"
+            f"{text!r} is not a packing; write bits (6), bits/group (4/32), {', '.join(FLOAT_MODES)} or float"
         )
     return Quantization(int(numbers[1]), int(numbers[2] or 64))

@@ -1,4 +1,4 @@
-"""What a packed matrix stands for, spelled out bit by bit in NumPy: the measure of MLX's kernels."""
+"""The reference that MLX's kernels are compared with: a packed matrix unpacked bit by bit in NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
 def spelled_out(quantization: Quantization, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """weight uint32 [rows, words], scales and, in affine mode, biases [rows, groups] -> float64 [rows, columns]."""
+    """weight uint32 [outputs, words], scales and, in affine mode, biases [outputs, groups] -> float64
+    [outputs, columns]."""
     codes = _codes(arrays["weight"], quantization.bits)
     scales = arrays["scales"]
     mode = quantization.mode
@@ -27,7 +28,8 @@ def spelled_out(quantization: Quantization, arrays: Mapping[str, np.ndarray]) ->
 
 
 def _codes(words: np.ndarray, bits: int) -> np.ndarray:
-    """A row is one stream of bits, lowest first."""
+    """Packed words [outputs, words] -> codes [outputs, columns]. The words of an output are one stream of bits, lowest
+    first."""
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
     return stream.reshape(len(words), -1, bits) @ (1 << np.arange(bits))
 

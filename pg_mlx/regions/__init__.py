@@ -1,4 +1,4 @@
-"""Boxes and masks out of the text: parsing, decoding masks, drawing, and files that other tools read."""
+"""Boxes and masks from the text of an answer: parsing, decoding masks, drawing, and formats of other tools."""
 
 from .parser import RegionParser, parse_regions
 from .region import Malformed, Region

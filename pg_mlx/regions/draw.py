@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Color = tuple[int, int, int]
 
 READABLE_SIDE = 320
-"""A picture whose longer side has fewer pixels is enlarged by a whole factor, or a label would cover all of it."""
+"""A picture whose longer side has fewer pixels is enlarged by a whole factor; otherwise a label would cover it."""
 MASK_OPACITY = 0.45
 
 Rectangle = tuple[int, int, int, int]
@@ -28,9 +28,9 @@ Rectangle = tuple[int, int, int, int]
 def annotate(image: Image.Image, regions: Sequence[Region], unknown: list[str] | None = None) -> Image.Image:
     """A new RGB picture with the regions drawn in.
 
-    image: RGB, the right way up, of any size. Small pictures come back larger, and narrow ones with white beside or
-    below, where labels find room. A label that no font here can show is added to `unknown`, and drawn as "#" and the
-    region's number, counted from 1.
+    image: RGB, the right way up, of any size. Small pictures come back larger, and narrow ones with white space beside
+    or below, so that labels fit. A label that no font can show is added to `unknown`, and drawn as "#" and the number
+    of the region, counted from 1.
     """
     factor = max(1, -(-READABLE_SIDE // max(image.size)))
     width, height = (side * factor for side in image.size)
@@ -54,7 +54,7 @@ def annotate(image: Image.Image, regions: Sequence[Region], unknown: list[str] |
 
 
 def color_of(label: str) -> Color:
-    """A bright colour that depends on nothing but the label."""
+    """A bright colour that depends on the label only."""
     number = zlib.crc32(label.encode(errors="replace"))
     lightness, saturation = (0.42, 0.55, 0.66)[number // 360 % 3], (0.75, 0.95)[number // 1080 % 2]
     red, green, blue = colorsys.hls_to_rgb(number % 360 / 360, lightness, saturation)
@@ -80,7 +80,7 @@ class _Style:
 
     @classmethod
     def of(cls, width: int, height: int) -> _Style:
-        # What the eye compares with is the whole picture; but a strip is as narrow as it is.
+        # In proportion to the whole picture, but not too large for a narrow strip.
         side = min((width * height) ** 0.5, 3 * min(width, height))
         return cls(max(2, round(side / 260)), max(13, round(side / 32)))
 
@@ -100,7 +100,7 @@ def _pixels(region: Region) -> Rectangle:
 
 
 def _frame(draw: ImageDraw.ImageDraw, box: Rectangle, style: _Style, color: Color) -> None:
-    """A coloured line within a thin line of the opposite brightness, so that it is seen on every ground."""
+    """A coloured line inside a thin line of the opposite brightness, so that it is visible on any background."""
     x0, y0, x1, y1 = box
     x1, y1 = max(x0, x1), max(y0, y1)
     halo = max(1, style.line // 3)
@@ -143,7 +143,7 @@ def _tag(
     color: Color,
     taken: list[Rectangle],
 ) -> Rectangle:
-    """Writes the text on a ground of the box's colour, where it hides no other label if that can be; returns where."""
+    """Draw the text on the box's colour, where possible without hiding another label; returns where."""
     padding = _padding(style)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = round(right - left) + 2 * padding, round(bottom - top) + 2 * padding

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def to_json(region: Region) -> dict[str, Any]:
-    """box: x0, y0, x1, y1 in pixels. mask: None, or its run lengths in COCO's form, over the whole picture."""
+    """A region for JSON. box: x0, y0, x1, y1 in pixels. mask: None, or COCO's run lengths over the whole picture."""
     return {
         "label": region.label,
         "box": list(region.box),
@@ -23,11 +23,12 @@ def to_json(region: Region) -> dict[str, Any]:
 
 
 def malformed_to_json(malformed: Malformed) -> dict[str, str]:
+    """A malformed record for JSON: its text, and why it is malformed."""
     return {"text": malformed.text, "reason": malformed.reason}
 
 
 def to_coco(region: Region, image_id: int, category_id: int, file_name: str) -> dict[str, Any]:
-    """One entry of a COCO results file, of which `label` and `file_name` are ours, to find other ids by.
+    """One entry of a COCO results file. `label` and `file_name` are our additions, so that other ids can be assigned.
 
     score: 1.0 where none was computed, since COCO's evaluation needs one.
     """
@@ -47,10 +48,10 @@ def to_coco(region: Region, image_id: int, category_id: int, file_name: str) -> 
 def arrays(regions: Sequence[Region], labels: Sequence[str] | None = None) -> dict[str, Any]:
     """The arguments of supervision.Detections, for `Detections(**arrays(regions))`.
 
-    xyxy: float32 [N, 4] in pixels. mask: bool [N, height, width], or None if no region has one (those without are all
-    False beside others). confidence: float32 [N], or None if not every region has a score. class_id: int [N], places
-    in `labels`, by default the labels found in the order of their first appearance; -1 for others.
-    data: {"class_name": str [N]}.
+    xyxy: float32 [regions, 4] in pixels. mask: bool [regions, H, W], or None if no region has one (otherwise all False
+    for a region without). confidence: float32 [regions], or None if not every region has a score. class_id: int
+    [regions], positions in `labels`, which are by default the labels found, in the order in which they first appear; -1
+    for a label that is not in `labels`. data: {"class_name": str [regions]}.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A font for whatever script a label is in: Pillow's own for Latin, else one that the system has."""
+"""A font for the script of a label: Pillow's own for Latin, else one of the system's."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ SYSTEM_FONTS = (
 )
 """File names; Pillow knows in which folders systems keep them."""
 
-_UNASSIGNED = "\U0010ffff"  # no character, so every font shows for it what it shows for those it lacks
+_UNASSIGNED = "\U0010ffff"  # not a character, so every font draws its sign for missing ones
 
 
 def font_for(text: str, size: int) -> Font | None:
-    """The first font that has every character of the text; None if none does, or the text could not be set right.
+    """The first font that has every character of the text; None if there is none, or if the text cannot be laid out.
 
-    size: in pixels. Right-to-left and other scripts whose letters join need Pillow's "raqm"; without it their letters
+    size: in pixels. Right-to-left scripts and others whose letters join need Pillow's "raqm"; without it the letters
     would stand alone and in the wrong order.
     """
     text = "".join(text.split())
@@ -62,7 +62,7 @@ def _load(name: str | None, size: int) -> Font | None:
 
 @functools.lru_cache(maxsize=4096)
 def _covers(name: str | None, character: str) -> bool:
-    """Pillow does not tell what a font has, so the character's picture is compared with that of a missing one."""
+    """Whether the font has the character. Pillow cannot say, so its image is compared with that of a missing one."""
     font = _load(name, 32)
     if font is None:
         return False

@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..errors import InputError
 
 MASK_SIDE = 64
+"""Height and width of a decoded mask."""
 CODEBOOK_SIZE = 128
 """Entries of the codebook: <seg000> to <seg127>."""
 _GRID = 4
@@ -24,16 +25,16 @@ _CODEBOOK = "_vq_vae._embedding"
 _AT_ONCE = 32
 """Masks of one pass, which bounds the memory: a convolution may unfold its input, up to 2 MB a mask."""
 _DOUBLING, _HALVING = (4, 6, 8, 10), (0, 2, 4, 6)
-"""Numbers of the layers that change the size: those between them in the original are the ReLUs."""
+"""Numbers of the layers that change the size. The numbers between them are ReLUs in the original."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 Weights = Mapping[str, mx.array]
 
 
 def decoder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Of each array of the decoder the shape it must have, widths taken from the arrays themselves.
+    """The shape that each array of the decoder must have. Widths are read from the arrays themselves.
 
-    Raises InputError if one that tells a width is missing.
+    shapes: of the arrays in a file, by name. Raises InputError if an array that determines a width is missing.
     """
     width = _dim(shapes, _CODEBOOK, 1)
     expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (CODEBOOK_SIZE, width)}
@@ -49,7 +50,7 @@ def decoder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def encoder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The same for the encoder."""
+    """As decoder_shapes, for the encoder."""
     width = _dim(shapes, _CODEBOOK, 1)
     expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (CODEBOOK_SIZE, width)}
     channels = 1
@@ -78,7 +79,7 @@ def _residual(name: str, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def read_masks(path: str | Path) -> dict[str, mx.array]:
-    """The decoder's arrays, and the encoder's where the file has them, checked. Raises InputError."""
+    """The decoder's arrays, and the encoder's if the file has them, by name and checked. Raises InputError."""
     from ..files.arrays import read_arrays
 
     weights = read_arrays(path)
@@ -89,7 +90,7 @@ def read_masks(path: str | Path) -> dict[str, mx.array]:
 
 
 class _Network:
-    """Weights as MLX wants them, by name: kernels [out, height, width, in], all float32.
+    """Weights as MLX needs them, by name: kernels [out, height, width, in], all float32.
 
     transposed: the layers that are transposed convolutions.
     """
@@ -137,13 +138,13 @@ class MaskDecoder:
     """Codes to masks. Build it with `load`, or from arrays by their names in vae-oid.npz."""
 
     def __init__(self, weights: Weights, name: str = "the mapping"):
-        """name: of the place that the weights are from. Raises InputError if one is missing or of a wrong shape."""
+        """name: where the weights are from, for messages. Raises InputError if one is missing or has a wrong shape."""
         doubling = [f"decoder.{number}" for number in _DOUBLING]
         self._net = _Network(_chosen(weights, name, decoder_shapes), doubling)
 
     @classmethod
     def load(cls, path: str | Path) -> MaskDecoder:
-        """From vae-oid.npz, or the file that conversion makes of it. Raises InputError if it is neither."""
+        """From vae-oid.npz, or from the file that conversion makes of it. Raises InputError if it is neither."""
         from ..files.arrays import read_arrays
 
         return cls(read_arrays(path), str(path))
@@ -176,7 +177,7 @@ class MaskEncoder:
     """Masks to codes, as training data needs them. Build it with `load`, or from arrays as MaskDecoder."""
 
     def __init__(self, weights: Weights, name: str = "the mapping"):
-        """name: of the place that the weights are from. Raises InputError if one is missing or of a wrong shape."""
+        """name: where the weights are from, for messages. Raises InputError if one is missing or has a wrong shape."""
         self._net = _Network(_chosen(weights, name, encoder_shapes))
 
     @classmethod
@@ -211,13 +212,13 @@ def _relu(x: mx.array) -> mx.array:
 def _chosen(
     weights: Weights, place: str, expected: Callable[[Shapes], dict[str, tuple[int, ...]]]
 ) -> dict[str, mx.array]:
-    """The arrays that are needed, each of its shape; others, as the other half and training's averages, are left."""
+    """The arrays that are needed, with their shapes checked. Others, such as the averages of training, are left out."""
     try:
         wanted = expected({name: tuple(array.shape) for name, array in weights.items()})
         for name, shape in wanted.items():
             _check(name, weights, shape)
     except InputError as error:
-        raise InputError(f"{place} holds no masks' network as big_vision publishes it: {error}") from None
+        raise InputError(f"{place} does not hold the mask network as big_vision publishes it: {error}") from None
     return {name: weights[name] for name in wanted}
 
 

@@ -1,7 +1,7 @@
-"""From the text of an answer to regions: <loc>x4, perhaps <seg>x16, a label, and " ; " before the next.
+"""From the text of an answer to regions. A record is <loc>x4, perhaps <seg>x16, and a label; " ; " separates records.
 
-Text comes from a model, so nothing is taken for granted: whatever is not exactly a record is reported as malformed, and
-what stands between records is left alone.
+The text comes from a model, so it can be anything. What begins like a record but is not exactly one is reported as
+malformed. Text between records is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BEGUN = re.compile(r"<(?:l(?:o(?:c\d{0,4})?)?|s(?:e(?:g\d{0,3})?)?)?\Z", re.ASC
 
 @dataclass
 class _Group:
-    """Region tokens in a row, and the label behind them."""
+    """Region tokens one after the other, and the label after them."""
 
     locations: list[int] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
@@ -39,12 +39,12 @@ class _Group:
 class RegionParser:
     """Regions of an answer that comes in pieces, cut anywhere.
 
-    Each region is returned once it is complete, which is when its label is: at a separator, at the next record, or at
-    the end. What no region could be made of is in `malformed`. Raises InputError if image_size is not two sizes.
+    Each region is returned once it is complete, that is when its label ends: at a separator, at the next record, or at
+    the end. Records that are malformed are in `malformed`. Raises InputError if image_size is not two positive sizes.
     """
 
     def __init__(self, image_size: tuple[int, int]):
-        """image_size: width and height in pixels of the picture, turned as its EXIF says."""
+        """image_size: width and height of the picture in pixels, after it was turned as its EXIF says."""
         self.malformed: list[Malformed] = []
         self._size = _checked_size(image_size)
         self._pending = ""
@@ -162,9 +162,10 @@ def _fault(group: _Group) -> str | None:
 
 
 def parse_regions(text: str, image_size: tuple[int, int]) -> list[Region]:
-    """The regions of a whole answer, in its order. RegionParser also tells what was malformed.
+    """The regions of a whole answer, in its order. Use RegionParser to get the malformed records too.
 
-    image_size: width and height in pixels of the picture, turned as its EXIF says. Raises InputError if it is not.
+    image_size: width and height of the picture in pixels, after it was turned as its EXIF says. Raises InputError if it
+    is not two positive sizes.
     """
     parser = RegionParser(image_size)
     return [*parser.push(text), *parser.flush()]

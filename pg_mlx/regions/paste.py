@@ -6,13 +6,14 @@ import numpy as np
 from PIL import Image
 
 MASK_SIDE = 64
+"""As mask_vae.MASK_SIDE, which cannot be imported from here: it would bring MLX."""
 
 PixelBox = tuple[int, int, int, int]
-"""x0, y0, and behind the last pixels x1, y1."""
+"""x0, y0, x1, y1 in pixels; x1 and y1 are one past the last pixel."""
 
 
 def paste(decoded: np.ndarray, box: PixelBox, image_size: tuple[int, int]) -> np.ndarray:
-    """bool [height, width]: the decoded mask (float32 [64, 64]), stretched to the box, where it is positive.
+    """bool [H, W]: the decoded mask (float32 [64, 64]), stretched to the box, where it is positive.
 
     As big_vision's evaluator does it: bilinear resizing of the floats, then > 0. All False for an empty box.
     """
@@ -27,9 +28,9 @@ def inside(decoded: np.ndarray, box: PixelBox) -> np.ndarray:
 
 
 def paste_soft(decoded: np.ndarray, box: PixelBox, image_size: tuple[int, int]) -> np.ndarray:
-    """float32 [height, width] in 0..1: the same without a threshold, -1..1 moved to 0..1 and cut off there.
+    """float32 [H, W] in 0..1: the same without a threshold. -1..1 is mapped to 0..1, and the rest is clipped.
 
-    Above 0.5, but for rounding, where `paste` is True. 0 outside the box.
+    Up to rounding it is above 0.5 where `paste` is True. It is 0 outside the box.
     """
     picture = np.zeros(image_size[::-1], np.float32)
     picture[_slices(box)] = np.clip(_resized(decoded, box) / 2 + np.float32(0.5), 0, 1)
@@ -37,7 +38,7 @@ def paste_soft(decoded: np.ndarray, box: PixelBox, image_size: tuple[int, int]) 
 
 
 def crop(mask: np.ndarray, box: PixelBox) -> np.ndarray:
-    """float32 [64, 64] in 0..1, what MaskEncoder reads: the part of a bool or 0..1 float mask [height, width] in a box.
+    """float32 [64, 64] in 0..1, what MaskEncoder reads: the part of a mask [H, W] (bool, or float in 0..1) in a box.
 
     As for big_vision's training data: antialiased bilinear resizing. Zeros for an empty box.
     """

@@ -10,28 +10,28 @@ from ..errors import InputError
 TASKS = ("detect", "segment")
 
 _NO_LABEL = re.compile(r"<loc\d{4}>|<seg\d{3}>|\n", re.ASCII)
-"""What would end a label, or begin a record within it."""
+"""Text that would end a label, or begin a record within it."""
 
 
 @dataclass(frozen=True)
 class RegionPrompt:
-    """ "detect cat ; dog" or "segment cat", taken apart."""
+    """ "detect cat ; dog" or "segment cat", as a task and labels."""
 
     task: str
     """One of TASKS."""
     labels: tuple[str, ...]
-    """What it names, in its order, each once."""
+    """The things it names, in its order, each once."""
 
     @classmethod
     def of(cls, prompt: str) -> RegionPrompt | None:
-        """None for a prompt of any other kind, and for one that names nothing."""
+        """The parts of a detect or segment prompt; None for any other prompt, and for one that names nothing."""
         task, _, things = prompt.strip().partition(" ")
         labels = tuple(dict.fromkeys(filter(None, map(str.strip, things.split(";")))))
         return cls(task, labels) if task in TASKS and labels else None
 
     @classmethod
     def required(cls, prompt: str) -> RegionPrompt:
-        """Raises InputError for any other prompt, and for a label that no record could have."""
+        """As `of`; raises InputError instead of returning None, and for a label that no record could have."""
         asked = cls.of(prompt)
         if asked is None:
             shown = _shown(prompt)

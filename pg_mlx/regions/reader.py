@@ -11,8 +11,8 @@ from .parser import RegionParser
 from .region import Malformed, Region
 
 Logged = Sequence[tuple[str, float | None]]
-"""Of each token the text that became final with it, and its log-probability (None if it was not chosen but forced); the
-texts together are the answer's."""
+"""For each token, the text that became final with it and its log-probability (None if it was forced). The texts
+together are the answer."""
 
 
 def read_answer(
@@ -21,10 +21,10 @@ def read_answer(
     mask_decoder: Callable[[Any], Any] | None = None,
     logged: Logged = (),
 ) -> tuple[list[Region], list[Malformed]]:
-    """The regions of an answer, and what was malformed in it.
+    """The regions of an answer, and its malformed records.
 
-    image_size: width and height of the picture. mask_decoder: a MaskDecoder, asked once for all masks; it may return
-    None. logged: gives the regions their scores, if it has log-probabilities.
+    image_size: width and height of the picture in pixels. mask_decoder: a MaskDecoder, called once for all masks; it
+    may return None. logged: the source of scores, if it has log-probabilities. Raises InputError as RegionParser.
     """
     parser = RegionParser(image_size)
     regions = [*parser.push(text), *parser.flush()]
@@ -41,7 +41,7 @@ class AnswerReader:
 
     @property
     def malformed(self) -> list[Malformed]:
-        """What has been malformed so far."""
+        """The malformed records so far."""
         return self._parser.malformed
 
     def push(self, text: str, logprob: float | None = None) -> list[Region]:

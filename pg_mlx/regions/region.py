@@ -1,4 +1,4 @@
-"""One object that the model found, and the three ways to say where it is."""
+"""One object that the model found, and three forms of its place: tokens, a box, a mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Region:
     """A box in a picture, perhaps with a mask."""
 
     label: str
-    """As the model wrote it, without surrounding space; empty if it wrote none."""
+    """As the model wrote it, without space around it; empty if there is none."""
     locations: tuple[int, int, int, int]
     """The four <loc> numbers in the model's order, y0 x0 y1 x1, with y0 < y1 and x0 < x1."""
     image_size: tuple[int, int]
@@ -29,9 +29,9 @@ class Region:
     codes: tuple[int, ...] | None = None
     """The 16 <seg> numbers, row by row of a 4 x 4 grid, or None in a record without a mask."""
     span: tuple[int, int] = (0, 0)
-    """Where in the text the record stands, as characters from and to, separators left out."""
+    """The characters of the text that are the record, from and to (exclusive), without separators."""
     score: float | None = None
-    """exp of the mean log-probability of the record's tokens, in 0..1, or None where nobody asked for it."""
+    """exp of the mean log-probability of the record's tokens, in 0..1, or None if it was not asked for."""
     decoded: np.ndarray | None = field(default=None, compare=False, repr=False)
     """float32 [64, 64], the mask in the box as MaskDecoder made it from the codes, nominally -1..1."""
 
@@ -50,16 +50,16 @@ class Region:
 
     @property
     def box_pixels(self) -> tuple[int, int, int, int]:
-        """The whole pixels that the mask covers: x0, y0, and behind the last ones x1, y1. As in big_vision's evaluator
-        the fractions are cut off, so a box of less than a pixel can be empty here."""
+        """The whole pixels that the mask covers: x0, y0, x1, y1; x1 and y1 are one past the last. As in big_vision's
+        evaluator fractions are cut off, so a box of less than a pixel can be empty here."""
         x0, y0, x1, y1 = map(int, self.box)
         return x0, y0, x1, y1
 
     @property
     def mask(self) -> np.ndarray | None:
-        """bool [height, width] over the whole picture; None without codes or without a decoder for them.
+        """bool [H, W] over the whole picture; None without codes or without a decoder for them.
 
-        Made anew each time, since many large masks would not fit in memory.
+        It is computed each time it is read, since many large masks would not fit in memory.
         """
         if self.decoded is None:
             return None
@@ -69,7 +69,7 @@ class Region:
 
     @property
     def soft_mask(self) -> np.ndarray | None:
-        """float32 [height, width] in 0..1, 0.5 where `mask` changes; otherwise as `mask`."""
+        """float32 [H, W] in 0..1, about 0.5 at the edge of `mask`; otherwise as `mask`."""
         if self.decoded is None:
             return None
         from .paste import paste_soft
@@ -79,7 +79,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Malformed:
-    """What looked like a record but was none. Nothing is made of it."""
+    """Text that begins like a record but is not one, and why. It gives no region."""
 
     text: str
     reason: str

@@ -1,7 +1,7 @@
 """COCO's run-length form of masks, which pycocotools and most labelling tools read.
 
-Runs are counted down the columns, the first one of zeros. A count is written as its difference to the one before the
-last, five bits a letter, the lowest first, each letter 48 + bits + 32 if more follow.
+Runs go down the columns, and the first one is of zeros. A count is written as its difference to the count two before.
+Each letter holds five bits, the lowest first: 48 + bits, and + 32 if more letters follow.
 Format: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c (rleToString)
 """
 
@@ -23,7 +23,7 @@ class Rle(TypedDict):
 
 
 def encode(mask: np.ndarray) -> Rle:
-    """mask: bool [height, width]."""
+    """Run lengths of a mask bool [H, W]."""
     height, width = mask.shape
     flat = np.asarray(mask, bool).ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -33,7 +33,7 @@ def encode(mask: np.ndarray) -> Rle:
 
 
 def decode(rle: Rle) -> np.ndarray:
-    """bool [height, width]. Raises InputError if the counts are malformed or do not fit the size."""
+    """The mask bool [H, W]. Raises InputError if the counts are malformed or do not fit the size."""
     height, width = rle["size"]
     counts = list(_read(rle["counts"]))
     if min(counts, default=0) < 0 or sum(counts) != height * width:
@@ -66,7 +66,7 @@ def _differences(values: Iterable[int]) -> Iterator[int]:
     count = shift = 0
     for value in values:
         if not 0 <= value < 64:
-            raise InputError("the run lengths hold a letter that is none of theirs")
+            raise InputError("the run lengths hold a letter that is not part of the format")
         count |= (value & 31) << shift
         shift += 5
         if not value & 32:

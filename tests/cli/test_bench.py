@@ -97,8 +97,8 @@ def test_stages_and_their_fractions() -> None:
     assert notes == ["vision", "prefill", "decode", "decode, 3 rows"]
     assert all(stage.seconds > 0 and stage.work.flops > 0 for stage in found)
     assert found[1].tokens == model.config.vision.num_patches + 3
-    stage = stages.Stage("decode", 2, 0.5, work.Work(flops=300, bytes=100), 2)
-    report = stage.report(stages.Limits(copied_bytes=400.0, flops=1200.0))
+    stage = stages.StageTime("decode", 2, 0.5, work.Work(flops=300, bytes=100), 2)
+    report = stage.report(stages.MachineLimits(copied_bytes=400.0, flops=1200.0))
     assert (report["of_copy_bandwidth"], report["of_matmul_rate"], report["tokens_per_second"]) == (0.5, 0.5, 4.0)
 
 
@@ -159,7 +159,7 @@ def test_on_a_mac_open_questions_are_answered(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pretended one, with small experiments; the CPU refuses to force a fused attention, and the rest goes on."""
-    small = Sizes(prefixes=(16, 40), matrix=(64, 64), vector_rows=8, head=(2, 16), square=32)
+    small = Sizes(prefixes=(16, 40), matrix=(64, 64), vector_outputs=8, head=(2, 16), square=32)
     monkeypatch.setattr(experiments, "on_a_mac", lambda: True)
     monkeypatch.setattr(experiments, "Sizes", lambda: small)
     monkeypatch.setattr(experiments, "matmul_rate", machine.matmul_rate)

@@ -191,7 +191,7 @@ def test_validate_says_what_is_wrong_and_exits_with_2(packed: Path, tmp_path: Pa
         (["-q", "--q-override", "=8"], "GLOB=PACKING"),
         (["-q", "--q-override", "*.o_proj="], "GLOB=PACKING"),
         (["-q", "--q-override", "*.o_proj=7"], "7 bits"),
-        (["-q", "--q-override", "*.o_proj=four"], "no packing"),
+        (["-q", "--q-override", "*.o_proj=four"], "not a packing"),
         (["-q", "--q-override", "*=float"], "quantizes nothing"),
         (["-q", "--q-override", "vison_tower.*=8"], "no module is called"),
         (["--dtype", "int8"], "int8"),

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.commands import CAT, tiny_checkpoint
-from test_engine import note_widths
+from helpers.models import note_widths
 
 import pg_mlx
 from pg_mlx import InputError, PaliGemma, Processor

@@ -48,7 +48,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     plain = Embedding.as_head
 
     def as_head(table: Embedding, x: mx.array, ids: range | list[int] | None = None) -> mx.array:
-        counted.append(table.num_rows if ids is None else len(ids))
+        counted.append(table.num_outputs if ids is None else len(ids))
         return plain(table, x, ids)
 
     monkeypatch.setattr(Embedding, "as_head", as_head)

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.commands import tiny_checkpoint
-from test_engine import note_widths
+from helpers.models import note_widths
 
 import pg_mlx
 from pg_mlx import PaliGemma, Processor

@@ -145,6 +145,18 @@ def greedy(
     return mx.stack(tokens, axis=1), mx.stack(all_logits, axis=1)
 
 
+def note_widths(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
+    """The number of rows in each call of a method of the model."""
+    method, widths = getattr(PaliGemma, name), list[int]()
+
+    def noting(self: PaliGemma, first: mx.array, *args: object, **kwargs: object) -> object:
+        widths.append(first.shape[0])
+        return method(self, first, *args, **kwargs)
+
+    monkeypatch.setattr(PaliGemma, name, noting)
+    return widths
+
+
 def distance(actual: mx.array, expected: mx.array) -> float:
     """The largest absolute difference; equal shapes and no NaN."""
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import io
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,13 @@ def saved(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) ->
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The start of a PNG file of this size without any pixels in it."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
+    parts = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def loaded(source: Any) -> np.ndarray:

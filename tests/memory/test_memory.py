@@ -104,7 +104,7 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
     answer = lambda model: pg_mlx.generate(model, processor, "caption en", CAT, max_tokens=24).token_ids  # noqa: E731
     expected, layers = answer(reference), reference.config.text.num_hidden_layers
     assert reference.float_layers == 0
-    layer_bytes = 4 * sum(m.num_rows * m.num_columns for m in matrices(reference.language_model.layers[0]))
+    layer_bytes = 4 * sum(m.num_outputs * m.num_columns for m in matrices(reference.language_model.layers[0]))
     for size, least, most in ((needed(), 0, 0), (needed() + 3 * layer_bytes, 3, layers - 1), ("1GB", layers, layers)):
         model = load_model(CHECKPOINT, memory=size)
         assert least <= model.float_layers <= most
@@ -175,7 +175,7 @@ def test_no_more_than_a_layer_is_unpacked_at_a_time(bits: int) -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     mx.eval(prefill()[0])
-    layer = 4 * sum(m.num_rows * m.num_columns for m in matrices(model.language_model.layers[0]))
+    layer = 4 * sum(m.num_outputs * m.num_columns for m in matrices(model.language_model.layers[0]))
     grown = mx.get_peak_memory() - before
     print(f"a layer is {layer / 1e6:.1f} MB; {bits} bits: {grown / 1e6:.1f} MB")
     assert grown < 1.1 * layer + products.scratch_bytes(Quantization(bits, 64)) + 0.5e6 < 8 * layer / 2

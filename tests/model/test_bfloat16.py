@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.paths import GOLDEN
 
-from pg_mlx import gemma, siglip
+from pg_mlx import gemma, residual, siglip
 from pg_mlx.checkpoint.load import load_model
 from pg_mlx.connector import Connector
 from pg_mlx.linear import Linear
@@ -90,7 +90,7 @@ class Walk:
         (Connector, "__call__"),
         (gemma.Gemma, "embed"),
         (gemma.Block, "finish"),
-        (gemma.RMSNorm, "__call__"),
+        (residual.RMSNorm, "__call__"),
         (gemma.Attention, "attend"),
         (Linear, "__call__"),
     )
@@ -142,7 +142,7 @@ def test_two_bytes_stay_two_bytes(family: str, lengths: list[int] | None, monkey
             logits, cache = model(family).step(mx.argmax(logits, axis=-1), cache)
         seen = walk.take()
         assert len(seen["gemma.Block.finish"]) == len(seen["gemma.Attention.attend"]) == layers
-        assert len(seen["gemma.Gemma.embed"]) == 1 and len(seen["gemma.RMSNorm.__call__"]) > 2 * layers
+        assert len(seen["gemma.Gemma.embed"]) == 1 and len(seen["residual.RMSNorm.__call__"]) > 2 * layers
         assert only_bfloat16(seen)
         assert len(cache.keys) == len(cache.values) == layers
         assert {array.dtype for array in cache.keys + cache.values} == {mx.bfloat16}

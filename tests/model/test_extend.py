@@ -8,6 +8,7 @@ import sys
 
 import mlx.core as mx
 import pytest
+from helpers.laws import examples, fixed, kinds, near, seeds
 from helpers.models import (
     FAMILIES,
     VOCAB,
@@ -23,7 +24,6 @@ from helpers.models import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from test_laws import examples, fixed, kinds, near, seeds
 
 from benchmarks.side_by_side.settings import ROOT
 from pg_mlx import PaliGemma

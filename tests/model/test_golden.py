@@ -78,7 +78,7 @@ def test_decoder_rows_and_hidden_states(case: Case) -> None:
     first = gemma.layers[0]
     query, key, value = first.self_attn.project(first.pre_attention_norm(rows), 0)
     after = first.finish(rows, first.self_attn.attend(query, key, value, None))
-    agrees("hidden_after_layer0", after.rows, dump["hidden_after_layer0"])
+    agrees("hidden_after_layer0", after.hidden, dump["hidden_after_layer0"])
     agrees("hidden_final_norm", gemma(rows), dump["hidden_final_norm"])
 
 

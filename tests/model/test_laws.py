@@ -1,9 +1,8 @@
 """Laws that any PaliGemma obeys, whatever its weights: tried on small random models of both families, in float32."""
 
-from functools import cache
-
 import mlx.core as mx
 import pytest
+from helpers.laws import examples, fixed, kinds, near, seeds
 from helpers.models import (
     FAMILIES,
     VOCAB,
@@ -26,24 +25,8 @@ from pg_mlx import PaliGemma
 from pg_mlx.attention_mask import prefix_lm_mask
 from pg_mlx.cache import KVCache
 
-TOLERANCE = 1e-5
-"""Logits are below 10, so this is some ten roundings of float32."""
-
 STEPS = 5
-KINDS = ("gemma", "gemma2", "gemma2 with window")
-kinds = pytest.mark.parametrize("kind", KINDS)
-examples = settings(max_examples=15, deadline=None, derandomize=True)
 lengths_of_rows = st.lists(st.integers(1, 8), min_size=2, max_size=4)
-seeds = st.integers(0, 2**16)
-
-
-@cache
-def fixed(kind: str) -> PaliGemma:
-    return tiny(kind.split()[0], seed=7, window="window" in kind)
-
-
-def near(actual: mx.array, expected: mx.array) -> None:
-    assert distance(actual, expected) <= TOLERANCE
 
 
 # --- rows and padding -------------------------------------------------------------------------------

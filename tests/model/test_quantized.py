@@ -80,7 +80,7 @@ def random_linear(rows: int, seed: int, packing: Quantization | None) -> Linear:
 
 
 def stacked(parts: list[Linear]) -> Linear:
-    layer = Linear(128, sum(part.num_rows for part in parts), bias=True, quantization=parts[0].quantization)
+    layer = Linear(128, sum(part.num_outputs for part in parts), bias=True, quantization=parts[0].quantization)
     for name in parts[0]:
         if isinstance(parts[0][name], mx.array):
             layer[name] = mx.concatenate([part[name] for part in parts])
@@ -96,8 +96,8 @@ def test_fused_equals_its_parts(packing: Quantization | None, input_rows: int) -
     assert distance(one(x), many(x)) <= TOLERANCE
     for start, stop in [(0, 64), (64, 128), (10, 100), (64, 96), (95, 97)]:
         expected = many(x)[:, start:stop]
-        assert distance(one.rows(start, stop)(x), expected) <= TOLERANCE
-        assert distance(many.rows(start, stop)(x), expected) <= TOLERANCE
+        assert distance(one.outputs(start, stop)(x), expected) <= TOLERANCE
+        assert distance(many.outputs(start, stop)(x), expected) <= TOLERANCE
 
 
 def mixed_checkpoint(family: str) -> tuple[Json, Tensors, Json, Tensors]:

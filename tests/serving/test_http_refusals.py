@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+from helpers.pictures import png_header
 from helpers.server import CHAT, chat, data_uri, raw, refused, serving
 from helpers.service import SCENE, service
-from test_service import png_header
 
 from pg_mlx.serving.http import fetch
 from pg_mlx.serving.http.errors import APIError

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.commands import CAT
+from helpers.pictures import png_header
 from helpers.service import CHECKPOINT, MIXED, SCENE, WILD, Asked, alone, loaded, service
 from PIL import Image
 
@@ -28,13 +27,6 @@ CAPTION = Ask("caption en", [SCENE])
 def shared():
     with service(batch_size=3) as running:
         yield running
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A picture that is all promise."""
-    chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
-    parts = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def test_each_of_many_askers_gets_the_answer_that_is_given_alone(shared: Service):

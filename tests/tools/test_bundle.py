@@ -183,7 +183,7 @@ def test_signing_goes_inside_out_and_python_comes_last_with_the_entitlements(bun
     [
         (["--python", "/nowhere"], "neither a folder nor a tarball"),
         (["--python", ROOT / "docs"], "has no bin/python3.X"),
-        (["--python", ROOT / "docs", "--minimum-macos", "14"], "is no version"),
+        (["--python", ROOT / "docs", "--minimum-macos", "14"], "is not a version"),
         (["--python", ROOT / "docs", "--packages", ROOT, "--worker-only"], "--packages is taken as it is"),
     ],
 )

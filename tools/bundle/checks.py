@@ -1,4 +1,4 @@
-"""What must be true of a helper folder, as far as can be seen without running it."""
+"""Checks of a helper folder that do not run it."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def libraries(bundle: Bundle) -> Check:
     of_python = bundle.layout.python.parent
     for path, found in bundle.binaries():
         if isinstance(found, str):
-            continue  # told by `binaries`
+            continue  # reported by `binaries`
         for library in found.libraries:
             count += 1
             if library.startswith(_SYSTEM):
@@ -180,7 +180,7 @@ def _begins(path: Path, magic: bytes) -> bool:
 
 
 def paths(bundle: Bundle) -> Check:
-    """No file names a place of the machine that made it, as scripts and bytecode like to do."""
+    """No file names a path of the machine that made it, as scripts and bytecode often do."""
     needles = [(place, os.fsencode(place)) for place in bundle.foreign]
     wrong, count = [], 0
     for path in bundle.layout.files():
@@ -206,6 +206,6 @@ def links(bundle: Bundle) -> Check:
 
 
 def leftovers(bundle: Bundle) -> Check:
-    """Nothing that only those need who build or test."""
+    """No files that are only for building or testing."""
     folders = (path for path in bundle.layout.root.rglob("*") if path.is_dir() and path.name in _LEFTOVERS)
     return Check("leftovers", [bundle.name(path) for path in islice(folders, 100)], "none")

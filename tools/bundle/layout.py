@@ -22,13 +22,13 @@ _LIBRARY_EXTRAS = (
     "turtle.py", "turtledemo", "venv", "*/test", "*/tests", "lib-dynload/_test*", "lib-dynload/*_test*",
     "lib-dynload/xx*", "lib-dynload/_tkinter*",
 )  # fmt: skip
-"""Of the standard library: installers, documentation, tests, and windows, which a worker opens none of."""
+"""Left out of the standard library: installers, documentation, tests and graphical windows. A worker needs none."""
 
 _PACKAGE_EXTRAS = (
     "bin", "**/tests", "**/include", "**/cmake", "**/*.pyi", "**/*.pxd", "*.dist-info/direct_url.json",
     "*.dist-info/uv_*.json",
 )  # fmt: skip
-"""Of packages: what only those need who build or test against them, and where they were installed from."""
+"""Left out of packages: files for building and testing, and notes on where they were installed from."""
 
 _CACHED = shutil.ignore_patterns("__pycache__")
 """Bytecode of where the files come from, which names paths there."""
@@ -66,10 +66,11 @@ class Layout:
 
 
 def put_python(source: Path, root: Path) -> Layout:
-    """Copy a Python, without what a worker has no use for.
+    """Copy a Python, without the parts that a worker does not need.
 
     source: a folder with bin and lib, or the tarball of one, as python-build-standalone's install_only ones. Raises
-    InputError."""
+    InputError.
+    """
     target = root / "python"
     if source.is_dir():
         _copy_python(source, target)
@@ -114,7 +115,8 @@ def _copy_python(source: Path, target: Path) -> None:
 
 
 def put_packages(source: Path, layout: Layout) -> None:
-    """Copy an installed set, without what a worker has no use for. source: as pip and uv fill with --target."""
+    """Copy installed packages, without the parts that a worker does not need. source: a folder from `--target` of pip
+    or uv."""
     shutil.copytree(source, layout.packages, symlinks=True, ignore=_CACHED)
     for pattern in _PACKAGE_EXTRAS:
         for path in list(layout.packages.glob(pattern)):

@@ -32,7 +32,7 @@ class MachO:
 
 
 def read(path: Path) -> MachO | None:
-    """None if it is no Mach-O file. Raises ValueError if it has no arm64 part, or is cut off."""
+    """None if it is not a Mach-O file. Raises ValueError if it has no arm64 part, or is cut off."""
     with path.open("rb") as file:
         head = file.read(8)
         if len(head) < 8:

@@ -1,4 +1,4 @@
-"""How a helper folder for macOS is signed. docs/embedding.md tells why there are so few entitlements."""
+"""How a helper folder for macOS is signed. docs/embedding.md explains why there are so few entitlements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a helper folder is, and what of it is whose."""
+"""How large a helper folder is, by package."""
 
 from __future__ import annotations
 
