@@ -44,6 +44,7 @@ from pg_mlx import load_model
 from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 
 # --- numbers of transformers and PEFT ---------------------------------------------------------------
@@ -144,7 +145,7 @@ def test_several_adapters_apply_in_order(tmp_path: Path) -> None:
 def test_an_adapter_can_be_used_again(tmp_path: Path) -> None:
     raw, tensors = wide()
     adapter = Adapter(Trained(tensors).low_rank(Q).whole(f"{CONNECTOR}.weight").save(tmp_path / "adapter"))
-    first, second = (build(Memory(tensors), raw, "float32", adapters=[adapter]) for _ in range(2))
+    first, second = (build(Checkpoint.of(Memory(tensors), raw), "float32", adapters=[adapter]) for _ in range(2))
     assert same(text_logits(first), text_logits(second))
 
 

@@ -284,12 +284,12 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(
         weights_only(source, tmp_path / "packed", q_bits=8)
         source, options = tmp_path / "packed", {"dequantize": True}
     recipe = pipeline.choose_recipe(False, options.get("q_bits"), None, options.get("q_mode"), None, None)
-    job = pipeline.prepare(
-        source, recipe=recipe, dequantize="dequantize" in options, dtype=options.get("dtype"), need_tokenizer=False
+    job = pipeline.Conversion(
+        source, recipe, dequantize="dequantize" in options, dtype=options.get("dtype"), need_tokenizer=False
     )
     before = mx.get_active_memory()
-    peak = pipeline.run(job, tmp_path / "out", check=False).peak_memory_bytes - before
-    promised, model = job.expected_peak(), job.opened.num_bytes
+    peak = job.run(tmp_path / "out", check=False).peak_memory_bytes - before
+    promised, model = job.expected_peak(), job.checkpoint.num_bytes
     print(f"peak {peak / 1e6:.1f} MB, at most {promised / 1e6:.1f} were promised; the model has {model / 1e6:.0f}")
     assert peak <= promised <= model / 3
 

@@ -17,6 +17,7 @@ from helpers.paths import ROOT
 from helpers.quality import MAX_TOKENS, SAMPLES, copy_of, loud_checkpoint, packed, padded, quality, tensors_of
 
 from pg_mlx import PaliGemma, PgMlxError, Processor, generate, load_model
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.conversion import metrics
 from pg_mlx.conversion.layerwise import Streamed
 from pg_mlx.conversion.quality import Quality, Sample, compare, default_samples
@@ -171,7 +172,7 @@ def test_ids_without_text_do_not_count(source: Path, tmp_path: Path) -> None:
 
 def test_many_positions_are_compared_in_slices() -> None:
     raw = config_json("gemma", dict(vocab_size=32768))
-    model = Streamed(Memory(random_tensors(raw)), raw, "float32")
+    model = Streamed(Checkpoint.of(Memory(random_tensors(raw)), raw), "float32")
     reading = metrics.Reading(model, [], mx.random.normal((2048, 32)))
     other = metrics.Reading(model, [], reading.hidden + 0.1)
     mx.eval(reading.hidden, other.hidden)
@@ -237,10 +238,10 @@ def test_refuses_what_cannot_be_compared(source: Path, result: Path, tmp_path: P
     raw = read_json(source / "config.json")
     larger = config_json("gemma2", dict(raw["text_config"]), dict(raw["vision_config"], image_size=84))
     with one_line_error("not the same model", "84", "56"):
-        compare(Memory(random_tensors(larger)), larger, result, samples=SAMPLES)
+        compare(Checkpoint.of(Memory(random_tensors(larger)), larger), result, samples=SAMPLES)
     smaller = config_json("gemma2", dict(raw["text_config"], vocab_size=64), dict(raw["vision_config"]))
     with one_line_error("pieces", "only 64 rows"):
-        compare(Memory(random_tensors(smaller)), smaller, result, samples=SAMPLES)
+        compare(Checkpoint.of(Memory(random_tensors(smaller)), smaller), result, samples=SAMPLES)
     (tmp_path / "bare").mkdir()
     with one_line_error("no weights", "bare"):
         quality(source, tmp_path / "bare")

@@ -19,9 +19,9 @@ import pg_mlx
 from pg_mlx import load_model
 from pg_mlx.checkpoint.footprint import needed_bytes
 from pg_mlx.checkpoint.load import DTYPES
+from pg_mlx.checkpoint.open import open_local
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.demo import CHECKPOINT, PICTURES
-from pg_mlx.files.json import read_json
 from pg_mlx.linear import Linear, matrices
 from pg_mlx.memory import residency
 from pg_mlx.memory.size import parse_size
@@ -47,7 +47,7 @@ def test_anything_else_is_one_line(text: str) -> None:
 
 
 def needed(dtype: str = "float32", folder: Path = CHECKPOINT) -> int:
-    return needed_bytes(SafetensorsFolder(folder), read_json(folder / "config.json"), DTYPES[dtype])
+    return needed_bytes(open_local(folder), DTYPES[dtype])
 
 
 def test_too_large_a_model_is_refused_before_a_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_too_large_a_model_is_refused_before_a_weight_is_read(tmp_path: Path, mo
         (["--max-memory", "much"], "--max-memory: 'much' is not a size"),
         (["--memory", "much"], "--memory: 'much' is not a size"),
         (["--memory", "1GB", "--dtype", "bfloat16"], "of no use to bfloat16"),
-        (["--layers-at-once", "0"], "--layers-at-once is 0"),
+        (["--layers-at-once", "0"], "--layers-at-once: 0 is not from 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

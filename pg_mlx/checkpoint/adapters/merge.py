@@ -74,10 +74,15 @@ class AdaptedSource(Source):
         weight = functools.reduce(_weight, changes[whole[-1] :] if whole else changes, weight)
         return weight.reshape(self.shapes[name]).astype(stored.dtype if is_float else mx.float32)
 
+    def stored_bytes(self, name: str) -> int:
+        """The size of the tensor that is merged into, in bytes."""
+        return self._source.stored_bytes(name)
+
     def beside(self, module: str, weight: mx.array) -> dict[str, mx.array]:
-        """What a packed module lacks, given the floats [rows, columns] that it stands for: nothing, or `up`
-        [rows, rank], `down` [rank, columns] and perhaps `row_scale` [rows], as linear.Linear uses them. Or, where
-        columns change their length, the merged `weight`. Float32, not yet evaluated."""
+        """The adapter's factors for a quantized module: none, or `up` [outputs, R], `down` [R, columns] and perhaps
+        `row_scale` [outputs], as linear.Linear uses them. Where columns change their length, the merged `weight`
+        [outputs, columns] instead. weight: the dequantized one, float32 [outputs, columns], needed for the lengths of
+        DoRA. All float32, not yet evaluated."""
         changes = self._changes(module)
         if any(change.magnitude is not None and change.magnitude.shape[1] > 1 for change in changes):
             return {"weight": functools.reduce(_weight, changes, weight)}
