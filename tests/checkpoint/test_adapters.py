@@ -32,6 +32,7 @@ from helpers.models import (
     Tensors,
     channels_second,
     distance,
+    load_packed,
     model_of,
     quantized,
     same,
@@ -139,7 +140,7 @@ def test_several_adapters_apply_in_order(tmp_path: Path) -> None:
             expected, dequantized = one.applied(expected), one.applied(dequantized)
         paths = folders if steps is order else folders[::-1]
         agree(load_model(base, dtype="float32", adapter_path=paths), model_of(raw, expected))
-        agree(load_model(quantized_base, dtype="float32", adapter_path=paths), model_of(raw, dequantized))
+        agree(load_packed(quantized_base, dtype="float32", adapter_path=paths), model_of(raw, dequantized))
 
 
 def test_an_adapter_can_be_used_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from helpers.models import (
     Memory,
     Tensors,
     distance,
+    load_packed,
     model_of,
     pictures,
     quantized,
@@ -19,7 +20,6 @@ from helpers.models import (
     write_folder,
 )
 
-from pg_mlx import load_model
 from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.load import build
 from pg_mlx.checkpoint.open import Checkpoint
@@ -35,8 +35,8 @@ def test_beside_packed_weights(make: Callable[[Tensors], Trained], family: str, 
     trained = make(tensors)
     folder = trained.save(tmp_path / "adapter")
     base = write_folder(tmp_path / "base", packed_raw, packed)
-    model = load_model(base, dtype="float32", adapter_path=folder)
-    assert distance(text_logits(model), text_logits(load_model(base, dtype="float32"))) > 0.01
+    model = load_packed(base, dtype="float32", adapter_path=folder)
+    assert distance(text_logits(model), text_logits(load_packed(base, dtype="float32"))) > 0.01
     agree(model, model_of(raw, trained.applied(floats)))
 
 

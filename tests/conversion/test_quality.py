@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.models import Memory, config_json, one_line_error, random_tensors
+from helpers.models import Memory, config_json, load_packed, one_line_error, random_tensors
 from helpers.paths import ROOT
 from helpers.quality import MAX_TOKENS, SAMPLES, copy_of, loud_checkpoint, packed, padded, quality, tensors_of
 
@@ -101,7 +101,7 @@ def test_figures_equal_plain_computations(
     monkeypatch.setattr(metrics, "ROWS", 500)
     monkeypatch.setattr(metrics, "POSITIONS", 7)
     processor = Processor.from_folder(result, 56)
-    ours, theirs = load_model(result, dtype="float32"), load_model(source, dtype="float32")
+    ours, theirs = load_packed(result, dtype="float32"), load_model(source, dtype="float32")
     if stops:  # random models hardly ever end an answer, so let it be a token of one on which both agree
         answers = [[decoded(processor, model, sample) for model in (ours, theirs)] for sample in SAMPLES]
         processor.tokenizer.eos_id = next(one for one, other in answers if one == other)[MAX_TOKENS // 2]
@@ -140,7 +140,7 @@ def test_figures_equal_plain_computations(
 def test_feature_figures(source: Path, result: Path, card: Quality) -> None:
     processor = Processor.from_folder(result, 56)
     pixels = mx.array(np.stack([processor.pixels(s.image) for s in default_samples()[::4]]))
-    a, b = (np.array(load_model(f, dtype="float32").encode_image(pixels), np.float64) for f in (source, result))
+    a, b = (np.array(load_packed(f, dtype="float32").encode_image(pixels), np.float64) for f in (source, result))
     assert card.feature_error == pytest.approx(np.sqrt(((a - b) ** 2).sum() / (a**2).sum()), rel=1e-3)
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     assert 1 - card.feature_cosine == pytest.approx(1 - cosines.mean(), rel=0.02)

@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL, weight_specs
-from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.load import build, load_model
 from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
@@ -76,6 +76,11 @@ class Memory(Source):
 
 def model_of(raw: Json, tensors: Tensors, dtype: str = "float32") -> PaliGemma:
     return build(Checkpoint.of(Memory(tensors), raw), dtype)
+
+
+def load_packed(folder: Path, **options: Any) -> PaliGemma:
+    """load_model for tests that want to multiply quantized weights; the CPU would hold small ones in float32."""
+    return load_model(folder, keep_quantized=True, **options)
 
 
 def tiny(family: str, seed: int = 0, *, window: bool = False, **text: Any) -> PaliGemma:
