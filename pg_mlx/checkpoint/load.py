@@ -38,7 +38,7 @@ class LoadOptions:
     whatever the checkpoint is."""
 
     dtype: mx.Dtype | str | None = None
-    """Of activations, cache and float weights; None for bfloat16 on a GPU and float32 on the CPU."""
+    """The dtype of activations, cache and float weights; None for bfloat16 on a GPU and float32 on the CPU."""
     adapter_path: AdapterPath = None
     """Folder of a LoRA adapter (PEFT's or mlx-vlm's), or several, applied in order: merged into float weights, and
     computed beside quantized ones."""
@@ -60,7 +60,7 @@ class LoadOptions:
     use_sliding_window: bool = False
     """See PaliGemma."""
     mask_decoder: str | Path | None = None
-    """File of the decoder of <seg> codes, where neither the checkpoint's own nor the published one is meant."""
+    """File of the decoder of <seg> codes, to use in place of the checkpoint's own or the published one."""
 
     def __post_init__(self) -> None:
         check_layers_at_once(self.layers_at_once)

@@ -113,7 +113,7 @@ def open_checkpoint(
 
 
 def locate(path_or_repo: str | Path, revision: str | None = None) -> Path:
-    """The local folder or .npz file that is meant; what is on the hub is downloaded unless it is cached.
+    """The local folder or .npz file of a checkpoint; a hub repository is downloaded unless it is cached.
 
     Raises InputError if there is none, and PgMlxError if the hub cannot be reached.
     """

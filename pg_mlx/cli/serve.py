@@ -77,7 +77,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(argv: list[str], program: str) -> int:
-    """Serve until told to stop; returns the exit code. Raises PgMlxError."""
+    """Serve until a signal ends it; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
     key = os.environ.get(KEY) if args.api_key is None else args.api_key
     _check(args, key)

@@ -5,8 +5,8 @@ The modules are those of the loaded model, filled by the loader's own code, so t
 Memory, whatever the depth of the model: its embedding as the source stores it (it is looked up first and needed again
 as the head, and reading it is slow), one block in the compute dtype with the parts it is assembled
 from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones for one
-text at a time. Of the 55 GB of a 28B model in bfloat16 that is 2.4 GB of embedding and 1.1 GB a block; for 16
-texts at 448 pixels, 0.2 GB of activations.
+text at a time. A 28B model in bfloat16 has 55 GB; streaming it holds 2.4 GB of embedding, 1.1 GB of one block and,
+for 16 texts at 448 pixels, 0.2 GB of activations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Text(NamedTuple):
 
 
 class Streamed:
-    """What PaliGemma computes, in three calls, each to be made once and in this order (`head` as often as one likes):
+    """The computation of PaliGemma in three calls, to be made in this order, the first two once, `head` any number of
+    times:
 
         features = model.features(pictures)         # encode_image
         hidden = model.hidden(features, texts)      # the decoder, at the positions that predict the answers

@@ -100,7 +100,7 @@ class Conversion:
         self.recipe = recipe
         self.plan = make_plan(checkpoint, recipe, dequantize)
         self.dtype = DTYPES[dtype] if dtype else stored
-        """Of float tensors and affine scales."""
+        """The dtype in which float tensors and affine scales are written."""
         self.masks: dict[str, mx.array] = read_masks(masks) if masks else {}
         """Weights of the decoder of <seg> codes, and of its encoder where the file had it; empty if there is none."""
 
@@ -165,7 +165,7 @@ class Conversion:
             raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
 
     def _compare(self, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
-        """The quality card, or None where there is no tokenizer to answer with."""
+        """The quality card, or None without a tokenizer, which answers need."""
         if self.checkpoint.tokenizer is None:
             return None
         from .quality import compare, default_samples
@@ -241,7 +241,7 @@ def convert(
     Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
     (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
-    <seg> codes (vae-oid.npz) to put into the folder; one that the source's folder has comes along by itself.
+    <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
     recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)

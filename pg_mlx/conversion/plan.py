@@ -71,7 +71,7 @@ class Plan:
     modules: list[Module]
     """Every module, in the order in which they are written."""
     config: PaliGemmaConfig
-    """Of the checkpoint that will be written."""
+    """The config of the checkpoint that will be written."""
     left_float: list[str]
     """Modules that were to be packed but cannot be: no whole groups."""
 

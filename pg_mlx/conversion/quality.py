@@ -55,9 +55,9 @@ class Quality:
     identical_answers: float
     """Share of the answers that the source gives word for word (as far as max_tokens lets them run)."""
     feature_error: float
-    """Of the picture rows that the decoder reads: RMS of the difference relative to RMS of the source's."""
+    """RMS of the difference of the image features, relative to the RMS of the source's."""
     feature_cosine: float
-    """Of the same rows: mean cosine between source's and result's."""
+    """Mean cosine between the image features of source and result."""
     coordinates: int
     """Location tokens in the answers."""
     box_drift_mean: float | None

@@ -79,7 +79,7 @@ def model_scratch_bytes(model: PaliGemma, pictures: int, tokens: int, rows: int)
 
 def keep_within(model_bytes: int) -> None:
     """Limit what MLX keeps for reuse and, on macOS, keep the model resident: its size, that cache and a GB for keys,
-    values and activations. Wiring the maximum has brought systems down, so that is never asked for."""
+    values and activations. Wiring the maximum has crashed systems, so it is never done."""
     spare = SPARE_BYTES["gpu" if device.gpu_ops() else "cpu"]
     mx.set_cache_limit(spare)
     if device.gpu_ops() and mx.metal.is_available():

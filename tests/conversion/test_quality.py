@@ -243,7 +243,7 @@ def test_refuses_what_cannot_be_compared(source: Path, result: Path, tmp_path: P
     with one_line_error("pieces", "only 64 rows"):
         compare(Checkpoint.of(Memory(random_tensors(smaller)), smaller), result, samples=SAMPLES)
     (tmp_path / "bare").mkdir()
-    with one_line_error("no weights", "bare"):
+    with one_line_error("no config.json", "bare"):
         quality(source, tmp_path / "bare")
 
 
