@@ -209,7 +209,7 @@ def build(
     model = PaliGemma(config)
     model.language_model.dtype = dtype
     if adapters:
-        source = AdaptedSource(source, adapters, config)
+        source = AdaptedSource(source, adapters, checkpoint.specs)
     for done, spec in enumerate(checkpoint.specs):
         if progress:
             progress(done, len(checkpoint.specs))

@@ -15,6 +15,7 @@ from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.cli import bench, doctor, generate, serve, worker
 from pg_mlx.cli.options import add_model_options, bounded, load_options
 from pg_mlx.limits import MAX_BATCH_SIZE, MAX_PIXELS
+from pg_mlx.ops import device
 
 COMMANDS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     module.__name__.rpartition(".")[2]: module.parser for module in (bench, doctor, generate, serve, worker)
@@ -49,6 +50,13 @@ def test_every_command_declares_them_alike(command: str) -> None:
     assert {flag: found.get(flag) for flag in expected} == expected
 
 
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--memory is refused on a GPU."""
+    monkeypatch.setattr(device, "gpu_ops", lambda: False)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_they_mean_the_same(command: str) -> None:
     args = COMMANDS[command]("pg-mlx").parse_args(GIVEN)
@@ -67,6 +75,7 @@ def test_they_mean_the_same(command: str) -> None:
     assert load_options(COMMANDS[command]("pg-mlx").parse_args([])) == LoadOptions()
 
 
+@pytest.mark.usefixtures("on_the_cpu")
 def test_nothing_that_loads_is_left_out() -> None:
     """But for keep_quantized, which is for measuring and testing."""
     args = COMMANDS["doctor"]("pg-mlx").parse_args(GIVEN)

@@ -26,6 +26,7 @@ from helpers.paths import GOLDEN
 from pg_mlx import load_model
 from pg_mlx.checkpoint.adapters.merge import AdaptedSource, Adapter
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.checkpoint.load import build
 from pg_mlx.checkpoint.open import Checkpoint, open_local
 from pg_mlx.checkpoint.tensors import Source
@@ -89,7 +90,7 @@ def test_streams_adapters_beside_packed_modules(tmp_path: Path) -> None:
     arrays = {f"base_model.model.language_model.model.{name}": 0.2 * mx.random.normal(thin[name]) for name in thin}
     folder = write_adapter(tmp_path / "adapter", arrays, peft_type="LORA", r=4, lora_alpha=8)
 
-    adapted = AdaptedSource(Memory(tensors), [Adapter(folder)], PaliGemmaConfig.from_dict(raw))
+    adapted = AdaptedSource(Memory(tensors), [Adapter(folder)], weight_specs(PaliGemmaConfig.from_dict(raw)))
     plain = text_logits(build(Checkpoint.of(Memory(tensors), raw), "float32"))
     assert distance(text_logits(build(Checkpoint.of(adapted, raw), "float32")), plain) > 0.1
     assert_streams(raw, adapted)
