@@ -103,8 +103,8 @@ def _unpacked_bytes(packed: Quantization | None, rows: int, largest: int, itemsi
 def check_fits(needed: int, allowed: int) -> None:
     """Raises InputError if so many bytes are more than allowed."""
     if needed > allowed:
-        raise InputError(f"this model needs {_written(needed)} of memory, more than the {_written(allowed)} allowed")
+        raise InputError(f"this model needs {_readable(needed)} of memory, more than the {_readable(allowed)} allowed")
 
 
-def _written(size: int) -> str:
+def _readable(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

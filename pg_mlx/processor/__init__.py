@@ -21,6 +21,7 @@ __all__ = ["Processor", "TextStream", "Tokenizer", "load_image", "to_pixels"]
 RESAMPLES = {2: "bilinear", 3: "bicubic"}
 """How pictures are resized, by Pillow's numbers, as preprocessor_config.json has them."""
 
+_MAX_CONFIG_BYTES = 1 << 20
 _PLACEHOLDERS = re.compile(r"(<image>|<bos>)+")
 
 
@@ -71,7 +72,7 @@ def read_resample(path: Path) -> str:
     """
     if not path.is_file():
         return "bicubic"
-    config = read_json(path)
+    config = read_json(path, _MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
     for key in ("image_mean", "image_std"):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import Engine, SamplingOptions
+from pg_mlx.memory.residency import model_scratch_bytes
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
 from pg_mlx.serving.service.requests import Answered, Ask, RegionFound, Text, prepare
@@ -250,7 +251,7 @@ TOKEN_BYTES = 2 * 6 * 1 * 64 * 4
 def test_no_more_answers_run_than_memory_allows():
     options, features = SamplingOptions(max_tokens=40, temperature=9.0, seed=3), 64 << 20
     slots = 64 + len(loaded()[1].prompt_ids("ocr")) + 40 + 256
-    scratch = max(2 * 8192 * loaded()[0].config.vision.intermediate_size * 4, 3 * 8192 * 576 * 4)
+    scratch = model_scratch_bytes(loaded()[0], 8192 // 64, 8192, Limits().batch_size)
     with service() as unlimited:
         weights = unlimited.model.weight_bytes
     room = 5 * slots * TOKEN_BYTES  # for two rows and a half, which count twice
