@@ -16,8 +16,7 @@ from typing import Any
 
 from pg_mlx import load_model
 from pg_mlx.checkpoint.footprint import needed_bytes
-from pg_mlx.checkpoint.tensors import SafetensorsFolder
-from pg_mlx.files.json import read_json
+from pg_mlx.checkpoint.open import open_local
 from pg_mlx.ops.device import mx
 
 
@@ -52,7 +51,7 @@ def main() -> None:
     logits, cache = measured("prefill", lambda: model.prefill(features, ids, capacity=capacity))
     for step in range(3):
         logits, cache = measured(f"step {step}", partial(model.step, mx.argmax(logits, axis=-1), cache))
-    estimate = needed_bytes(SafetensorsFolder(args.folder), read_json(args.folder / "config.json"), model.dtype)
+    estimate = needed_bytes(open_local(args.folder), model.dtype)
     print(f"estimate {estimate / 1e9:.4f} GB, {estimate / max(loading, *peaks):.2f} times the peak")
 
 

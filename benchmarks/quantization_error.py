@@ -17,10 +17,10 @@ from typing import Any, cast
 
 from PIL import Image
 
+from pg_mlx.checkpoint.open import open_local
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion import convert
 from pg_mlx.conversion.quality import Sample, compare
-from pg_mlx.files.json import read_json
 from pg_mlx.ops.device import mx
 from pg_mlx.quantization import RECIPES, Quantization, Recipe, uniform
 from pg_mlx.quantization.modes import AFFINE_BITS, AFFINE_GROUPS, FLOAT_MODES
@@ -81,10 +81,9 @@ def recipe_table(layers: int) -> list[str]:
         for recipe in recipes:
             target = Path(scratch) / "target"
             report = convert(source, target, check=False, force=True, **_options(recipe))
-            original = SafetensorsFolder(source)
-            quality = compare(original, read_json(source / "config.json"), target, samples=samples, max_tokens=8)
-            sizes = SafetensorsFolder(target).sizes
-            per_token = sum(size for name, size in sizes.items() if name.startswith("language_model."))
+            quality = compare(open_local(source), target, samples=samples, max_tokens=8)
+            written = open_local(target).source
+            per_token = sum(written.stored_bytes(name) for name in written.shapes if name.startswith("language_model."))
             lines.append(
                 f"| {_label(recipe)} | {report.bits_per_weight:.2f} | {per_token / 1e9:.3f} | {quality.kl_mean:.2e} "
                 f"| {quality.top1_agreement:.0%} | {quality.feature_error:.2%} |"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pg_mlx.memory import residency
 from pg_mlx.ops import device
 
 BOTH_PATHS = ("model/", "generation/", "serving/", "cli/", "checkpoint/test_adapters", "checkpoint/test_loading")
@@ -47,10 +46,3 @@ def ops(request: pytest.FixtureRequest) -> Iterator[str]:
         del os.environ["PG_MLX_OPS"]
     else:
         os.environ["PG_MLX_OPS"] = before
-
-
-@pytest.fixture(autouse=True, scope="session")
-def packed_weights_stay_packed() -> None:
-    """Small models are unpacked when they are loaded; the tests want to multiply packed weights. A test that is about
-    that sets residency.SMALL_BYTES back, and commands and workers in processes of their own do as users see them."""
-    residency.SMALL_BYTES = -1

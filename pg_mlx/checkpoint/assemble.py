@@ -21,7 +21,10 @@ Matrix = tuple[Quantization | None, dict[str, mx.array]]
 
 
 def fill(model: PaliGemma, spec: WeightSpec, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Any:
-    """Put a spec's tensors where they belong; returns them, a tree of arrays not yet evaluated."""
+    """Put a spec's tensors where they belong in the model; returns them, a tree of arrays not yet evaluated.
+
+    config: the model's. dtype: of float weights; norms are float32. Raises InputError for a tensor of a wrong dtype.
+    """
     parent_path, _, name = spec.target.rpartition(".")
     parent = _module(model, parent_path)
     first = spec.sources[0]
@@ -59,6 +62,11 @@ def _read_float(source: Source, name: str, dtype: mx.Dtype) -> mx.array:
 
 
 def read_matrix(spec: WeightSpec, part: str, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype) -> Matrix:
+    """One stored matrix, float or quantized, with its bias and its adapter, not yet evaluated.
+
+    part: its canonical module, one of spec.sources. Float arrays come in `dtype`. Raises InputError for tensors of a
+    wrong dtype, or packed in a way that no mode has.
+    """
     bias = {"bias": _read_float(source, f"{part}.bias", dtype)} if spec.bias else {}
     if f"{part}.scales" not in source.shapes:
         return None, {"weight": _read_float(source, f"{part}.weight", dtype), **bias}
@@ -82,7 +90,7 @@ def read_matrix(spec: WeightSpec, part: str, source: Source, config: PaliGemmaCo
 
 
 def fill_matrix(module: Linear | Embedding, parts: list[Matrix]) -> None:
-    """Stack parts that are packed alike, row under row."""
+    """Stack parts that are quantized alike, row under row, into the parameters of a module."""
     module.quantization = parts[0][0]
     for name in ("weight", "scales", "biases", "bias"):
         arrays = [arrays[name] for _, arrays in parts if name in arrays]

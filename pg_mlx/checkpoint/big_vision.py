@@ -32,9 +32,9 @@ class Piece:
 
 
 class BigVisionArchive(Source):
-    """A `assemble.Source`: `shapes` by canonical name, and `read`. Optimizer state (`opt/`, `chrono/`) is ignored.
+    """The tensors of a big_vision archive. Optimizer state (`opt/`, `chrono/`) is ignored.
 
-    Raises InputError if the archive is broken or is no PaliGemma.
+    Raises InputError if the archive is broken or is not a PaliGemma.
     """
 
     def __init__(self, path: Path):
@@ -51,7 +51,7 @@ class BigVisionArchive(Source):
 
     @property
     def float_dtype(self) -> mx.Dtype:
-        """Of the archive's numbers, as the final norm has it."""
+        """The dtype of the final norm, and so of float tensors in general."""
         stored = self._archive.members["params/llm/final_norm/scale"].dtype
         return {"f4": mx.float32, "f2": mx.float16}.get(stored.str[1:], mx.bfloat16)
 
@@ -65,6 +65,11 @@ class BigVisionArchive(Source):
             return mx.array(array.view(np.uint16)).view(mx.bfloat16)
         return mx.array(array)
 
+    def stored_bytes(self, name: str) -> int:
+        """The size of a tensor in the archive, unpacked."""
+        member = self._archive.members[f"params/{self._pieces[name].key}"]
+        return prod(self.shapes[name]) * member.dtype.itemsize
+
     def _shape(self, piece: Piece) -> tuple[int, ...]:
         dims = self._dims[piece.key][len(piece.index) :]
         if sum(map(len, piece.groups)) != len(dims):
@@ -72,7 +77,7 @@ class BigVisionArchive(Source):
         return tuple(prod(dims[axis] for axis in group) for group in piece.groups)
 
     def config(self) -> dict[str, Any]:
-        """A complete config.json, made from the shapes. What shapes cannot tell is as in all published models."""
+        """A complete config.json, made from the shapes. What shapes do not say is as in all published models."""
         _, heads, width, head_dim = self._dims["llm/layers/attn/q_einsum/w"]
         layers, _, kv_heads, *_ = self._dims["llm/layers/attn/kv_einsum/w"]
         gemma2 = "llm/layers/post_ffw_norm/scale" in self._dims

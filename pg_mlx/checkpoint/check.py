@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ..config import PaliGemmaConfig
 from ..errors import InputError
@@ -12,9 +12,9 @@ from .layouts import WeightSpec
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def check(plan: list[WeightSpec], shapes: Shapes, config: PaliGemmaConfig) -> None:
+def check(specs: Iterable[WeightSpec], shapes: Shapes, config: PaliGemmaConfig) -> None:
     """Raises one InputError that lists every missing, misshapen and surplus tensor."""
-    expected = {name: shape for spec in plan for name, shape in _expected(spec, shapes, config)}
+    expected = {name: shape for spec in specs for name, shape in _expected(spec, shapes, config)}
     missing = [name for name in expected if name not in shapes]
     misshapen = [
         f"{name} is {list(shapes[name])}, expected {list(shape)}"
@@ -48,7 +48,7 @@ def _expected(spec: WeightSpec, shapes: Shapes, config: PaliGemmaConfig) -> Iter
 
 
 def packing(shapes: Shapes, module: str, columns: int, config: PaliGemmaConfig) -> Quantization:
-    """How a quantized module is packed, told by its tensors and checked against config.json.
+    """How a quantized module is packed: found from the shapes of its tensors, and checked against config.json.
 
     Raises InputError if no mode packs like that, or config.json says otherwise.
     """

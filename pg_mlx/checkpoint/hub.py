@@ -1,5 +1,7 @@
 """Where a checkpoint is: a local folder as it stands, or a Hugging Face repository in the local cache."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -35,13 +37,11 @@ _NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]
 def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint: a local one as it is, or a hub repository, downloaded unless it is cached.
 
-    Only the files a model is loaded from are downloaded. `revision` (a branch, a tag or a commit) is for hub
-    repositories alone. Where the hub cannot be reached, the cached snapshot serves.
+    Only the files that loading needs are downloaded. revision: a branch, a tag or a commit of a hub repository.
+    If the hub cannot be reached, the cached snapshot is used.
 
-    Raises:
-        InputError: no such folder, repository or revision; a file where a folder is needed; or a repository
-            that is gated, or holds no checkpoint.
-        PgMlxError: the hub cannot be reached and the cache does not help, or the disk is full.
+    Raises InputError if there is no such folder, repository or revision, if the path is a file, or if the repository is
+    gated or holds no checkpoint; PgMlxError if the hub cannot be reached and nothing is cached, or the disk is full.
     """
     folder = _local(path_or_repo)
     return folder if folder is not None else _download(str(path_or_repo), revision)
@@ -49,26 +49,25 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Headers:
-    """What is known of a repository without its weights."""
+    """The headers of a hub repository, read without downloading its weights."""
 
     config: Path
-    """Its config.json, in the cache."""
+    """Path of its config.json in the cache."""
     files: dict[str, dict[str, dict[str, Any]]]
-    """Of each file of weights its header, unchecked."""
+    """The header of each file of weights, not yet checked: for each tensor its dtype, shape and data_offsets."""
 
 
 def at_hand(path_or_repo: str | Path, revision: str | None = None) -> Path | None:
-    """The local folder that is meant, or a whole cached snapshot; None where the hub would have to be asked.
+    """A local folder, or a whole cached snapshot; None if something would have to be downloaded.
 
-    Raises:
-        InputError: no such folder, or a file where a folder is needed.
+    Raises InputError if there is no such folder, or the path is a file.
     """
     folder = _local(path_or_repo)
     return folder if folder is not None else _cached(str(path_or_repo), revision)
 
 
 def headers(repo: str, revision: str | None = None) -> Headers:
-    """The config.json of a hub repository and the headers of its weights, of which not a tensor is downloaded.
+    """The config.json of a hub repository and the headers of its weights. No tensor is downloaded.
 
     Raises as `resolve`.
     """
@@ -99,9 +98,9 @@ def headers(repo: str, revision: str | None = None) -> Headers:
 
 
 def space_file(space: str, name: str) -> Path:
-    """One file of a Space on the hub, downloaded unless it is cached.
+    """The path of one file of a Space on the hub, downloaded unless it is cached.
 
-    Raises PgMlxError if the hub cannot be reached, or no longer has it.
+    Raises PgMlxError if the hub cannot be reached, or no longer has the file.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -116,7 +115,7 @@ def space_file(space: str, name: str) -> Path:
 
 
 def _local(given: str | Path) -> Path | None:
-    """The local folder that is meant, or None where the name can only be a hub repository's."""
+    """A local folder, or None if the name can only be that of a hub repository. Raises InputError."""
     if not str(given):
         raise InputError("no folder and no hub repository given")
     name = _one_line(given)
@@ -135,7 +134,7 @@ def _local(given: str | Path) -> Path | None:
             raise InputError(f"no such folder: {name}{hint}")
         owner = path.parts[0]
         if Path(owner).is_dir():
-            # A mistyped path must not become a question to the hub.
+            # A mistyped path must not be looked up on the hub.
             raise InputError(
                 f"no such folder: {name} (there is a folder {owner} here, so this is not read as a hub repository)"
             )
@@ -173,7 +172,7 @@ def _download(repo: str, revision: str | None) -> Path:
     with _bars_on_a_terminal_only():
         try:
             folder = _snapshot(repo, revision, local_files_only=False)
-        # Everything, because a failing network raises from requests, httpx or httpx2, by the hub's version.
+        # Every exception: a failing network raises those of requests, httpx or httpx2, depending on the hub's version.
         except Exception as error:
             problem = _explain(error, repo, revision)
             if problem is not None:
@@ -189,7 +188,7 @@ def _download(repo: str, revision: str | None) -> Path:
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | None:
-    """What a failed download means, or None where the hub gave no answer."""
+    """The error to raise for a failed download, or None if the hub gave no answer."""
     from huggingface_hub import constants, errors
 
     chain = _chain(error)
@@ -232,7 +231,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | 
 
 
 def _unreachable(error: Exception, repo: str) -> PgMlxError:
-    """The report where neither the hub nor the cache has the repository."""
+    """The error to raise if neither the hub nor the cache has the repository."""
     return PgMlxError(
         f"no folder {repo} here, and the hub could not be reached ({_reason(error)}); the cache does not hold all of it"
     )
@@ -259,7 +258,7 @@ def _whole(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _bars_on_a_terminal_only() -> Iterator[None]:
-    """Silences huggingface_hub's bars where nobody watches, unless its own environment variable decides."""
+    """Hide huggingface_hub's progress bars if stderr is not a terminal, unless its own environment variable decides."""
     from huggingface_hub import constants
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -288,6 +287,6 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _one_line(text: object) -> str:
-    """A name or another library's message, fit for the middle of a line."""
+    """A name or another library's message on one line, at most 300 characters of it."""
     line = " ".join(str(text).split())
     return line if len(line) <= 300 else line[:300] + "..."

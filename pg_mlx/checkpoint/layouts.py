@@ -1,7 +1,7 @@
 """The tables that join the names in checkpoint files to the parameters of the model.
 
 Files arrive in several layouts. `canonical_name` brings each key to the one that the published PaliGemma
-repositories use, which is also the one we write. `specs` then says, for every parameter of the model, which
+repositories use, which is also the one we write. `weight_specs` then says, for every parameter of the model, which
 canonical tensors it is made of: this is the only place that knows both sides.
 """
 
@@ -37,8 +37,17 @@ def canonical_name(key: str) -> str | None:
     return None if _IGNORED.search(name) else name
 
 
+def vision_mlp_axis(module: str) -> int | None:
+    """Which axis of a module's weight is as long as SigLIP's MLP is wide: 0 in fc1, 1 in fc2, None in all others.
+
+    That width may be padded (4304 -> 4352; quantization/padding.py), in a checkpoint or by a conversion.
+    """
+    return {"fc1": 0, "fc2": 1}.get(module.rpartition(".mlp.")[2]) if module.startswith(VISION) else None
+
+
 def has_channels_second(name: str, shape: tuple[int, ...]) -> bool:
-    """The one convolution, if it comes as PyTorch has it. Canonical: [out, height, width, in], as MLX has it."""
+    """Whether a tensor is the patch kernel in PyTorch's order [out, in, height, width]. Canonical is MLX's order,
+    [out, height, width, in]."""
     return name == PATCH_KERNEL and len(shape) == 4 and shape[-1] != 3
 
 
@@ -47,10 +56,14 @@ class WeightSpec:
     """One module (or plain array) of the model and the canonical modules it is assembled from."""
 
     target: str
+    """Its path in the model, as "language_model.layers.0.mlp.gate_up_proj"."""
     sources: tuple[str, ...]
+    """Canonical modules, stacked in this order."""
     kind: Literal["linear", "embedding", "layer_norm", "rms_norm", "patches", "array"]
-    rows: tuple[int, ...]  # of each source
-    columns: int = 0  # 0: a vector
+    rows: tuple[int, ...]
+    """Rows of each source."""
+    columns: int = 0
+    """Columns of each source; 0 for a vector."""
     bias: bool = False
 
     def expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -67,7 +80,7 @@ class WeightSpec:
 
 def weight_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     """Every parameter of the model, in the order it computes."""
-    yield from _vision_slots(config)
+    yield from _vision_specs(config)
     yield WeightSpec(
         "connector.linear",
         (CONNECTOR,),
@@ -76,10 +89,10 @@ def weight_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
         config.vision.hidden_size,
         True,
     )
-    yield from _text_slots(config)
+    yield from _text_specs(config)
 
 
-def _vision_slots(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
+def _vision_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     vision = config.vision
     width, mlp = vision.hidden_size, vision.intermediate_size
     patch = 3 * vision.patch_size**2
@@ -115,7 +128,7 @@ _GEMMA2_NORMS = {
 }
 
 
-def _text_slots(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
+def _text_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     text = config.text
     width, mlp = text.hidden_size, text.intermediate_size
     query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
@@ -134,8 +147,10 @@ def _text_slots(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
 
 
 def infer_dimensions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """What canonical tensors say of config.json's fields (config.INFERRED_NAMES). Quantized matrices keep
-    their row count, so only rows and vectors are asked."""
+    """Fields of config.json (config.INFERRED_NAMES) that follow from the shapes of canonical tensors.
+
+    A quantized matrix keeps its number of rows, so only rows and vectors are used.
+    """
 
     def rows(name: str) -> int | None:
         shape = shapes.get(f"{name}.weight")

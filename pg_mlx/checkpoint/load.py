@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..config import PaliGemmaConfig
 from ..errors import InputError
-from ..files.json import read_json
 from ..memory.estimate import check_fits
 from ..memory.residency import check_copies, dequantize_if_small, dequantize_within, held_bytes, keep_within
 from ..memory.size import parse_size
 from ..ops import device
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..threads import background
-from . import hub
 from .adapters.merge import AdaptedSource, Adapter, AdapterPath, open_adapters
 from .assemble import fill
-from .check import check
 from .footprint import needed_bytes
-from .layouts import infer_dimensions, weight_specs
 from .mask_decoder import open_mask_decoder
-from .tensors import SafetensorsFolder, Source
+from .open import Checkpoint, locate, open_local
 
 if TYPE_CHECKING:
     from ..processor import Processor
@@ -37,48 +32,84 @@ Progress = Callable[[int, int], None]
 """Called with the number of modules loaded and how many there are."""
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is loaded: everything but which one. Making one raises InputError for values that are wrong
+    whatever the checkpoint is."""
+
+    dtype: mx.Dtype | str | None = None
+    """The dtype of activations, cache and float weights; None for bfloat16 on a GPU and float32 on the CPU."""
+    adapter_path: AdapterPath = None
+    """Folder of a LoRA adapter (PEFT's or mlx-vlm's), or several, applied in order: merged into float weights, and
+    computed beside quantized ones."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    tokenizer: str | Path | None = None
+    """A file or folder whose tokenizer replaces the checkpoint's. A big_vision archive has none, so it needs this."""
+    max_memory: int | str | None = None
+    """Bytes, or a size like "6GB", that loading and one answer may take. A model that needs more is refused before any
+    weight is read."""
+    memory: int | str | None = None
+    """The same, and what is left of it is used for float32 copies in place of quantized weights, which the CPU backend
+    multiplies some four times faster (memory.residency)."""
+    keep_quantized: bool = False
+    """Leave quantized weights as they are. Without this, max_memory or memory the CPU backend holds the weights of a
+    small model (residency.SMALL_BYTES) in float32."""
+    layers_at_once: int | None = None
+    """See PaliGemma."""
+    use_sliding_window: bool = False
+    """See PaliGemma."""
+    mask_decoder: str | Path | None = None
+    """File of the decoder of <seg> codes, to use in place of the checkpoint's own or the published one."""
+
+    def __post_init__(self) -> None:
+        check_layers_at_once(self.layers_at_once)
+        dtype = compute_dtype(self.dtype)
+        for size in (self.max_memory, self.memory):
+            if size is not None:
+                parse_size(size)
+        if self.memory is not None:
+            check_copies(dtype)
+
+    @property
+    def allowed_bytes(self) -> int | None:
+        """What loading and one answer may take; None for no limit."""
+        return min((parse_size(size) for size in (self.max_memory, self.memory) if size is not None), default=None)
+
+
 def load(
     path_or_repo: str | Path,
     *,
     dtype: mx.Dtype | str | None = None,
     adapter_path: AdapterPath = None,
     revision: str | None = None,
+    tokenizer: str | Path | None = None,
     max_memory: int | str | None = None,
     memory: int | str | None = None,
+    keep_quantized: bool = False,
     layers_at_once: int | None = None,
     use_sliding_window: bool = False,
     mask_decoder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[PaliGemma, Processor]:
-    """A model and its processor from a local folder or a hub repository.
+    """A model and its processor from a local folder, a hub repository or a big_vision .npz archive.
 
-    dtype: of activations, cache and float weights; bfloat16 on a GPU and float32 on the CPU if not given.
-    adapter_path, max_memory, memory: see load_model. layers_at_once, use_sliding_window: see PaliGemma. mask_decoder:
-    file of the decoder of <seg> codes, if neither the checkpoint's own nor the published one is meant. Raises
-    InputError for anything wrong with these.
+    The options are those of LoadOptions. progress: called as modules are loaded. Raises InputError for anything wrong
+    with the checkpoint or an option, and PgMlxError if the hub cannot be reached.
     """
-    from ..processor import Processor, Tokenizer, read_resample
-    from ..regions.mask_vae import MaskDecoder
-
-    # What is wrong with these is said before anything is downloaded.
-    adapters, budget = open_adapters(adapter_path), Budget.of(max_memory, memory, dtype)
-    check_layers_at_once(layers_at_once)
-    given = MaskDecoder.load(mask_decoder) if mask_decoder else None
-    folder = hub.resolve(path_or_repo, revision)
-    with background(lambda: Tokenizer.from_folder(folder)) as tokenizer:  # while the weights are read
-        masks = given or open_mask_decoder(folder)
-        model = _load_model(folder, dtype, adapters, progress, budget)
-        model.use_sliding_window, model.layers_at_once = use_sliding_window, layers_at_once
-        begin = time.perf_counter()
-    resample = read_resample(folder / "preprocessor_config.json")
-    processor = Processor(tokenizer.result(), model.config.vision.image_size, resample, masks)
-    rows = model.config.text.vocab_size
-    if processor.tokenizer.vocab_size > rows:
-        raise InputError(
-            f"{folder}: the tokenizer has {processor.tokenizer.vocab_size} pieces, the embedding only {rows} rows"
-        )
-    model.load_s += time.perf_counter() - begin
-    return model, processor
+    options = LoadOptions(
+        dtype=dtype,
+        adapter_path=adapter_path,
+        revision=revision,
+        tokenizer=tokenizer,
+        max_memory=max_memory,
+        memory=memory,
+        keep_quantized=keep_quantized,
+        layers_at_once=layers_at_once,
+        use_sliding_window=use_sliding_window,
+        mask_decoder=mask_decoder,
+    )
+    return load_with(path_or_repo, options, progress)
 
 
 def load_model(
@@ -88,95 +119,108 @@ def load_model(
     adapter_path: AdapterPath = None,
     max_memory: int | str | None = None,
     memory: int | str | None = None,
+    keep_quantized: bool = False,
     progress: Progress | None = None,
 ) -> PaliGemma:
-    """The model of a local checkpoint folder, without a tokenizer, evaluated and ready.
+    """The model of a local checkpoint folder or .npz archive, without a tokenizer, evaluated and ready.
 
-    adapter_path: one folder of a LoRA adapter (PEFT's or mlx-vlm's), or several, applied in order: merged into float
-    weights, and computed beside packed ones. Peak memory is the model plus one layer's projections.
-    max_memory: bytes, or a size like "6GB", that loading and one answer may take; a model that needs more is refused
-    before any weight is read. memory: the same, and what is left of it goes to float32 copies in place of packed
-    weights, which the CPU backend multiplies some four times faster (memory.dequantize_within). Without either, small
-    models are float32 there as a whole (memory.SMALL_BYTES). Raises InputError.
+    The options are those of LoadOptions. Peak memory is the model plus one layer's projections. Raises InputError.
     """
-    budget = Budget.of(max_memory, memory, dtype)
-    return _load_model(folder, dtype, open_adapters(adapter_path), progress, budget)
+    options = LoadOptions(
+        dtype=dtype, adapter_path=adapter_path, max_memory=max_memory, memory=memory, keep_quantized=keep_quantized
+    )
+    return load_model_with(folder, options, progress)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What memory a model may take."""
+def load_with(
+    path_or_repo: str | Path, options: LoadOptions, progress: Progress | None = None
+) -> tuple[PaliGemma, Processor]:
+    """As `load`, with the options as one object."""
+    from ..processor import Processor, Tokenizer
+    from ..regions.mask_vae import MaskDecoder
 
-    allowed: int | None
-    """Bytes; None for as many as it takes."""
-    copies: bool
-    """Whether to use all of it."""
+    # What is wrong with these is said before anything is downloaded.
+    adapters = open_adapters(options.adapter_path)
+    given = MaskDecoder.load(options.mask_decoder) if options.mask_decoder else None
+    path = locate(path_or_repo, options.revision)
+    begin = time.perf_counter()
+    checkpoint = _open(path, options)
+    vocabulary = checkpoint.tokenizer
+    if vocabulary is None:
+        raise InputError(
+            f"{checkpoint.name} has no tokenizer: neither tokenizer.model nor tokenizer.json; "
+            "give one with --tokenizer FILE (in Python tokenizer=FILE)"
+        )
+    with background(lambda: Tokenizer.from_file(vocabulary)) as tokenizer:  # while the weights are read
+        masks = given or open_mask_decoder(checkpoint.mask_decoder)
+        model = _load(checkpoint, options, adapters, progress)
+    processor = Processor(tokenizer.result(), model.config.vision.image_size, checkpoint.resample, masks)
+    rows = model.config.text.vocab_size
+    if processor.tokenizer.vocab_size > rows:
+        raise InputError(
+            f"{checkpoint.name}: the tokenizer has {processor.tokenizer.vocab_size} pieces, "
+            f"the embedding only {rows} rows"
+        )
+    model.load_s = time.perf_counter() - begin
+    return model, processor
 
-    @classmethod
-    def of(cls, max_memory: int | str | None, memory: int | str | None, dtype: mx.Dtype | str | None) -> Budget:
-        """Raises InputError."""
-        sizes = [parse_size(size) for size in (max_memory, memory) if size is not None]
-        if memory is not None:
-            check_copies(compute_dtype(dtype))
-        return cls(min(sizes, default=None), memory is not None)
+
+def load_model_with(path: str | Path, options: LoadOptions, progress: Progress | None = None) -> PaliGemma:
+    """As `load_model`, with the options as one object, of which `revision` and `mask_decoder` play no part here."""
+    adapters, begin = open_adapters(options.adapter_path), time.perf_counter()
+    model = _load(_open(Path(path), options), options, adapters, progress)
+    model.load_s = time.perf_counter() - begin
+    return model
 
 
-def _load_model(
-    folder: str | Path,
-    dtype: mx.Dtype | str | None,
-    adapters: Sequence[Adapter],
-    progress: Progress | None,
-    budget: Budget,
+def _open(path: Path, options: LoadOptions) -> Checkpoint:
+    checkpoint = open_local(path)
+    return checkpoint if options.tokenizer is None else checkpoint.with_tokenizer(options.tokenizer)
+
+
+def _load(
+    checkpoint: Checkpoint, options: LoadOptions, adapters: Sequence[Adapter], progress: Progress | None
 ) -> PaliGemma:
-    start = time.perf_counter()
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder")
-    source, raw_config = SafetensorsFolder(folder), read_json(folder / "config.json")
-    room = 0
-    if budget.allowed is not None:
-        needed = needed_bytes(source, raw_config, compute_dtype(dtype))
-        check_fits(needed, budget.allowed)
-        room = budget.allowed - needed
-    model = build(source, raw_config, dtype, progress, adapters)
-    if budget.copies:
+    """The model within the memory that it may take."""
+    room, allowed = 0, options.allowed_bytes
+    if allowed is not None:
+        needed = needed_bytes(checkpoint, compute_dtype(options.dtype))
+        check_fits(needed, allowed)
+        room = allowed - needed
+    model = build(checkpoint, options.dtype, progress, adapters)
+    model.use_sliding_window, model.layers_at_once = options.use_sliding_window, options.layers_at_once
+    if options.memory is not None:
         dequantize_within(model, room)
-    elif budget.allowed is None:
+    elif allowed is None and not options.keep_quantized:
         dequantize_if_small(model)
     keep_within(held_bytes(model))
-    model.load_s = time.perf_counter() - start
     return model
 
 
 def build(
-    source: Source,
-    raw_config: Mapping[str, Any],
+    checkpoint: Checkpoint,
     dtype: mx.Dtype | str | None = None,
     progress: Progress | None = None,
     adapters: Sequence[Adapter] = (),
 ) -> PaliGemma:
-    """Assemble a model from canonical tensors, a parsed config.json and adapters. Raises InputError."""
+    """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError."""
     device.warn_if_slow()
-    dtype = compute_dtype(dtype)
-    config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
+    dtype, config, source = compute_dtype(dtype), checkpoint.config, checkpoint.source
     model = PaliGemma(config, dtype=dtype)
-    plan = list(weight_specs(config))
-    check(plan, source.shapes, config)
     if adapters:
-        source = AdaptedSource(source, adapters, config)
-    for done, spec in enumerate(plan):
+        source = AdaptedSource(source, adapters, checkpoint.specs)
+    for done, spec in enumerate(checkpoint.specs):
         if progress:
-            progress(done, len(plan))
+            progress(done, len(checkpoint.specs))
         mx.eval(fill(model, spec, source, config, dtype))
     if progress:
-        progress(len(plan), len(plan))
+        progress(len(checkpoint.specs), len(checkpoint.specs))
     model.eval()
     return model
 
 
 def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
+    """The dtype that a name means, and for None the machine's default. Raises InputError for an unknown name."""
     if dtype is None:
         return device.default_dtype()
     if isinstance(dtype, str):

@@ -28,21 +28,20 @@ def find_mask_decoder(folder: Path) -> Path | None:
     return next((folder / name for name in (FILE_NAME, PUBLISHED_NAME) if (folder / name).is_file()), None)
 
 
-def open_mask_decoder(folder: Path) -> MaskDecoder | HubMaskDecoder:
-    """The decoder in a checkpoint's folder, else the published one once it is needed.
+def open_mask_decoder(path: Path | None) -> MaskDecoder | HubMaskDecoder:
+    """The decoder in a checkpoint's file, or without one the published decoder once it is needed.
 
-    Raises InputError if a file is there but wrong.
+    Raises InputError if the file is wrong.
     """
     from ..regions.mask_vae import MaskDecoder
 
-    path = find_mask_decoder(folder)
     return MaskDecoder.load(path) if path else HubMaskDecoder()
 
 
 class HubMaskDecoder:
     """The published decoder, fetched when the first mask is to be decoded; the hub's cache keeps it for later runs.
 
-    Where it cannot be had, stderr says so once, and there are boxes without masks: the answer is still worth having.
+    If it cannot be fetched, stderr says so once, and answers have boxes without masks.
     """
 
     def __init__(self) -> None:
@@ -50,7 +49,7 @@ class HubMaskDecoder:
         self._tried = False
 
     def __call__(self, codes: Any) -> mx.array | None:
-        """As MaskDecoder, or None."""
+        """<seg> codes int [B, 16] -> float32 [B, 64, 64] as MaskDecoder gives, or None if it cannot be fetched."""
         if not self._tried:
             self._tried = True
             self._decoder = self._fetch()

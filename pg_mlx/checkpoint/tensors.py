@@ -18,40 +18,50 @@ _FLOAT_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
 
 class Source(Protocol):
-    """A checkpoint under canonical names, whatever its files look like."""
+    """The tensors of a checkpoint under canonical names, whatever its files look like."""
 
     shapes: dict[str, tuple[int, ...]]
+    """The shape of every tensor; a quantized matrix has the shapes of its packed parts."""
 
     def read(self, name: str) -> mx.array:
-        """The tensor in its stored dtype, perhaps not yet evaluated. Called once for each name."""
+        """The tensor in its stored dtype, perhaps not yet evaluated. May be called again: the source keeps nothing of
+        what it has given, so a second call reads the file a second time."""
+        ...
+
+    def stored_bytes(self, name: str) -> int:
+        """The size of a tensor in its file, in bytes; of a Source in front of another one, what that reads for it."""
         ...
 
     def beside(self, module: str, weight: mx.array) -> dict[str, mx.array]:
         """The adapter of a quantized module, to be computed beside it; empty if it has none (see AdaptedSource).
-        weight: float32 [rows, columns], the module's dequantized weight, not yet evaluated."""
+        weight: float32 [outputs, columns], the module's dequantized weight, not yet evaluated."""
         return {}
 
 
 class SafetensorsHeaders(Source):
-    """What the headers of a checkpoint's files tell, by canonical name: a Source whose tensors cannot be read.
+    """The headers of a checkpoint's files: a Source whose tensors cannot be read.
 
-    Raises InputError if two files hold the same tensor.
+    name: of the checkpoint, for messages. headers: of each file its name and header. Raises InputError if two files
+    hold the same tensor.
     """
 
     def __init__(self, name: str, headers: Iterable[tuple[str, Header]]):
         self.name = name
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.sizes: dict[str, int] = {}
-        """Bytes of each tensor."""
+        self.stored: dict[str, tuple[int, ...]] = {}
+        """The shape of every tensor in the files, under the name that it has there, ignored ones included."""
         self.float_dtype = mx.float32
-        """Of the final norm, which is never packed, and so of the floats in general."""
+        """The dtype of the final norm, which is never quantized, and so of float tensors in general."""
+        self._sizes: dict[str, int] = {}
         self._places: dict[str, tuple[str, str]] = {}
         for file, header in headers:
             for key, (dtype, shape) in header.items():
                 self._add(file, key, dtype, shape)
-        self.num_bytes = sum(self.sizes.values())
+        self.num_bytes = sum(self._sizes.values())
+        """Bytes of all tensors, or of all files where they are local."""
 
     def _add(self, file: str, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+        self.stored[key] = shape
         name = canonical_name(key)
         if name is None:
             return
@@ -60,17 +70,22 @@ class SafetensorsHeaders(Source):
         if has_channels_second(name, shape):
             shape = (shape[0], *shape[2:], shape[1])
         self.shapes[name] = shape
-        self.sizes[name] = math.prod(shape) * ITEM_BYTES[dtype]
+        self._sizes[name] = math.prod(shape) * ITEM_BYTES[dtype]
         if name == FINAL_NORM:
             self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
         self._places[name] = (file, key)
 
+    def stored_bytes(self, name: str) -> int:
+        """The size of a tensor in its file."""
+        return self._sizes[name]
+
     def read(self, name: str) -> mx.array:
+        """Raises PgMlxError: there are only headers."""
         raise PgMlxError(f"{name} cannot be read: of {self.name} there are only the headers here")
 
 
 class SafetensorsFolder(SafetensorsHeaders):
-    """`shapes` by canonical name, and `read`. Raises InputError if files are missing, broken or overlap."""
+    """The safetensors files of a local folder. Raises InputError if files are missing, broken or overlap."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -80,10 +95,10 @@ class SafetensorsFolder(SafetensorsHeaders):
         self._opened: dict[Path, dict[str, mx.array]] = {}
 
     def read(self, name: str) -> mx.array:
-        """The tensor, not yet evaluated. Can be read once: nothing of it is kept here."""
+        """The tensor in its stored dtype, not yet evaluated. Raises InputError if its file has become unreadable."""
         file, key = self._places[name]
         path = self.folder / file
-        if path not in self._opened:
+        if key not in self._opened.get(path, ()):  # the first tensor of this file, or one that is read again
             try:
                 self._opened[path] = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
             except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Is a folder complete for every MLX program that reads PaliGemma?
+"""Checking that a folder is complete for every MLX program that reads PaliGemma.
 
 Swift's MLXVLM is the strictest: it wants exactly the classic tensor names, every field of its configuration structs,
 and a flat preprocessor_config.json. mlx-vlm and we accept more.
@@ -9,12 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..files.json import read_json
-from ..files.safetensors import read_header
-from .check import check
-from .layouts import PATCH_KERNEL, canonical_name, infer_dimensions, weight_specs
+from .layouts import PATCH_KERNEL, canonical_name
+from .open import open_local
 from .tensors import SafetensorsFolder
 
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
@@ -32,7 +30,10 @@ _REQUIRED = {
 
 
 def validate(folder: Path) -> list[str]:
-    """What is wrong with a folder, one line each; empty if nothing is. Raises InputError if there is no such folder."""
+    """The problems of a checkpoint folder, one line each; empty if there are none.
+
+    Raises InputError if there is no such folder.
+    """
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
     problems = [problem for name in _REQUIRED for problem in _missing_fields(folder / name, _REQUIRED[name])]
@@ -62,25 +63,16 @@ def _get(content: Any, field: str) -> Any:
 
 
 def _weights(folder: Path) -> list[str]:
-    source = SafetensorsFolder(folder)
-    config = PaliGemmaConfig.from_dict(read_json(folder / "config.json"), infer_dimensions(source.shapes))
-    check(list(weight_specs(config)), source.shapes, config)
-    stored = {name for path in source.files for name in read_header(path)}
-    foreign = sorted(stored - set(source.shapes))
+    source = open_local(folder).source
+    if not isinstance(source, SafetensorsFolder):
+        return ["the weights are not in safetensors files; convert them first"]
+    foreign = sorted(source.stored.keys() - source.shapes.keys())
     problems = [f"{name} is not the classic name of a tensor" for name in foreign[:5]]
     if foreign[5:]:
         problems.append(f"... and {len(foreign) - 5} more such names")
-    if any(name.startswith("language_model.lm_head.") for name in stored):
+    if any(name.startswith("language_model.lm_head.") for name in source.stored):
         problems.append("language_model.lm_head is stored although the head is the embedding")
-    kernel = next(
-        (
-            shape
-            for path in source.files
-            for name, (_, shape) in read_header(path).items()
-            if canonical_name(name) == PATCH_KERNEL
-        ),
-        (3,),
-    )
+    kernel = next(shape for name, shape in source.stored.items() if canonical_name(name) == PATCH_KERNEL)
     if kernel[-1] != 3:
         problems.append("the patch kernel is stored as PyTorch has it, [out, in, height, width]")
     return problems

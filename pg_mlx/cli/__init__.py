@@ -68,7 +68,7 @@ def _overview(argv: list[str]) -> int:
     if argv and not wanted:
         return _fail("pg-mlx", f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}", 2)
     lines = ["usage: pg-mlx COMMAND ...", "", *(f"  {name:<10} {about}" for name, about in COMMANDS.items())]
-    print("\n".join([*lines, "", "pg-mlx COMMAND --help tells more."]), file=sys.stdout if wanted else sys.stderr)
+    print("\n".join([*lines, "", "pg-mlx COMMAND --help explains."]), file=sys.stdout if wanted else sys.stderr)
     return 0 if wanted else 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .options import Parser, load_progress
+from .options import Parser, add_model_options, bounded, load_options, load_progress
 
 DESCRIPTION = "Time each stage of an answer, beside the least work it needs and the machine's own speed."
 
@@ -18,42 +18,39 @@ examples:
   %(prog)s                                the bundled demo checkpoint
   %(prog)s --model ./pg2-4bit --json > bench.json
 
-docs/performance.md tells how to read it. exit code: 0, 1 for a failure, 2 for a wrong input.
+docs/performance.md explains how to read it. exit code: 0, 1 for a failure, 2 for a wrong input.
 """
 
 
+_positive = bounded(1, 10_000)
+
+
+def _rows(text: str) -> tuple[int, ...]:
+    return tuple(int(_positive(part)) for part in text.split(","))
+
+
 def parser(program: str) -> argparse.ArgumentParser:
+    """The options of this command."""
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument("--model", metavar="M", help="checkpoint folder or hub repository (default: the bundled demo)")
-    p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of activations and cache")
+    add_model_options(p)
     p.add_argument("--prompt", default="caption en", metavar="P", help="(default: caption en)")
     p.add_argument("--rows", type=_rows, default=(1, 2, 4, 8, 16), metavar="N,N", help="(default: 1,2,4,8,16)")
     p.add_argument("--repeats", type=_positive, default=5, metavar="N", help="of vision and prefill (default: 5)")
     p.add_argument("--steps", type=_positive, default=16, metavar="N", help="decode steps (default: 16)")
-    p.add_argument("--no-questions", action="store_true", help="on a Mac, leave out what nobody has measured yet")
+    p.add_argument("--no-questions", action="store_true", help="on a Mac, leave out the experiments")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) <= 10000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 10000")
-    return int(text)
-
-
-def _rows(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
-
-
 def run(argv: list[str], program: str) -> int:
+    """Measure and print; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
 
     import mlx.core as mx
 
-    from ..checkpoint import hub
-    from ..checkpoint.load import load
+    from ..checkpoint.load import load_with
+    from ..checkpoint.open import locate
     from ..demo import CHECKPOINT, PICTURES
     from ..measure import experiments, machine
     from ..measure.decode_work import decode_kernels
@@ -63,24 +60,26 @@ def run(argv: list[str], program: str) -> int:
     def note(what: str) -> None:
         print(f"{program}: {what} ...", file=sys.stderr)
 
-    folder = hub.resolve(args.model, args.revision) if args.model else CHECKPOINT
+    options = load_options(args)
+    path = locate(args.model, args.revision) if args.model else CHECKPOINT
     note("loading")
     progress, done = load_progress()
-    model, processor = load(folder, dtype=args.dtype, progress=progress)
+    model, processor = load_with(path, options, progress)
     done()
     prompt_ids = processor.prompt_ids(args.prompt)
     if len(prompt_ids) > 4096:
         raise InputError(f"the prompt has {len(prompt_ids)} tokens; bench takes up to 4096")
     note("copying and multiplying, for comparison")
     limits = MachineLimits(machine.copy_bandwidth(), machine.matmul_rate(model.dtype))
-    stored = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    stored = sum(file.stat().st_size for file in files)
     stages = [StageTime("load", 1, model.load_s, Work(0, stored))]
     pixels = mx.array(processor.pixels(str(PICTURES[0])))[None]
     stages += measure(model, pixels, prompt_ids, rows=args.rows, repeats=args.repeats, steps=args.steps, note=note)
     answers = []
     if experiments.on_a_mac() and not args.no_questions:
         note("open questions")
-        answers = experiments.ask(model, pixels, prompt_ids, str(folder), note)
+        answers = experiments.ask(model, pixels, prompt_ids, str(path), note)
     text, vision = model.config.text, model.config.vision
     report: dict[str, Any] = {
         "machine": machine.description()
@@ -102,7 +101,7 @@ def run(argv: list[str], program: str) -> int:
 
 
 def table(report: dict[str, Any]) -> str:
-    """For people."""
+    """The report as text for people."""
     machine, model = report["machine"], report["model"]
     lines = [
         f"{machine['chip']}, {machine['cpu_cores']} CPU cores, {machine['memory_bytes'] / 1e9:.0f} GB, "

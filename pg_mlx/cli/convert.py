@@ -37,6 +37,7 @@ examples:
 
 
 def parser(program: str) -> argparse.ArgumentParser:
+    """The options of this command."""
     p = Parser(program, DESCRIPTION, EPILOG)
     p.add_argument("--hf-path", metavar="SRC", help="folder, hub repository owner/name, or .npz file")
     p.add_argument("--mlx-path", type=Path, default=Path("mlx_model"), metavar="DST", help="folder to write")
@@ -74,6 +75,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(argv: list[str], program: str) -> int:
+    """Convert and print a report; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
     if args.validate is not None:
         return _validate(args.validate)
@@ -87,9 +89,9 @@ def run(argv: list[str], program: str) -> int:
     )
     if not args.dry_run and args.mlx_path.exists() and not args.force:
         raise InputError(f"{args.mlx_path} exists already; choose another --mlx-path, or --force to replace it")
-    job = pipeline.prepare(
+    conversion = pipeline.Conversion(
         args.hf_path,
-        recipe=recipe,
+        recipe,
         dequantize=args.dequantize,
         dtype=args.dtype,
         adapter_path=args.adapter_path,
@@ -99,16 +101,15 @@ def run(argv: list[str], program: str) -> int:
         mask_decoder=args.mask_decoder,
         headers_only=args.dry_run,
     )
-    if job.plan.left_float:
-        names = ", ".join(job.plan.left_float[:3]) + (", ..." if len(job.plan.left_float) > 3 else "")
-        print(f"left float, as no whole groups fit: {len(job.plan.left_float)} modules ({names})", file=sys.stderr)
+    if left := conversion.plan.left_float:
+        names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        print(f"left float, as no whole groups fit: {len(left)} modules ({names})", file=sys.stderr)
     if args.dry_run:
-        print(table(job))
+        print(table(conversion))
         return 0
     progress, close = _progress()
     try:
-        report = pipeline.run(
-            job,
+        report = conversion.run(
             args.mlx_path,
             force=args.force,
             check=not args.no_check,
@@ -161,16 +162,16 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
     return show, bar.close
 
 
-def table(job: Conversion) -> str:
-    """What would be written, by component."""
+def table(conversion: Conversion) -> str:
+    """What would be written, by component, as text for people."""
     rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "GB before", "after")]
-    modules = job.plan.modules
+    modules = conversion.plan.modules
     parts = list(dict.fromkeys(module.component for module in modules))
     for part in [*parts, "all"]:
         mine = [module for module in modules if part in ("all", module.component)]
         count = sum(module.parameters for module in mine)
-        before = sum(module.bytes_before(job.opened.dtype.size) for module in mine)
-        after = sum(module.bytes_after(job.dtype.size) for module in mine)
+        before = sum(module.bytes_before(conversion.checkpoint.dtype.size) for module in mine)
+        after = sum(module.bytes_after(conversion.dtype.size) for module in mine)
         bits = [f"{size * 8 / count:.2f}" for size in (before, after)]
         rows.append((part, f"{count:,}", *bits, f"{before / 1e9:.3f}", f"{after / 1e9:.3f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -178,19 +179,19 @@ def table(job: Conversion) -> str:
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-    read = sum(m.bytes_after(job.dtype.size) for m in modules if m.component in ("embedding/head", "decoder"))
+    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in ("embedding/head", "decoder"))
     return "\n".join(
         [
             *lines,
             "",
-            f"peak memory of the conversion: about {job.expected_peak() / 1e9:.2f} GB",
+            f"peak memory of the conversion: about {conversion.expected_peak() / 1e9:.2f} GB",
             f"read from memory for each token decoded: {read / 1e9:.3f} GB and the cache",
         ]
     )
 
 
 def summary(report: Report) -> str:
-    """A few lines on what was done."""
+    """A few lines about a finished conversion, as text for people."""
     lines = [
         f"{report.target}: {report.bytes_after / 1e9:.3f} GB (before: {report.bytes_before / 1e9:.3f}), "
         f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "

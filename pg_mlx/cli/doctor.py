@@ -1,4 +1,4 @@
-"""pg-mlx doctor: does this machine compute what it should?"""
+"""pg-mlx doctor: check that this machine computes right."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser
+from .options import Parser, add_model_options, load_options
 
 if TYPE_CHECKING:
     from ..measure.kernels import Check
@@ -29,23 +30,23 @@ exit code: 0 healthy, 1 not, 2 for a wrong input.
 
 
 def parser(program: str) -> argparse.ArgumentParser:
+    """The options of this command."""
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument(
-        "--model", metavar="M", help="checkpoint folder whose kernels are checked (default: the bundled demo)"
-    )
+    add_model_options(p)
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
 
 def run(argv: list[str], program: str) -> int:
+    """Check and print; returns the exit code: 1 if something is wrong. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
 
     from ..measure import machine
 
     print(f"{program}: measuring how fast memory is copied ...", file=sys.stderr)
     described = {**machine.description(), "copied_bytes_per_second": machine.copy_bandwidth()}
-    checks = list(_checks(args.model, program))
+    checks = list(_checks(args, program))
     sick = [check for check in checks if not check.healthy]
     warnings = _warnings(described)
     if args.json:
@@ -62,10 +63,11 @@ def run(argv: list[str], program: str) -> int:
     return 1 if sick else 0
 
 
-def _checks(folder: str | None, program: str) -> Iterator[Check]:
+def _checks(args: argparse.Namespace, program: str) -> Iterator[Check]:
     import mlx.core as mx
 
-    from ..checkpoint.load import load_model
+    from ..checkpoint.load import load_model_with
+    from ..checkpoint.open import locate
     from ..demo import CHECKPOINT
     from ..measure import demo_check, kernels
     from ..ops import device
@@ -74,7 +76,9 @@ def _checks(folder: str | None, program: str) -> Iterator[Check]:
         print(f"{program}: {what} ...", file=sys.stderr)
 
     note("fused kernels")
-    yield from kernels.checks(load_model(folder or CHECKPOINT, max_memory="1TB"))  # with a limit it stays packed
+    options = replace(load_options(args), keep_quantized=True)
+    path = locate(args.model, args.revision) if args.model else CHECKPOINT
+    yield from kernels.checks(load_model_with(path, options))
     expected = [answer["tokens"] for answer in demo_check.stored()]
 
     def run(where: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, demo_check.Run]:
@@ -107,7 +111,7 @@ def _describe(machine: dict[str, Any]) -> list[str]:
 
 
 def _warnings(machine: dict[str, Any]) -> list[str]:
-    """What makes it slow, not wrong."""
+    """Findings that make it slow, not wrong."""
     if machine["backend"] == "CPU" and machine["blas"] is None:
         return ["warning: without a fast BLAS library matrix products are some 200 times slower"]
     return []

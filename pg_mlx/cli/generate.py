@@ -8,18 +8,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..limits import MAX_BATCH_SIZE
 from ..threads import start
 from .drawings import Drawings
 from .hints import chat_hint
-from .options import Parser, add_memory_options, check_memory_options
+from .options import Parser, add_model_options, bounded
 from .pictures import expand, is_folder
 from .session import Asking
 from .writers import FORMATS, Failure, answer_all, describe, output
 
 if TYPE_CHECKING:
     from ..generation import Stats
-
-MAX_BATCH_SIZE = 256
 
 DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
@@ -46,16 +45,7 @@ exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong in
 
 def parser(program: str) -> argparse.ArgumentParser:
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument(
-        "--model", metavar="M", help="checkpoint folder, or hub repository owner/name (default: the bundled demo)"
-    )
-    p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    p.add_argument(
-        "--adapter-path",
-        action="append",
-        metavar="A",
-        help="folder of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
-    )
+    add_model_options(p)
     p.add_argument("--image", action="append", metavar="I", help="file, folder, URL, or - for stdin; repeatable")
     p.add_argument(
         "--prompt",
@@ -68,21 +58,13 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P of the mass")
     p.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)")
     p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
-    p.add_argument("--batch-size", type=int, metavar="N", help="pictures answered at a time (default: 8; at 896 px 2)")
+    p.add_argument(
+        "--batch-size",
+        type=bounded(1, MAX_BATCH_SIZE),
+        metavar="N",
+        help="pictures answered at a time (default: 8; at 896 px 2)",
+    )
     p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
-    p.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of activations and cache (default: bfloat16 on a GPU, float32 on a CPU)",
-    )
-    p.add_argument("--max-memory", metavar="SIZE", help="as 6GB: refuse a model that needs more, before it is read")
-    add_memory_options(p)
-    p.add_argument(
-        "--sliding-window",
-        action="store_true",
-        help="run Gemma 2's sliding-window layers as transformers does; the original code, and so the default, "
-        "has none (differs beyond 4096 tokens)",
-    )
     p.add_argument(
         "--format",
         choices=FORMATS,
@@ -94,11 +76,6 @@ def parser(program: str) -> argparse.ArgumentParser:
     regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
     regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
-    regions.add_argument(
-        "--mask-decoder",
-        metavar="FILE",
-        help="vae-oid.npz, or what convert made of it (default: the model's own, else fetched from the hub once)",
-    )
     regions.add_argument(
         "--constrain",
         action="store_true",
@@ -135,9 +112,6 @@ def run(argv: list[str], program: str) -> int:
     select([], **narrow)
     for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))
-    check_memory_options(args)
-    if args.batch_size is not None and not 1 <= args.batch_size <= MAX_BATCH_SIZE:
-        raise InputError(f"--batch-size is {args.batch_size}, but must be from 1 to {MAX_BATCH_SIZE}")
     first = None if several else start(pictures[0].load)
     drawings = Drawings(args.annotate, args.masks, args.soft_masks, pictures, several)
     out = output(args.format, pictures, prompts, many)

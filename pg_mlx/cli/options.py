@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""What the commands share: parsing, the options of the model, a progress bar for loading."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError
+from ..limits import MAX_BATCH_SIZE
 from ..memory.size import parse_size
+
+if TYPE_CHECKING:
+    from ..checkpoint.load import LoadOptions
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are one line, and which never guesses abbreviated flags."""
+    """An argparse parser whose errors are one line, and which never guesses abbreviated flags."""
 
     def __init__(self, program: str, description: str, epilog: str):
         super().__init__(
@@ -25,39 +29,117 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raises InputError, so that a usage error ends like every other wrong input."""
         raise InputError(f"{message} (--help explains)")
 
 
-def add_memory_options(p: argparse._ActionsContainer) -> None:
-    """Those of a command that loads a model."""
+def bounded(low: float, high: float, number: type[int] | type[float] = int) -> Callable[[str], int | float]:
+    """An argparse type: a number from low to high, both included."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = number(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if number is int else ''}number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return parse
+
+
+def memory_size(text: str) -> int:
+    """An argparse type: bytes of a size like "8GB"."""
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model is loaded, and how: the same for all commands that load one."""
+    p = parser.add_argument_group("the model")
+    p.add_argument(
+        "--model",
+        metavar="M",
+        help="checkpoint folder, big_vision .npz, or hub repository owner/name (default: the bundled demo)",
+    )
+    p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
+    p.add_argument("--tokenizer", metavar="PATH", help="file or folder of the tokenizer, for a .npz, which has none")
+    p.add_argument(
+        "--adapter-path",
+        action="append",
+        metavar="A",
+        help="folder of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
+    )
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of activations and cache (default: bfloat16 on a GPU, float32 on a CPU)",
+    )
+    p.add_argument(
+        "--max-memory",
+        type=memory_size,
+        metavar="SIZE",
+        help="as 6GB: refuse a model that needs more, before it is read",
+    )
     p.add_argument(
         "--memory",
+        type=memory_size,
         metavar="SIZE",
-        help="on a Linux CPU: use so much, as 8GB, to hold float32 copies of packed weights, which answer faster",
+        help="on a Linux CPU: use so much, as 8GB, to hold float32 copies of quantized weights, which answer faster",
     )
     p.add_argument(
         "--layers-at-once",
-        type=int,
+        type=bounded(1, 1000),
         metavar="N",
-        help="give way to the screen after N layers of a picture or prompt (for 896 pixels on small chips)",
+        help="let the GPU do other work after every N layers of a picture or prompt (for 896 pixels on small chips)",
+    )
+    p.add_argument(
+        "--sliding-window",
+        action="store_true",
+        help="run Gemma 2's sliding-window layers as transformers does; the original code, and so the default, "
+        "has none (differs beyond 4096 tokens)",
+    )
+    p.add_argument(
+        "--mask-decoder",
+        metavar="FILE",
+        help="vae-oid.npz, or what convert made of it (default: the model's own, else fetched from the hub once)",
     )
 
 
-def check_memory_options(args: argparse.Namespace) -> None:
-    """Before anything is loaded. Raises InputError."""
-    for name in ("memory", "max_memory", "memory_limit"):
-        size(args, name)
-    if args.layers_at_once is not None and args.layers_at_once < 1:
-        raise InputError(f"--layers-at-once is {args.layers_at_once}, but must be 1 or more")
+def add_service_options(p: argparse._ActionsContainer) -> None:
+    """How much a command that answers many requests at a time takes on."""
+    p.add_argument(
+        "--batch-size",
+        type=bounded(1, MAX_BATCH_SIZE),
+        default=8,
+        metavar="N",
+        help="answers computed at a time (default: 8)",
+    )
+    p.add_argument(
+        "--queue", type=bounded(1, 100_000), default=64, metavar="N", help="requests that may wait (default: 64)"
+    )
+    p.add_argument(
+        "--memory-limit", type=memory_size, metavar="SIZE", help="what the model and its answers may take, as 6GB"
+    )
 
 
-def size(args: argparse.Namespace, name: str) -> int | None:
-    """Bytes of an option, None if it was not given. Raises InputError."""
-    text = getattr(args, name, None)
-    try:
-        return None if text is None else parse_size(text)
-    except InputError as error:
-        raise InputError(f"--{name.replace('_', '-')}: {error}") from None
+def load_options(args: argparse.Namespace) -> LoadOptions:
+    """What `add_model_options` has read, except which model. Raises InputError for options that exclude each other."""
+    from ..checkpoint.load import LoadOptions  # and with it MLX
+
+    return LoadOptions(
+        dtype=args.dtype,
+        adapter_path=args.adapter_path,
+        revision=args.revision,
+        tokenizer=args.tokenizer,
+        max_memory=args.max_memory,
+        memory=args.memory,
+        layers_at_once=args.layers_at_once,
+        use_sliding_window=args.sliding_window,
+        mask_decoder=args.mask_decoder,
+    )
 
 
 def load_progress() -> tuple[Callable[[int, int], None], Callable[[], None]]:

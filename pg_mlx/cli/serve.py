@@ -7,10 +7,12 @@ import ipaddress
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from ..errors import InputError
-from .options import Parser, add_memory_options, check_memory_options, size
+from ..limits import MAX_PIXELS
+from .options import Parser, add_model_options, add_service_options, bounded, load_options, memory_size
 
 DESCRIPTION = "Serve a model over HTTP: OpenAI's chat completions, boxes and masks as JSON, and a page to try it on."
 
@@ -21,8 +23,8 @@ examples:
   PG_MLX_API_KEY=... %(prog)s --model ./pg2-4bit --host 0.0.0.0
   %(prog)s --model ./pg2-4bit --uds /run/user/501/pg.sock
 
-Who is on this machine may ask; other hosts only with a key, web pages of other origins only with --allow-origin.
-docs/server.md tells of every address, limit and status. It speaks no TLS: put a proxy before it.
+Everybody on this machine may ask; other hosts only with a key, web pages of other origins only with --allow-origin.
+docs/server.md describes every address, limit and status. It speaks no TLS: put a proxy before it.
 
 exit code: 0 after SIGTERM, once what was accepted is answered; 1 if the model failed, 2 for a wrong input, 130 after
 Ctrl-C.
@@ -32,21 +34,18 @@ KEY = "PG_MLX_API_KEY"
 
 
 def parser(program: str) -> argparse.ArgumentParser:
+    """The options of this command."""
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument(
-        "--model", metavar="M", help="checkpoint folder, or hub repository owner/name (default: the bundled demo)"
-    )
+    add_model_options(p)
     p.add_argument("--model-name", metavar="N", help="what clients call it (default: by its folder or repository)")
-    p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    p.add_argument("--adapter-path", action="append", metavar="A", help="folder of a LoRA adapter (repeatable)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of activations and cache")
-    p.add_argument("--mask-decoder", metavar="FILE", help="vae-oid.npz, or what convert made of it")
     where = p.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    where.add_argument("--port", type=int, default=8080, metavar="N", help="0 for any free one (default: 8080)")
+    where.add_argument(
+        "--port", type=bounded(0, 65535), default=8080, metavar="N", help="0 for any free one (default: 8080)"
+    )
     where.add_argument("--uds", metavar="FILE", help="listen on a Unix socket instead, for this user only")
     who = p.add_argument_group("who")
-    who.add_argument("--api-key", metavar="K", help=f"what clients must show (better: ${KEY}, which ps does not tell)")
+    who.add_argument("--api-key", metavar="K", help=f"what clients must show (better: ${KEY}, which ps does not show)")
     who.add_argument(
         "--allow-origin", action="append", default=[], metavar="O", help="web page that may ask (repeatable; * is any)"
     )
@@ -54,25 +53,34 @@ def parser(program: str) -> argparse.ArgumentParser:
     what.add_argument("--allow-urls", action="store_true", help="fetch pictures from public addresses")
     what.add_argument("--allow-files", action="append", default=[], metavar="DIR", help="read pictures from a folder")
     much = p.add_argument_group("how much")
-    much.add_argument("--batch-size", type=int, default=8, metavar="N", help="answers computed at a time (default: 8)")
-    much.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
-    much.add_argument("--max-body", default="32M", metavar="SIZE", help="of one request (default: 32M)")
-    much.add_argument("--max-pixels", type=int, default=64_000_000, metavar="N", help="of one picture (default: 64 M)")
-    much.add_argument("--memory-limit", metavar="SIZE", help="what the model and its answers may take, as 6GB")
-    add_memory_options(much)
-    much.add_argument("--timeout", type=float, default=300, metavar="S", help="for one answer (default: 300)")
-    much.add_argument("--drain", type=float, default=30, metavar="S", help="for the last answers (default: 30)")
+    add_service_options(much)
+    much.add_argument(
+        "--max-body", type=memory_size, default="32M", metavar="SIZE", help="of one request (default: 32M)"
+    )
+    much.add_argument(
+        "--max-pixels",
+        type=bounded(1, MAX_PIXELS),
+        default=64_000_000,
+        metavar="N",
+        help="of one picture (default: 64 M)",
+    )
+    seconds = partial(bounded, number=float)
+    much.add_argument(
+        "--timeout", type=seconds(0.001, 1e6), default=300, metavar="S", help="for one answer (default: 300)"
+    )
+    much.add_argument(
+        "--drain", type=seconds(0, 1e6), default=30, metavar="S", help="for the last answers (default: 30)"
+    )
     p.add_argument("--verbose", action="store_true", help="a line on stderr for each request")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
 
 def run(argv: list[str], program: str) -> int:
+    """Serve until a signal ends it; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
     key = os.environ.get(KEY) if args.api_key is None else args.api_key
     _check(args, key)
-    check_memory_options(args)
-    body, limit = size(args, "max_body"), size(args, "memory_limit")
     try:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
@@ -86,14 +94,10 @@ def run(argv: list[str], program: str) -> int:
 
     listener = listen_at(Path(args.uds)) if args.uds else listen(args.host, args.port)
     try:
-        from ..checkpoint.load import compute_dtype
         from ..demo import CHECKPOINT
-        from ..memory.residency import check_copies
         from ..serving.service.limits import Limits
-        from ..serving.service.runner import Source
 
-        if args.memory is not None:
-            check_copies(compute_dtype(args.dtype))
+        options = load_options(args)
         if args.model is None:
             print("no --model: the bundled demo, which knows only coloured shapes and short words", file=sys.stderr)
         settings = Settings(
@@ -103,25 +107,16 @@ def run(argv: list[str], program: str) -> int:
             origins=tuple(args.allow_origin),
             urls=args.allow_urls,
             folders=tuple(Path(folder).resolve() for folder in args.allow_files),
-            body_bytes=body or Settings.body_bytes,
-            bodies_bytes=max(Settings.bodies_bytes, body or 0),
+            body_bytes=args.max_body,
+            bodies_bytes=max(Settings.bodies_bytes, args.max_body),
             request_s=args.timeout,
             verbose=args.verbose,
         )
         limits = Limits(
-            batch_size=args.batch_size, queue=args.queue, memory_bytes=limit, pixels=args.max_pixels,
+            batch_size=args.batch_size, queue=args.queue, memory_bytes=args.memory_limit, pixels=args.max_pixels,
         )  # fmt: skip
-        source = Source(
-            args.model or CHECKPOINT,
-            dtype=args.dtype,
-            adapter_path=args.adapter_path,
-            revision=args.revision,
-            memory=args.memory,
-            layers_at_once=args.layers_at_once,
-            mask_decoder=args.mask_decoder,
-        )
         print(f"listening on {_address(args, listener.getsockname())}", file=sys.stderr, flush=True)
-        return serve(listener, source, limits, settings, args.drain)
+        return serve(listener, args.model or CHECKPOINT, options, limits, settings, args.drain)
     finally:
         listener.close()
         if args.uds:
@@ -129,16 +124,6 @@ def run(argv: list[str], program: str) -> int:
 
 
 def _check(args: argparse.Namespace, key: str | None) -> None:
-    for name, least, most in (
-        ("batch_size", 1, 256),
-        ("queue", 1, 100_000),
-        ("port", 0, 65535),
-        ("max_pixels", 1, 178_956_970),
-        ("timeout", 0.001, 1e6),
-        ("drain", 0, 1e6),
-    ):
-        if not least <= getattr(args, name) <= most:
-            raise InputError(f"--{name.replace('_', '-')} must be from {least} to {most}")
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise InputError("the API key must be letters, digits and signs of ASCII, without spaces")
     if key is None and not args.uds and not _is_loopback(args.host):
@@ -147,10 +132,10 @@ def _check(args: argparse.Namespace, key: str | None) -> None:
         raise InputError(f"--allow-origin * lets every web page ask, so a key is needed: --api-key, or ${KEY}")
     for origin in args.allow_origin:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
-            raise InputError(f"--allow-origin {origin} is no origin, as https://example.com")
+            raise InputError(f"--allow-origin {origin} is not an origin, such as https://example.com")
     for folder in args.allow_files:
         if not Path(folder).is_dir():
-            raise InputError(f"--allow-files {folder} is no folder")
+            raise InputError(f"--allow-files {folder} is not a folder")
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..threads import Prefetch, Shared, run_into
 from ..timeline import timed
-from .options import load_progress
+from .options import load_options, load_progress
 from .pictures import Picture
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Asking:
 
     def _load(self) -> tuple[PaliGemma, Processor]:
 
-        from ..checkpoint.load import load
+        from ..checkpoint.load import load_with
         from ..demo import CHECKPOINT
         from ..generation import SamplingOptions
         from ..ops import device
@@ -118,18 +118,7 @@ class Asking:
             note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
             print(note, file=sys.stderr)
         progress, done = load_progress()
-        model, processor = load(
-            args.model or CHECKPOINT,
-            dtype=args.dtype,
-            adapter_path=args.adapter_path,
-            revision=args.revision,
-            max_memory=args.max_memory,
-            memory=args.memory,
-            layers_at_once=args.layers_at_once,
-            use_sliding_window=args.sliding_window,
-            mask_decoder=args.mask_decoder,
-            progress=progress,
-        )
+        model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress)
         done()
         if args.verbose:
             text, vision = model.config.text, model.config.vision

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .options import Parser, add_memory_options, check_memory_options, size
+from .options import Parser, add_model_options, add_service_options, load_options
 
-DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as docs/protocol.md tells."
+DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as docs/protocol.md describes."
 
 EPILOG = """\
+The options of the model are defaults: a load message may say otherwise for every one of which it has a field.
+
 It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered; and at once with
 its parent. What libraries print goes to stderr.
 
@@ -22,11 +24,10 @@ at once), 2 for a wrong input.
 
 
 def parser(program: str) -> argparse.ArgumentParser:
+    """The options of this command."""
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument("--batch-size", type=int, default=8, metavar="N", help="answers computed at a time (default: 8)")
-    p.add_argument("--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)")
-    p.add_argument("--memory-limit", metavar="SIZE", help="what the model and its answers may take, as 6GB")
-    add_memory_options(p)
+    add_model_options(p)
+    add_service_options(p)
     p.add_argument(
         "--files",
         action="append",
@@ -43,17 +44,13 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(argv: list[str], program: str) -> int:
+    """Answer until stdin ends; returns the exit code. Raises PgMlxError."""
     parent = os.getppid()  # before anything that takes time, in which it may die
     args = parser(program).parse_args(argv)
-    for name, least, most in (("batch_size", 1, 256), ("queue", 1, 100_000)):
-        if not least <= getattr(args, name) <= most:
-            raise InputError(f"--{name.replace('_', '-')} must be from {least} to {most}")
-    check_memory_options(args)
-    limit = size(args, "memory_limit")
     folders = [Path(folder) for folder in args.files] if args.files else None
     for folder in folders or ():
         if not folder.is_dir():
-            raise InputError(f"--files {folder} is no folder")
+            raise InputError(f"--files {folder} is not a folder")
 
     from ..serving.worker.processes import guarded_pipes
 
@@ -65,14 +62,9 @@ def run(argv: list[str], program: str) -> int:
         again = [argument for argument in argv if argument != "--supervise"]
         return Supervisor(*pipes, parent, [sys.executable, *flags, "-m", "pg_mlx", "worker", *again]).run()
 
-    import mlx.core as mx
-
-    from ..memory.residency import check_copies
+    from ..demo import CHECKPOINT
     from ..serving.service.limits import Limits
     from ..serving.worker.worker import Worker
 
-    if args.memory is not None:
-        check_copies(mx.float32)
-    limits = Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=limit)
-    loading = {"memory": args.memory, "layers_at_once": args.layers_at_once}
-    return Worker(*pipes, parent, limits, folders, loading).run()
+    limits = Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=args.memory_limit)
+    return Worker(*pipes, parent, limits, folders, load_options(args), args.model or CHECKPOINT).run()

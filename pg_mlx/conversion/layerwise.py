@@ -3,15 +3,15 @@
 The modules are those of the loaded model, filled by the loader's own code, so the numbers are the same too.
 
 Memory, whatever the depth of the model: its embedding as the source stores it (it is looked up first and needed again
-as the head, and a source can be read only once), one block in the compute dtype with the parts it is assembled
+as the head, and reading it is slow), one block in the compute dtype with the parts it is assembled
 from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones for one
-text at a time. Of the 55 GB of a 28B model in bfloat16 that is 2.4 GB of embedding and 1.1 GB a block; for 16
-texts at 448 pixels, 0.2 GB of activations.
+text at a time. A 28B model in bfloat16 has 55 GB; streaming it holds 2.4 GB of embedding, 1.1 GB of one block and,
+for 16 texts at 448 pixels, 0.2 GB of activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -19,9 +19,9 @@ import mlx.core as mx
 from .. import gemma, siglip
 from ..attention_mask import prefix_lm_mask
 from ..checkpoint.assemble import fill, fill_matrix, read_matrix
-from ..checkpoint.check import check
-from ..checkpoint.layouts import WeightSpec, infer_dimensions, weight_specs
+from ..checkpoint.layouts import WeightSpec
 from ..checkpoint.load import compute_dtype
+from ..checkpoint.open import Checkpoint
 from ..checkpoint.tensors import Source
 from ..config import PaliGemmaConfig
 from ..linear import Embedding
@@ -29,7 +29,7 @@ from ..paligemma import PaliGemma
 
 
 class Text(NamedTuple):
-    """A prompt about one of the pictures, and the answer that is put into the model's mouth."""
+    """A prompt about one of the pictures, and the answer whose tokens are to be predicted."""
 
     picture: int
     prefix: Sequence[int]
@@ -39,29 +39,27 @@ class Text(NamedTuple):
 
 
 class Streamed:
-    """What PaliGemma computes, in three calls, each to be made once and in this order (`head` as often as one likes):
+    """The computation of PaliGemma in three calls, to be made in this order, the first two once, `head` any number of
+    times:
 
         features = model.features(pictures)         # encode_image
         hidden = model.hidden(features, texts)      # the decoder, at the positions that predict the answers
         logits = model.head(0, 1000)(hidden[0])     # some columns of the logits
 
-    `progress` is called after each of the `num_blocks` blocks. Raises InputError if the source is not a sound
-    checkpoint, tensors that turn out unreadable later included.
+    dtype: of activations and float weights, as for LoadOptions. progress: called after each of the `num_blocks` blocks.
+    All three raise InputError for a tensor that cannot be read.
     """
 
     def __init__(
         self,
-        source: Source,
-        raw_config: Mapping[str, Any],
+        checkpoint: Checkpoint,
         dtype: mx.Dtype | str | None = None,
         progress: Callable[[], None] = lambda: None,
     ):
-        self.config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
+        self.config = checkpoint.config
         self.dtype = compute_dtype(dtype)
         self.num_blocks = self.config.vision.num_hidden_layers + self.config.text.num_hidden_layers
-        self._source, self._progress = source, progress
-        self._plan = list(weight_specs(self.config))
-        check(self._plan, source.shapes, self.config)
+        self._source, self._specs, self._progress = checkpoint.source, checkpoint.specs, progress
         self._model = PaliGemma(self.config, dtype=self.dtype)  # placeholders, not in memory
         self._table: _Table | None = None
 
@@ -134,13 +132,13 @@ class Streamed:
 
     def _fill_at(self, path: str) -> None:
         """Read the parameters of a module (or the array) at this path."""
-        for spec in self._plan:
+        for spec in self._specs:
             if f"{spec.target}.".startswith(f"{path}."):
                 mx.eval(fill(self._model, spec, self._source, self.config, self.dtype))
 
     def _embedding(self, index: slice | mx.array) -> Embedding:
         if self._table is None:
-            spec = next(spec for spec in self._plan if spec.kind == "embedding")
+            spec = next(spec for spec in self._specs if spec.kind == "embedding")
             self._table = _Table(spec, self._source, self.config, self.dtype)
         return self._table.rows(index)
 

@@ -1,4 +1,4 @@
-"""The numbers of a quality card, from what source and result made of the same texts.
+"""The numbers of a quality card, computed from the hidden states of source and result for the same texts.
 
 Memory: ROWS rows of both embeddings in the compute dtype, and a few arrays of POSITIONS x ROWS logits; never the
 logits of the whole vocabulary, which are a megabyte a position.
@@ -19,21 +19,24 @@ ROWS, POSITIONS = 16384, 256
 
 
 class Reading(NamedTuple):
-    """A model with all its blocks gone, and what it made of P pictures and T positions in answers."""
+    """A model whose blocks have been freed, and its outputs for some pictures and for T positions in answers."""
 
     model: Streamed
     features: Sequence[mx.array]
-    """P of [1, N, D]."""
+    """[1, N, D] for each picture, in the compute dtype."""
     hidden: mx.array
-    """[T, D]."""
+    """[T, D], final-normed, in the compute dtype."""
 
 
 class Predictions(NamedTuple):
-    """At each of T positions."""
+    """A comparison of two models at each of T positions."""
 
     kl: np.ndarray
+    """float64 [T]: KL(source || result) in nats."""
     source_top: np.ndarray
+    """int [T]: the source's most likely token."""
     result_top: np.ndarray
+    """int [T]: the result's most likely token."""
 
 
 def predict(source: Reading, result: Reading, vocabulary: int) -> Predictions:
@@ -69,7 +72,10 @@ def predict(source: Reading, result: Reading, vocabulary: int) -> Predictions:
 def box_drifts(
     source: Reading, result: Reading, texts: Sequence[Text], sizes: Sequence[tuple[int, int]], locations: range
 ) -> list[float]:
-    """Pixels between the two models' preferred locations, at every position whose answer has one."""
+    """Pixels between the two models' preferred locations, at every position whose answer has one.
+
+    sizes: width and height of each picture. locations: the ids of the location tokens.
+    """
     positions, extents, position = [], [], 0
     for text in texts:
         width, height = sizes[text.picture]

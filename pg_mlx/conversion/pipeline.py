@@ -10,60 +10,33 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..checkpoint.layouts import infer_dimensions
+from ..checkpoint.adapters.merge import AdapterPath
 from ..checkpoint.load import DTYPES
 from ..checkpoint.mask_decoder import FILE_NAME
-from ..checkpoint.open import Opened, open_source
-from ..config import PaliGemmaConfig
+from ..checkpoint.open import Checkpoint, open_checkpoint
 from ..errors import InputError, PgMlxError
 from ..files.arrays import write_arrays
 from ..files.folder import whole_folder
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
-from ..processor import Tokenizer
+from ..processor import RESAMPLES, Tokenizer
 from ..quantization import RECIPES, Recipe, uniform
 from ..regions.mask_vae import read_masks
 from . import side_files
-from .plan import Plan, make_plan
+from .plan import make_plan
 from .report import Report, model_card
 from .tokenizer_json import write_tokenizer_json
 from .weights import Progress, working_bytes, write_weights
 
 if TYPE_CHECKING:
     from .quality import Quality
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A conversion ready to run: everything that can be wrong without reading weights has been looked at."""
-
-    opened: Opened
-    plan: Plan
-    recipe: Recipe | None
-    dtype: mx.Dtype
-    """Of float tensors and affine scales."""
-    masks: dict[str, mx.array]
-    """Weights of the decoder of <seg> codes, and of its encoder where the file had it; empty if there is none."""
-
-    def expected_bytes(self) -> int:
-        return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
-
-    def expected_peak(self) -> int:
-        """The largest tensor as it is read, its packed form, and the work on a slice."""
-        before, after = self.opened.dtype.size, self.dtype.size
-        both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
-        return max(both) + working_bytes()
-
-    def header_bytes(self) -> int:
-        """Room for the head of a shard that held every tensor."""
-        return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
 
 
 def choose_recipe(
@@ -86,59 +59,159 @@ def choose_recipe(
     return recipe.with_overrides(q_overrides or {})
 
 
-def prepare(
-    source: str | Path,
-    *,
-    recipe: Recipe | None = None,
-    dequantize: bool = False,
-    dtype: str | None = None,
-    adapter_path: str | Path | Sequence[str | Path] | None = None,
-    tokenizer: str | Path | None = None,
-    revision: str | None = None,
-    need_tokenizer: bool = True,
-    mask_decoder: str | Path | None = None,
-    headers_only: bool = False,
-) -> Conversion:
-    """Open a source and decide what to write. Raises InputError for everything that shapes and small files can tell.
+class Conversion:
+    """A conversion ready to run: everything that can be wrong without reading weights has been checked.
 
-    headers_only: of a hub repository download no weights (and no tokenizer) for it. Such a job cannot be run.
-    mask_decoder: a file whose network takes the place of the source's own.
+    source, recipe and the options are those of `convert`. headers_only: of a hub repository download no weights and no
+    tokenizer; such a conversion cannot be run. Raises InputError for everything that shapes and small files show.
     """
-    if recipe and dequantize:
-        raise InputError("quantizing and dequantizing exclude each other")
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    adapters = [adapter_path] if isinstance(adapter_path, (str, Path)) else list(adapter_path or ())
-    opened = open_source(source, revision, Path(tokenizer) if tokenizer else None, adapters, headers_only)
-    if adapters and opened.config.get("quantization") and not (recipe or dequantize):
-        raise InputError(
-            f"{opened.name} is quantized; merging an adapter needs -q (pack it again) or -d (leave it float)"
-        )
-    reader = opened.open()
-    config = PaliGemmaConfig.from_dict(opened.config, infer_dimensions(reader.shapes))
-    if need_tokenizer and (tokenizer or not opened.headers_only):
-        _check_tokenizer(opened, config.text.vocab_size)
-    stored = mx.bfloat16 if recipe and opened.dtype == mx.float32 else opened.dtype
-    masks = mask_decoder or opened.mask_decoder
-    return Conversion(
-        opened,
-        make_plan(reader, config, recipe, dequantize),
-        recipe,
-        DTYPES[dtype] if dtype else stored,
-        read_masks(masks) if masks else {},
-    )
+
+    def __init__(
+        self,
+        source: str | Path,
+        recipe: Recipe | None = None,
+        *,
+        dequantize: bool = False,
+        dtype: str | None = None,
+        adapter_path: AdapterPath = None,
+        tokenizer: str | Path | None = None,
+        need_tokenizer: bool = True,
+        mask_decoder: str | Path | None = None,
+        revision: str | None = None,
+        headers_only: bool = False,
+    ):
+        if recipe and dequantize:
+            raise InputError("quantizing and dequantizing exclude each other")
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        checkpoint = open_checkpoint(source, revision=revision, tokenizer=tokenizer, headers_only=headers_only)
+        if adapter_path:
+            if checkpoint.is_quantized() and not (recipe or dequantize):
+                raise InputError(
+                    f"{checkpoint.name} is quantized; "
+                    "merging an adapter needs -q (pack it again) or -d (leave it float)"
+                )
+            checkpoint = checkpoint.merged(adapter_path)
+        if need_tokenizer and (tokenizer or not checkpoint.headers_only):
+            _check_tokenizer(checkpoint)
+        stored = mx.bfloat16 if recipe and checkpoint.dtype == mx.float32 else checkpoint.dtype
+        masks = mask_decoder or checkpoint.mask_decoder
+        self.checkpoint = checkpoint
+        self.recipe = recipe
+        self.plan = make_plan(checkpoint, recipe, dequantize)
+        self.dtype = DTYPES[dtype] if dtype else stored
+        """The dtype in which float tensors and affine scales are written."""
+        self.masks: dict[str, mx.array] = read_masks(masks) if masks else {}
+        """Weights of the decoder of <seg> codes, and of its encoder where the file had it; empty if there is none."""
+
+    def expected_bytes(self) -> int:
+        """Size of the weights that will be written."""
+        return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
+
+    def expected_peak(self) -> int:
+        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice."""
+        before, after = self.checkpoint.dtype.size, self.dtype.size
+        both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
+        return max(both) + working_bytes()
+
+    def run(
+        self,
+        target: Path,
+        *,
+        force: bool = False,
+        check: bool = True,
+        calibration: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Write the folder `target`. Options and errors are those of `convert`."""
+        start = time.perf_counter()
+        mx.reset_peak_memory()
+        report = progress or (lambda what, done, total: None)
+        try:
+            with whole_folder(target, force) as folder:
+                self._require_space(folder)
+                writer = ShardWriter(folder, header_bytes=self._header_bytes())
+                write_weights(self.plan, self.checkpoint.source, writer, self.dtype, report, self.expected_bytes())
+                self._write_side_files(folder)
+                quality = self._compare(folder, calibration, report) if check else None
+                written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+                result = Report(
+                    target=target,
+                    bytes_before=self.checkpoint.num_bytes,
+                    bytes_after=written,
+                    bits_per_weight=written * 8 / sum(module.parameters for module in self.plan.modules),
+                    left_float=self.plan.left_float,
+                    seconds=time.perf_counter() - start,
+                    peak_memory_bytes=mx.get_peak_memory(),
+                    quality=quality,
+                )
+                if quality:
+                    (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
+                (folder / "README.md").write_text(model_card(self.checkpoint.name, self.recipe, result))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise PgMlxError(f"no space left to write {target}; nothing was changed") from error
+            where = f" ({error.filename})" if error.filename else ""
+            raise PgMlxError(f"cannot write {target}: {error.strerror or error}{where}") from error
+        return result
+
+    def _header_bytes(self) -> int:
+        """Room for the head of a shard that held every tensor."""
+        return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
+
+    def _require_space(self, folder: Path) -> None:
+        needed, free = self.expected_bytes(), shutil.disk_usage(folder).free
+        if needed > free:
+            raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+
+    def _compare(self, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
+        """The quality card, or None without a tokenizer, which answers need."""
+        if self.checkpoint.tokenizer is None:
+            return None
+        from .quality import compare, default_samples
+
+        samples = default_samples(Path(calibration) if calibration else None)
+        size = self.expected_bytes()
+
+        def progress(done: int, total: int) -> None:
+            report(f"comparing with the source, {done} of {total}", size, size)
+
+        return compare(self.checkpoint, folder, samples=samples, progress=progress)
+
+    def _write_side_files(self, folder: Path) -> None:
+        given = self.checkpoint.side_files
+        for name, path in given.items():
+            shutil.copyfile(path, folder / name)
+        if "tokenizer.json" not in given and "tokenizer.model" in given:
+            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
+        if self.masks:
+            write_arrays(folder / FILE_NAME, self.masks)
+        config, resample = self.plan.config, self.checkpoint.resample
+        files: dict[str, dict[str, Any]] = {
+            "config.json": side_files.config_json(config, dtype_name(self.dtype)),
+            "preprocessor_config.json": side_files.preprocessor_json(
+                config.vision.image_size,
+                config.vision.num_patches,
+                next(number for number, name in RESAMPLES.items() if name == resample),
+            ),
+        }
+        if "generation_config.json" not in given:
+            files["generation_config.json"] = side_files.GENERATION_JSON
+        if given and "tokenizer_config.json" not in given:
+            files["tokenizer_config.json"] = side_files.tokenizer_config_json()
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _check_tokenizer(opened: Opened, rows: int) -> None:
-    """Without one that can be read, and whose ids all have a row in the embedding, the result could not answer."""
-    files = [opened.side_files[name] for name in ("tokenizer.model", "tokenizer.json") if name in opened.side_files]
-    if not files:
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raises InputError if there is none, it cannot be read, or has ids beyond the rows of the embedding."""
+    if checkpoint.tokenizer is None:
         raise InputError(
-            f"{opened.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
+            f"{checkpoint.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
         )
-    pieces = Tokenizer.from_file(files[0]).vocab_size
+    pieces, rows = Tokenizer.from_file(checkpoint.tokenizer).vocab_size, checkpoint.config.text.vocab_size
     if pieces > rows:
-        raise InputError(f"{files[0]} has {pieces} pieces, but the embedding only {rows} rows")
+        raise InputError(f"{checkpoint.tokenizer} has {pieces} pieces, but the embedding only {rows} rows")
 
 
 def convert(
@@ -153,7 +226,7 @@ def convert(
     q_overrides: Mapping[str, str] | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
-    adapter_path: str | Path | Sequence[str | Path] | None = None,
+    adapter_path: AdapterPath = None,
     tokenizer: str | Path | None = None,
     need_tokenizer: bool = True,
     mask_decoder: str | Path | None = None,
@@ -168,103 +241,20 @@ def convert(
     Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
     (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
-    <seg> codes (vae-oid.npz) to put into the folder; one that the source's folder has comes along by itself.
+    <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
     recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)
-    job = prepare(
+    conversion = Conversion(
         source,
-        recipe=recipe,
+        recipe,
         dequantize=dequantize,
         dtype=dtype,
         adapter_path=adapter_path,
         tokenizer=tokenizer,
-        revision=revision,
         need_tokenizer=need_tokenizer,
         mask_decoder=mask_decoder,
+        revision=revision,
     )
-    return run(job, Path(target).expanduser(), force=force, check=check, calibration=calibration, progress=progress)
-
-
-def run(
-    job: Conversion,
-    target: Path,
-    *,
-    force: bool = False,
-    check: bool = True,
-    calibration: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Report:
-    """Write a prepared conversion. Raises as `convert`."""
-    start = time.perf_counter()
-    mx.reset_peak_memory()
-    report = progress or (lambda what, done, total: None)
-    try:
-        with whole_folder(target, force) as folder:
-            _require_space(job, folder)
-            writer = ShardWriter(folder, header_bytes=job.header_bytes())
-            write_weights(job.plan, job.opened.open(), writer, job.dtype, report, job.expected_bytes())
-            _write_side_files(job, folder)
-            quality = _compare(job, folder, calibration, report) if check else None
-            written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            result = Report(
-                target=target,
-                bytes_before=job.opened.num_bytes,
-                bytes_after=written,
-                bits_per_weight=written * 8 / sum(module.parameters for module in job.plan.modules),
-                left_float=job.plan.left_float,
-                seconds=time.perf_counter() - start,
-                peak_memory_bytes=mx.get_peak_memory(),
-                quality=quality,
-            )
-            if quality:
-                (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
-            (folder / "README.md").write_text(model_card(job.opened.name, job.recipe, result))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PgMlxError(f"no space left to write {target}; nothing was changed") from error
-        where = f" ({error.filename})" if error.filename else ""
-        raise PgMlxError(f"cannot write {target}: {error.strerror or error}{where}") from error
-    return result
-
-
-def _require_space(job: Conversion, folder: Path) -> None:
-    needed, free = job.expected_bytes(), shutil.disk_usage(folder).free
-    if needed > free:
-        raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
-
-
-def _compare(job: Conversion, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        return None
-    from .quality import compare, default_samples
-
-    samples = default_samples(Path(calibration) if calibration else None)
-    size = job.expected_bytes()
-
-    def progress(done: int, total: int) -> None:
-        report(f"comparing with the source, {done} of {total}", size, size)
-
-    return compare(job.opened.open(), job.opened.config, folder, samples=samples, progress=progress)
-
-
-def _write_side_files(job: Conversion, folder: Path) -> None:
-    for name, path in job.opened.side_files.items():
-        shutil.copyfile(path, folder / name)
-    if "tokenizer.json" not in job.opened.side_files and "tokenizer.model" in job.opened.side_files:
-        write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
-    config = job.plan.config
-    if job.masks:
-        write_arrays(folder / FILE_NAME, job.masks)
-    files: dict[str, dict[str, Any]] = {
-        "config.json": side_files.config_json(config, dtype_name(job.dtype)),
-        "preprocessor_config.json": side_files.preprocessor_json(
-            config.vision.image_size, config.vision.num_patches, job.opened.resample
-        ),
-    }
-    if "generation_config.json" not in job.opened.side_files:
-        files["generation_config.json"] = side_files.GENERATION_JSON
-    if job.opened.side_files and "tokenizer_config.json" not in job.opened.side_files:
-        files["tokenizer_config.json"] = side_files.tokenizer_config_json()
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    target = Path(target).expanduser()
+    return conversion.run(target, force=force, check=check, calibration=calibration, progress=progress)

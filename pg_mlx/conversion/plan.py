@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ..checkpoint.check import check, packing
-from ..checkpoint.layouts import TEXT, VISION, WeightSpec, weight_specs
-from ..checkpoint.tensors import Source
+from ..checkpoint.check import packing
+from ..checkpoint.layouts import TEXT, VISION, WeightSpec, vision_mlp_axis
+from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..quantization import Quantization, Recipe, padded_size
@@ -39,15 +39,16 @@ class Module:
 
     @property
     def component(self) -> str:
+        """Which of COMPONENTS it belongs to."""
         return next(component for component, prefix in COMPONENTS.items() if self.name.startswith(prefix))
 
     @property
     def parameters(self) -> int:
-        """As published, without padding."""
+        """Number of its parameters as published, without padding."""
         return self.rows * max(self.columns, 1) + self.rows * self.bias
 
     def bytes_of(self, quantization: Quantization | None, item_bytes: int, rows: int, columns: int) -> int:
-        """Size of its tensors in a file."""
+        """Size of its tensors in a file. item_bytes: of a float and of an affine scale."""
         bias = rows * item_bytes * self.bias
         if quantization is None:
             return rows * max(columns, 1) * item_bytes + bias
@@ -55,28 +56,34 @@ class Module:
         return rows * columns * quantization.bits // 8 + rows * columns // quantization.group_size * scale_bytes + bias
 
     def bytes_after(self, item_bytes: int) -> int:
+        """Size of its tensors in the file that will be written."""
         return self.bytes_of(self.target, item_bytes, *self.padded)
 
     def bytes_before(self, item_bytes: int) -> int:
+        """Size of its tensors in the source."""
         return self.bytes_of(self.stored, item_bytes, self.rows, self.columns)
 
 
 @dataclass(frozen=True)
 class Plan:
+    """What a conversion will write."""
+
     modules: list[Module]
-    config: PaliGemmaConfig  # of what will be written
+    """Every module, in the order in which they are written."""
+    config: PaliGemmaConfig
+    """The config of the checkpoint that will be written."""
     left_float: list[str]
     """Modules that were to be packed but cannot be: no whole groups."""
 
 
-def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, dequantize: bool = False) -> Plan:
-    """recipe None: keep what is packed packed and what is float float, unless `dequantize`.
+def make_plan(checkpoint: Checkpoint, recipe: Recipe | None, dequantize: bool = False) -> Plan:
+    """Decide the form of every module. recipe None: keep what is packed packed and what is float float, unless
+    `dequantize`.
 
-    Raises InputError if the tensors do not fit the config, or nothing can be packed although a recipe asks for it.
+    Raises InputError if nothing can be packed although a recipe asks for it.
     """
-    plan = list(weight_specs(config))
-    check(plan, source.shapes, config)
-    modules = [module for spec in plan for module in _modules(spec, source, config)]
+    config = checkpoint.config
+    modules = [module for spec in checkpoint.specs for module in _modules(spec, checkpoint)]
     left_float: list[str] = []
     width = config.vision.intermediate_size
     if recipe is None:
@@ -84,7 +91,7 @@ def make_plan(source: Source, config: PaliGemmaConfig, recipe: Recipe | None, de
     else:
         _require_matches(recipe, modules)
         width = _vision_mlp_width(modules, recipe, width)
-        modules = [_padded(module, config.vision.intermediate_size, width) for module in modules]
+        modules = [_padded(module, width) for module in modules]
         modules = [_packed(module, recipe, left_float) for module in modules]
         if not any(module.target for module in modules):
             raise InputError(f"{recipe.name} quantizes nothing: no module's columns divide into whole groups")
@@ -114,10 +121,11 @@ def _vocabulary_rows(config: PaliGemmaConfig) -> int:
     return rows + 64 if rows == config.image_token_index else rows
 
 
-def _modules(spec: WeightSpec, source: Source, config: PaliGemmaConfig) -> Iterator[Module]:
+def _modules(spec: WeightSpec, checkpoint: Checkpoint) -> Iterator[Module]:
+    shapes = checkpoint.source.shapes
     for name, rows in zip(spec.sources, spec.rows, strict=True):
-        packed = f"{name}.scales" in source.shapes
-        stored = packing(source.shapes, name, spec.columns, config) if packed else None
+        packed = f"{name}.scales" in shapes
+        stored = packing(shapes, name, spec.columns, checkpoint.config) if packed else None
         yield Module(name, spec.kind, rows, spec.columns, spec.bias, stored, None, (rows, spec.columns))
 
 
@@ -128,19 +136,20 @@ def _packable(module: Module) -> bool:
 def _vision_mlp_width(modules: list[Module], recipe: Recipe, width: int) -> int:
     """SigLIP's MLP width, padded (4304 -> 4352) if some fc2 is to be packed in groups that do not divide it."""
     for module in modules:
-        if module.name.startswith(VISION) and module.name.endswith(".mlp.fc2"):
+        if vision_mlp_axis(module.name) == 1:
             wanted = recipe.choose(module.name, module.columns)
             if wanted and not wanted.fits(width):
                 return padded_size(width)
     return width
 
 
-def _padded(module: Module, width: int, padded_width: int) -> Module:
-    if module.name.startswith(VISION) and module.name.endswith((".mlp.fc1", ".mlp.fc2")):
-        rows = padded_width if module.name.endswith("fc1") else module.rows
-        columns = padded_width if module.name.endswith("fc2") else module.columns
-        return replace(module, padded=(rows, columns))
-    return module
+def _padded(module: Module, vision_mlp_width: int) -> Module:
+    """A module with SigLIP's MLP width as it will be written."""
+    axis = vision_mlp_axis(module.name)
+    if axis is None:
+        return module
+    rows, columns = module.padded
+    return replace(module, padded=(vision_mlp_width, columns) if axis == 0 else (rows, vision_mlp_width))
 
 
 def _packed(module: Module, recipe: Recipe, left_float: list[str]) -> Module:

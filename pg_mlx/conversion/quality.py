@@ -1,16 +1,16 @@
 """The quality card: how far a converted checkpoint has moved from its source, on pictures and prompts.
 
-The result answers greedily. Then it and the source are streamed (see streamed.py) over the same pictures, prompts
-and answers, and their predictions of every token of the answers are compared (see figures.py). So the figures
+The result answers greedily. Then it and the source are streamed (see layerwise.py) over the same pictures, prompts
+and answers, and their predictions of every token of the answers are compared (see metrics.py). So the figures
 do not depend on how far two decodes run apart, and nothing but the result is ever whole in memory.
 
 Memory: at first the result as `load_model` holds it and the cache of one answer; once that is freed, what streaming one
-model takes plus the embedding of the other, as stored, and what figures.py says.
+model takes plus the embedding of the other, as stored, and what metrics.py says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +18,10 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.load import Progress, Source, load_model
-from ..checkpoint.tensors import SafetensorsFolder
+from ..checkpoint.load import Progress, load_model
+from ..checkpoint.open import Checkpoint, open_local
 from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
-from ..files.json import read_json
 from ..generation import SamplingOptions
 from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
@@ -56,9 +55,9 @@ class Quality:
     identical_answers: float
     """Share of the answers that the source gives word for word (as far as max_tokens lets them run)."""
     feature_error: float
-    """Of the picture rows that the decoder reads: RMS of the difference relative to RMS of the source's."""
+    """RMS of the difference of the image features, relative to the RMS of the source's."""
     feature_cosine: float
-    """Of the same rows: mean cosine between source's and result's."""
+    """Mean cosine between the image features of source and result."""
     coordinates: int
     """Location tokens in the answers."""
     box_drift_mean: float | None
@@ -91,8 +90,7 @@ class Quality:
 
 
 def compare(
-    source: Source,
-    source_config: Mapping[str, Any],
+    source: Checkpoint,
     result: Path,
     *,
     samples: Sequence[Sample],
@@ -101,19 +99,19 @@ def compare(
     processor: Processor | None = None,
     progress: Progress | None = None,
 ) -> Quality:
-    """Compare the checkpoint folder `result` with what it was made of.
+    """Compare the checkpoint folder `result` with the checkpoint that it was made of.
 
-    source: fresh, since its tensors may be readable only once. dtype: of both models' activations and float weights, as
-    for `load_model`. processor: the result's own if not given. progress: called with steps done and all
-    steps. Raises InputError for bad pictures, and if one of the two is no sound checkpoint or they are of different
-    shape; PgMlxError if one computes numbers that are not finite.
+    dtype: of both models' activations and float weights, as for `load_model`. processor: the result's own if not given.
+    progress: called with the number of steps done and of all steps. Raises InputError for bad pictures, and if the
+    result is not a sound checkpoint or of another shape than the source; PgMlxError if one of the two computes numbers
+    that are not finite.
     """
     SamplingOptions(max_tokens)
     if not samples:
         raise InputError("there are no samples to compare the checkpoints on")
     tick = _Ticks(progress)
-    theirs = Streamed(source, source_config, dtype, tick)
-    ours = Streamed(SafetensorsFolder(result), read_json(result / "config.json"), dtype, tick)
+    theirs = Streamed(source, dtype, tick)
+    ours = Streamed(open_local(result), dtype, tick)
     processor = processor or Processor.from_folder(result, ours.config.vision.image_size)
     vocabulary = processor.tokenizer.vocab_size
     _check_comparable(theirs.config, ours.config, vocabulary)

@@ -32,7 +32,8 @@ def default_samples(folder: Path | None = None) -> list[Sample]:
     """Every prompt of PROMPTS about each picture: the first MAX_PICTURES image files of the folder, by name, or,
     without a folder, four drawings that are the same everywhere.
 
-    Photographs tell more. Raises InputError if there is no picture, and one that names all that cannot be read.
+    Photographs say more than drawings. Raises InputError if there is no picture, and one that names all pictures that
+    cannot be read.
     """
     pictures = [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(folder)
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]

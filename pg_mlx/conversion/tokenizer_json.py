@@ -1,6 +1,7 @@
-"""tokenizer.json from tokenizer.model, for what brings only the latter: an archive from Kaggle has no other.
+"""Making a tokenizer.json from a tokenizer.model, for sources that have only the latter, as archives from Kaggle.
 
-Swift reads no tokenizer.model at all, and transformers (so mlx-vlm, too) only where protobuf is installed.
+Swift reads no tokenizer.model at all, and transformers (so mlx-vlm, too) only where protobuf is installed. The few
+protobuf fields are read here because sentencepiece does not say which pieces are user-defined.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 class Piece(NamedTuple):
+    """An entry of a SentencePiece vocabulary. kind: NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE."""
+
     text: str
     score: float
     kind: int
 
 
 def write_tokenizer_json(model: Path, target: Path) -> None:
-    """The same pieces and ids; regions are appended if they are missing, and <image> comes last.
+    """Write the vocabulary of `model` as a tokenizer.json with the same pieces and ids. Region tokens are appended if
+    they are missing, and <image> comes last.
 
     Raises InputError if the model is not one of Gemma's kind.
     """
@@ -89,7 +93,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number written seven bits a byte, lowest first, and where the next thing begins."""
+    """A number written seven bits a byte, lowest first, and the index behind it."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -11,7 +11,7 @@ from ..errors import InputError
 from .safetensors import read_header
 
 MAX_BYTES = 64 << 20
-"""Of a file, packed and unpacked; the published one takes about a tenth."""
+"""Limit for the size of such a file, as it is and unpacked. The published mask decoder takes about a tenth."""
 
 
 def read_arrays(path: str | Path) -> dict[str, mx.array]:

@@ -12,11 +12,11 @@ MAX_JSON_BYTES = 64 << 20
 """Limit for a header or an index; a 28B model's takes well under one."""
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of bounded size. Raises InputError with one line."""
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Parse a JSON file of at most max_bytes. Raises InputError with one line."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, which no such file is")
+        if path.stat().st_size > max_bytes:
+            raise InputError(f"{path} is larger than {max_bytes >> 20} MiB, which no such file is")
         return json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None

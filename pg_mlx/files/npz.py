@@ -33,7 +33,8 @@ class _Member:
 
 
 class NpzArchive:
-    """`members` by key (without ".npy"). Raises InputError if the file is no sound archive of plain arrays."""
+    """An open archive: its `members` by key, without ".npy". Raises InputError if it is not a sound archive of plain
+    arrays."""
 
     def __init__(self, path: Path, prefix: str = ""):
         self.path = path
@@ -73,7 +74,7 @@ class NpzArchive:
         return self._mapped[key]
 
     def _stored_at(self, member: _Member) -> tuple[Any, int]:
-        """A file that holds the member's bytes as they are, and where its numbers begin in it."""
+        """A file that holds the bytes of a member uncompressed, and the offset of its numbers in it."""
         if member.info.compress_type == zipfile.ZIP_STORED:
             file = cast(IO[bytes], self._zip.fp)  # open already, so it stays readable if its name goes away
             file.seek(member.info.header_offset)

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
+from ..limits import MAX_BATCH_SIZE
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..threads import Prefetch, Shared
@@ -21,8 +22,6 @@ from .request import Request, pictures_of
 from .results import Generation
 from .sampling import SamplingOptions
 from .scheduler import Flow
-
-MAX_BATCH_SIZE = 256
 
 
 def batch_generate(

@@ -1,4 +1,4 @@
-"""How much memory a model takes: told before any weight is read, kept within, and used where there is more."""
+"""The memory of a loaded model: its size, a limit for what MLX keeps, and float copies where memory is left."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..linear import Matrix, matrices
 from ..ops import device
 from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
+from .estimate import scratch_bytes
 
 SPARE_BYTES = {"gpu": 512 << 20, "cpu": 128 << 20}
 """Freed memory that MLX keeps for reuse. Its default on Metal is everything; that on the CPU, 32 MB, is too little to
@@ -20,8 +21,8 @@ hold the scratch of a matrix product, and fresh memory costs as much as filling 
 
 
 SMALL_BYTES = 64 << 20
-"""A model whose weights take at most so much more in float32 is unpacked without being asked for, on the CPU backend.
-There a packed product costs its time again for every row of a batch, and unpacking costs it for every pass."""
+"""The CPU backend holds a quantized model in float32 if its weights then take at most so much more. There a packed
+product costs its time again for every row of a batch, and unpacking costs it for every pass."""
 
 
 def check_copies(dtype: mx.Dtype) -> None:
@@ -47,28 +48,38 @@ def dequantize_within(model: PaliGemma, room: int) -> None:
                 matrix.dequantize_in_place()
 
 
-def dequantize_if_small(model: PaliGemma) -> None:
-    """All packed weights become float32 where that is of use and takes no more than SMALL_BYTES."""
+def dequantize_if_small(model: PaliGemma, most: int = SMALL_BYTES) -> None:
+    """All packed weights become float32 where that is of use and takes at most so many bytes more."""
     if not device.gpu_ops() and model.dtype == mx.float32:
         more = _growth([matrix for matrix in matrices(model) if matrix.quantization])
-        if more <= SMALL_BYTES:
+        if more <= most:
             dequantize_within(model, more)
 
 
 def _growth(packed: list[Matrix]) -> int:
-    """Bytes that their float32 weights take more."""
+    """How many bytes more these matrices take in float32."""
     return sum(4 * matrix.num_outputs * matrix.num_columns - matrix.packed_bytes for matrix in packed)
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Of all its parameters."""
+    """Bytes of all its parameters."""
     named: Any = tree_flatten(module.parameters())
     return sum(array.nbytes for _, array in named)
 
 
+def model_scratch_bytes(model: PaliGemma, pictures: int, tokens: int, rows: int) -> int:
+    """estimate.scratch_bytes for a loaded model: pictures encoded at a time, tokens of prefixes that are read together,
+    rows of a batch."""
+    tower, decoder = (
+        next((matrix.quantization for layer in layers for matrix in matrices(layer.mlp) if matrix.quantization), None)
+        for layers in (model.vision_tower.layers, model.language_model.layers)
+    )
+    return scratch_bytes(model.config, model.dtype, pictures, tokens, rows, tower, decoder)
+
+
 def keep_within(model_bytes: int) -> None:
-    """Bound what MLX keeps for reuse and, on macOS, keep the model resident: its size, that cache and a GB for keys,
-    values and activations. Wiring the maximum has brought systems down, so that is never asked for."""
+    """Limit what MLX keeps for reuse and, on macOS, keep the model resident: its size, that cache and a GB for keys,
+    values and activations. Wiring the maximum has crashed systems, so it is never done."""
     spare = SPARE_BYTES["gpu" if device.gpu_ops() else "cpu"]
     mx.set_cache_limit(spare)
     if device.gpu_ops() and mx.metal.is_available():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files.json import read_json
 from .images import load_image, to_pixels
 from .tokenizer import TextStream, Tokenizer
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Processor", "TextStream", "Tokenizer", "load_image", "to_pixels"]
 
-_RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
+RESAMPLES = {2: "bilinear", 3: "bicubic"}
+"""How pictures are resized, by Pillow's numbers, as preprocessor_config.json has them."""
+
 _MAX_CONFIG_BYTES = 1 << 20
 _PLACEHOLDERS = re.compile(r"(<image>|<bos>)+")
 
@@ -64,16 +66,15 @@ def plain_prompt(prompt: str) -> str:
 
 
 def read_resample(path: Path) -> str:
+    """How a preprocessor_config.json resizes pictures: "bicubic" or "bilinear"; "bicubic" if there is no such file.
+
+    Raises InputError if the file is broken, or asks for what no PaliGemma does.
+    """
     if not path.is_file():
         return "bicubic"
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError("it is larger than 1 MiB")
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    config = read_json(path, _MAX_CONFIG_BYTES)
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a JSON object")
     for key in ("image_mean", "image_std"):
         values = config.get(key)
         if values is not None and values != [0.5, 0.5, 0.5]:
@@ -81,6 +82,6 @@ def read_resample(path: Path) -> str:
     resample = config.get("resample")
     if resample is None:
         return "bicubic"
-    if not isinstance(resample, int) or resample not in _RESAMPLES:
+    if not isinstance(resample, int) or resample not in RESAMPLES:
         raise InputError(f"{path}: resample is {resample!r}, not 2 (bilinear) or 3 (bicubic)")
-    return _RESAMPLES[resample]
+    return RESAMPLES[resample]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import InputError, TooLarge
+from ..limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 << 20
 """A picture file of more bytes is refused."""
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit: a quarter of a gigabyte as RGB words, beyond every camera."""
 URL_TIMEOUT_S = 30.0
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")

@@ -11,6 +11,7 @@ from helpers.models import (
     Memory,
     Tensors,
     distance,
+    load_packed,
     model_of,
     pictures,
     quantized,
@@ -19,9 +20,9 @@ from helpers.models import (
     write_folder,
 )
 
-from pg_mlx import load_model
 from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.linear import Linear, Parallel
 from pg_mlx.quantization import pad_columns, pad_rows
 
@@ -34,8 +35,8 @@ def test_beside_packed_weights(make: Callable[[Tensors], Trained], family: str, 
     trained = make(tensors)
     folder = trained.save(tmp_path / "adapter")
     base = write_folder(tmp_path / "base", packed_raw, packed)
-    model = load_model(base, dtype="float32", adapter_path=folder)
-    assert distance(text_logits(model), text_logits(load_model(base, dtype="float32"))) > 0.01
+    model = load_packed(base, dtype="float32", adapter_path=folder)
+    assert distance(text_logits(model), text_logits(load_packed(base, dtype="float32"))) > 0.01
     agree(model, model_of(raw, trained.applied(floats)))
 
 
@@ -43,7 +44,7 @@ def test_one_pair_of_thin_matrices_serves_a_fused_projection(tmp_path: Path) -> 
     raw, tensors = wide()
     packed_raw, packed, _ = quantized(raw, tensors, is_packed)
     adapter = Adapter(Trained(tensors).low_rank(Q, K).save(tmp_path / "adapter"))
-    model = build(Memory(packed), packed_raw, "bfloat16", adapters=[adapter])
+    model = build(Checkpoint.of(Memory(packed), packed_raw), "bfloat16", adapters=[adapter])
     fused = model.language_model.layers[2].self_attn.qkv_proj
     assert isinstance(fused, Linear) and fused.up.shape == (256, 8) and fused.down.shape == (8, 128)
     assert {fused.up.dtype, fused.down.dtype} == {mx.bfloat16}
@@ -58,7 +59,7 @@ def test_sixteen_bits_stay_sixteen_bits(dora: bool, rows: int, tmp_path: Path) -
     raw, tensors = wide()
     packed_raw, packed, _ = quantized(raw, tensors, is_packed)
     adapter = Adapter(Trained(tensors, use_dora=dora).low_rank(Q, O).save(tmp_path / "adapter"))
-    model = build(Memory(packed), packed_raw, "bfloat16", adapters=[adapter])
+    model = build(Checkpoint.of(Memory(packed), packed_raw), "bfloat16", adapters=[adapter])
     assert model.language_model.layers[2].self_attn.qkv_proj(mx.ones((rows, 128), mx.bfloat16)).dtype == mx.bfloat16
     assert model.prefill(pictures(model), random_ids(1, rows), capacity=64)[1].keys[2].dtype == mx.bfloat16
 
@@ -67,14 +68,14 @@ def test_a_part_that_is_replaced_stands_beside_the_packed_ones(tmp_path: Path) -
     raw, tensors = wide()
     packed_raw, packed, _ = quantized(raw, tensors, is_packed)
     adapter = Adapter(Trained(tensors).whole(f"{K}.weight").save(tmp_path / "adapter"))
-    model = build(Memory(packed), packed_raw, adapters=[adapter])
+    model = build(Checkpoint.of(Memory(packed), packed_raw), adapters=[adapter])
     assert isinstance(model.language_model.layers[2].self_attn.qkv_proj, Parallel)
 
 
 def test_float_models_gain_nothing_but_the_numbers(tmp_path: Path) -> None:
     raw, tensors = wide()
     adapter = Adapter(Trained(tensors).low_rank(Q).save(tmp_path / "adapter"))
-    fused = build(Memory(tensors), raw, adapters=[adapter]).language_model.layers[2].self_attn.qkv_proj
+    fused = build(Checkpoint.of(Memory(tensors), raw), adapters=[adapter]).language_model.layers[2].self_attn.qkv_proj
     assert not {"up", "down", "row_scale"} & fused.keys()
 
 
@@ -97,4 +98,4 @@ def test_a_padded_vision_mlp_takes_adapters_of_the_unpadded(packed: bool, dora: 
         narrow = {f"{fc1}.weight": floats[f"{fc1}.weight"][:76], f"{fc2}.weight": floats[f"{fc2}.weight"][:, :76]}
         expected = padded(trained.applied(floats | narrow | {f"{fc1}.bias": tensors[f"{fc1}.bias"]}))
     adapter = Adapter(trained.save(tmp_path / "adapter"))
-    agree(build(Memory(base), base_raw, "float32", adapters=[adapter]), model_of(raw, expected))
+    agree(build(Checkpoint.of(Memory(base), base_raw), "float32", adapters=[adapter]), model_of(raw, expected))

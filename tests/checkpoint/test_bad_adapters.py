@@ -11,6 +11,7 @@ from helpers.models import Json, Memory, one_line_error, quantized, random_tenso
 from pg_mlx import load
 from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.open import Checkpoint
 
 
 def test_an_adapter_for_another_size(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_an_adapter_for_another_size(tmp_path: Path) -> None:
         rows, columns = random_tensors(other)[f"{module}.weight"].shape
         for base_raw, base in ((raw, tensors), quantized(raw, tensors, is_packed)[:2]):
             with one_line_error(module, str([rows, columns]), str(list(tensors[f"{module}.weight"].shape)), "size"):
-                build(Memory(base), base_raw, adapters=[Adapter(folder)])
+                build(Checkpoint.of(Memory(base), base_raw), adapters=[Adapter(folder)])
 
 
 @pytest.mark.parametrize("name", [f"{CONNECTOR}.weight", f"{CONNECTOR}.bias", "language_model.model.norm.weight"])

@@ -12,6 +12,7 @@ from helpers.paths import GOLDEN
 
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
 from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.errors import InputError
@@ -39,7 +40,7 @@ def test_tensors_equal_those_of_hugging_face(family: str, stored: bool, tmp_path
 @pytest.mark.parametrize("family", ["pg1", "pg2"])
 def test_logits_equal_the_golden_ones(family: str):
     archive = BigVisionArchive(GOLDEN / f"{family}_big_vision.npz")
-    model = build(archive, read_json(GOLDEN / f"{family}_classic" / "config.json"), "float32")
+    model = build(Checkpoint.of(archive, read_json(GOLDEN / f"{family}_classic" / "config.json")), "float32")
     golden = mx.load(str(GOLDEN / f"{family}_batch1.safetensors"))
     features = model.encode_image(golden["pixel_values"].transpose(0, 2, 3, 1))
     logits = model.logits(features, golden["input_ids"][:, features.shape[1] :])

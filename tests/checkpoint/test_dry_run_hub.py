@@ -23,7 +23,7 @@ from helpers.commands import ROOT, assert_one_line
 
 from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
-from pg_mlx.conversion.pipeline import prepare
+from pg_mlx.conversion.pipeline import Conversion
 from pg_mlx.errors import PgMlxError
 from tools import random_checkpoint
 
@@ -248,8 +248,8 @@ def test_a_job_of_headers_cannot_be_run(monkeypatch: pytest.MonkeyPatch, tmp_pat
     headers = hub.Headers(tmp_path / "config.json", {"model.safetensors": entries})
     monkeypatch.setattr(hub, "at_hand", lambda *_: None)
     monkeypatch.setattr(hub, "headers", lambda *_: headers)
-    job = prepare("some/model", headers_only=True)
+    job = Conversion("some/model", headers_only=True)
     assert str(job.dtype) == "mlx.core.float32"
-    assert job.opened.num_bytes == 4 * sum(map(math.prod, SHAPES.values()))
+    assert job.checkpoint.num_bytes == 4 * sum(map(math.prod, SHAPES.values()))
     with pytest.raises(PgMlxError, match="only the headers"):
-        job.opened.open().read(next(iter(SHAPES)))
+        job.checkpoint.source.read(next(iter(SHAPES)))

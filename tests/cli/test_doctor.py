@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.models import FAMILIES, model_of, quantized, random_tensors, wide_config_json
+from helpers.models import FAMILIES, load_packed, model_of, quantized, random_tensors, wide_config_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pg_mlx import gemma, load_model
+from pg_mlx import gemma
 from pg_mlx.cli import main
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.measure import demo_check, kernels, machine
@@ -94,21 +94,21 @@ def test_a_broken_kernel_is_named_and_the_exit_code_is_1(
 def test_a_broken_product_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     multiply = mx.quantized_matmul
     monkeypatch.setattr(mx, "quantized_matmul", lambda *a, **k: multiply(*a, **k) * 1.5)
-    model = load_model(CHECKPOINT)
+    model = load_packed(CHECKPOINT)
     failed = [check.name for check in kernels.checks(model) if not check.healthy]
     assert failed and all(name.startswith("product, affine, 8 bits") for name in failed)
 
 
 def test_a_broken_compiled_function_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemma, "cap_logits", lambda x, cap: x.astype(mx.float32))
-    failed = [check.name for check in kernels.checks(load_model(CHECKPOINT)) if not check.healthy]
+    failed = [check.name for check in kernels.checks(load_packed(CHECKPOINT)) if not check.healthy]
     assert failed == ["cap of logits"]
 
 
 def test_a_kernel_that_is_missing_is_a_failed_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = load_model(CHECKPOINT)
+    model = load_packed(CHECKPOINT)
     broken("rms_norm", refused)(monkeypatch)
     failed = [check for check in kernels.checks(model) if not check.healthy]
     assert {check.route for check in failed} == {"RuntimeError: [rms_norm] No implementation here"}

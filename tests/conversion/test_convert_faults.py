@@ -209,7 +209,8 @@ def test_a_full_disk_is_one_line_and_leaves_all_as_it_was(source: Path, tmp_path
     """In development mode, where Python (and from 3.13 always) tells of files that could not be flushed at exit."""
     code = (
         "import sys; from pg_mlx.cli import main; from pg_mlx.conversion import pipeline; "
-        "pipeline._require_space = lambda *_: None; sys.exit(main(['convert', *sys.argv[1:]], program='convert.py'))"
+        "pipeline.Conversion._require_space = lambda *_: None; "
+        "sys.exit(main(['convert', *sys.argv[1:]], program='convert.py'))"
     )
     with mounted(tmp_path / "disk", "size=1m") as disk:
         (disk / "out").mkdir()

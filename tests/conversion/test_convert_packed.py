@@ -13,6 +13,7 @@ from helpers.models import (
     Tensors,
     config_json,
     distance,
+    load_packed,
     model_of,
     one_line_error,
     quantized,
@@ -109,7 +110,7 @@ def test_every_packing_is_mlxs_own_and_computes_what_it_stands_for(q: Quantizati
             rows, *columns = tensor.shape
             floats[name] = floats[name][:rows, : columns[0]] if columns else floats[name][:rows]
     plain = model_of(read_json(tiny / "config.json"), floats)
-    worst = distance(text_logits(pg_mlx.load_model(out, dtype="float32")), text_logits(plain))
+    worst = distance(text_logits(load_packed(out, dtype="float32")), text_logits(plain))
     print(f"off by {worst:.1e} at most")
     assert worst <= TOLERANCE
 
@@ -200,7 +201,7 @@ def test_a_packed_position_table(options: dict, tmp_path: Path):
         dtype = mx.bfloat16 if "q_bits" in options else mx.float32
         assert f"{POSITIONS}.scales" not in written
         assert same(written[f"{POSITIONS}.weight"], floats[f"{POSITIONS}.weight"].astype(dtype))
-    model = pg_mlx.load_model(tmp_path / "out", dtype="float32")
+    model = load_packed(tmp_path / "out", dtype="float32")
     if "q_bits" not in options:
         assert distance(text_logits(model), text_logits(model_of(raw, tensors))) <= TOLERANCE
 
@@ -239,7 +240,7 @@ def test_fc1_may_stay_float_where_fc2_is_padded(tiny: Path, tmp_path: Path):
     written, source = stored(tmp_path / "out"), SafetensorsFolder(tiny)
     for part in ("weight", "bias"):
         assert same(written[f"{fc1}.{part}"], padded(f"{fc1}.{part}", source.read(f"{fc1}.{part}")))
-    pg_mlx.load_model(tmp_path / "out")
+    load_packed(tmp_path / "out")
 
 
 def test_what_no_group_divides_stays_float_and_is_named(tmp_path: Path):
@@ -252,7 +253,7 @@ def test_what_no_group_divides_stays_float_and_is_named(tmp_path: Path):
     entry = read_json(tmp_path / "out" / "config.json")["quantization"]
     assert {name for name, value in entry.items() if value is False} == set(expected)
     assert f"{len(expected)} modules" in (tmp_path / "out" / "README.md").read_text()
-    assert pg_mlx.load_model(tmp_path / "out").language_model.embed_tokens.quantization == Quantization(8, 32)
+    assert load_packed(tmp_path / "out").language_model.embed_tokens.quantization == Quantization(8, 32)
 
 
 def test_packing_nothing_is_an_error(tmp_path: Path):
@@ -284,12 +285,12 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(
         weights_only(source, tmp_path / "packed", q_bits=8)
         source, options = tmp_path / "packed", {"dequantize": True}
     recipe = pipeline.choose_recipe(False, options.get("q_bits"), None, options.get("q_mode"), None, None)
-    job = pipeline.prepare(
-        source, recipe=recipe, dequantize="dequantize" in options, dtype=options.get("dtype"), need_tokenizer=False
+    job = pipeline.Conversion(
+        source, recipe, dequantize="dequantize" in options, dtype=options.get("dtype"), need_tokenizer=False
     )
     before = mx.get_active_memory()
-    peak = pipeline.run(job, tmp_path / "out", check=False).peak_memory_bytes - before
-    promised, model = job.expected_peak(), job.opened.num_bytes
+    peak = job.run(tmp_path / "out", check=False).peak_memory_bytes - before
+    promised, model = job.expected_peak(), job.checkpoint.num_bytes
     print(f"peak {peak / 1e6:.1f} MB, at most {promised / 1e6:.1f} were promised; the model has {model / 1e6:.0f}")
     assert peak <= promised <= model / 3
 
@@ -302,7 +303,7 @@ def test_a_table_that_ends_before_the_image_token_gets_rows_for_it(recipe: dict,
     raw = random_checkpoint.raw_config("tiny-56", vocab_size=1856) | {"image_token_index": 1856}
     random_checkpoint.write(tmp_path / "source", raw, None, random_checkpoint.SMALL_TOKENIZER)
     convert(tmp_path / "source", tmp_path / "target", **recipe)
-    source, target = pg_mlx.load_model(tmp_path / "source"), pg_mlx.load_model(tmp_path / "target")
+    source, target = load_packed(tmp_path / "source"), load_packed(tmp_path / "target")
     assert target.config.text.vocab_size == 1920
     table = target.language_model.embed_tokens(mx.arange(1920))
     assert not table[1856:].any()
@@ -323,7 +324,7 @@ def test_a_packed_table_gets_those_rows_without_being_packed_again(q: Quantizati
         for name, tensor in stored(tmp_path / "source").items()
     }
     assert_same(stored(tmp_path / "out"), expected)
-    model = pg_mlx.load_model(tmp_path / "out")
+    model = load_packed(tmp_path / "out")
     assert not model.language_model.embed_tokens(mx.arange(1856, 1920)).any()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,20 @@ from helpers.paths import GOLDEN
 from pg_mlx import load_model
 from pg_mlx.checkpoint.adapters.merge import AdaptedSource, Adapter
 from pg_mlx.checkpoint.big_vision import BigVisionArchive
+from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.checkpoint.load import build
-from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source
+from pg_mlx.checkpoint.open import Checkpoint, open_local
+from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.conversion.layerwise import Streamed, Text
 
 TEXTS = [Text(0, [2, 9, 5], [7, 8, 1, 30]), Text(1, [2, 4], [3]), Text(0, [2, 50, 60, 70, 3], [90, 91])]
 
 
-def assert_streams(
-    raw: Json, open_source: Callable[[], Source], dtype: str = "float32", tolerance: float = 1e-5
-) -> None:
+def assert_streams(raw: Json, source: Source, dtype: str = "float32", tolerance: float = 1e-5) -> None:
     """Streamed features and logits are those of the loaded model."""
-    model, streamed = build(open_source(), raw, dtype), Streamed(open_source(), raw, dtype)
+    checkpoint = Checkpoint.of(source, raw)
+    model, streamed = build(checkpoint, dtype), Streamed(checkpoint, dtype)
     side, rows = streamed.config.vision.image_size, streamed.config.text.vocab_size
     pixels = [mx.random.uniform(-1, 1, (1, side, side, 3), key=mx.random.key(seed)) for seed in range(2)]
     features = streamed.features(pixels)
@@ -60,7 +60,7 @@ def assert_streams(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_equals_loaded(family: str) -> None:
     raw = config_json(family)
-    assert_streams(raw, lambda: Memory(random_tensors(raw)))
+    assert_streams(raw, Memory(random_tensors(raw)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,13 +68,13 @@ def test_streamed_equals_loaded_if_quantized(family: str) -> None:
     """All that can be packed, and fused projections whose parts are packed differently."""
     raw = wide_config_json(family)
     raw, tensors, _ = quantized(raw, random_tensors(raw), lambda name, w: "v_proj" not in name and w.shape[1] % 64 == 0)
-    assert_streams(raw, lambda: Memory(tensors))
+    assert_streams(raw, Memory(tensors))
 
 
 def test_streamed_equals_loaded_in_bfloat16() -> None:
     """From float32 tensors, so that everything is rounded at load; nothing else differs."""
     raw = config_json("gemma2")
-    assert_streams(raw, lambda: Memory(random_tensors(raw)), "bfloat16", tolerance=0)
+    assert_streams(raw, Memory(random_tensors(raw)), "bfloat16", tolerance=0)
 
 
 def test_streams_adapters_beside_packed_modules(tmp_path: Path) -> None:
@@ -90,17 +90,15 @@ def test_streams_adapters_beside_packed_modules(tmp_path: Path) -> None:
     arrays = {f"base_model.model.language_model.model.{name}": 0.2 * mx.random.normal(thin[name]) for name in thin}
     folder = write_adapter(tmp_path / "adapter", arrays, peft_type="LORA", r=4, lora_alpha=8)
 
-    def adapted() -> AdaptedSource:
-        return AdaptedSource(Memory(tensors), [Adapter(folder)], PaliGemmaConfig.from_dict(raw))
-
-    plain = text_logits(build(Memory(tensors), raw, "float32"))
-    assert distance(text_logits(build(adapted(), raw, "float32")), plain) > 0.1
+    adapted = AdaptedSource(Memory(tensors), [Adapter(folder)], weight_specs(PaliGemmaConfig.from_dict(raw)))
+    plain = text_logits(build(Checkpoint.of(Memory(tensors), raw), "float32"))
+    assert distance(text_logits(build(Checkpoint.of(adapted, raw), "float32")), plain) > 0.1
     assert_streams(raw, adapted)
 
 
 def test_streams_the_original_archive_too() -> None:
     archive = GOLDEN / "pg2_big_vision.npz"
-    assert_streams(BigVisionArchive(archive).config(), lambda: BigVisionArchive(archive))
+    assert_streams(BigVisionArchive(archive).config(), BigVisionArchive(archive))
 
 
 def test_streaming_holds_the_embedding_and_one_block(tmp_path: Path) -> None:
@@ -121,7 +119,7 @@ def test_streaming_holds_the_embedding_and_one_block(tmp_path: Path) -> None:
         return mx.get_peak_memory() - before
 
     def stream() -> None:
-        streamed = Streamed(SafetensorsFolder(folder), raw, "bfloat16")
+        streamed = Streamed(open_local(folder), "bfloat16")
         features = streamed.features([mx.zeros((1, 28, 28, 3))])
         hidden = streamed.hidden(features, [Text(0, [2, 3], [4, 5])])
         mx.eval(streamed.head(0, 4096)(hidden[0]))

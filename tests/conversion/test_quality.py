@@ -12,11 +12,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from helpers.models import Memory, config_json, one_line_error, random_tensors
+from helpers.models import Memory, config_json, load_packed, one_line_error, random_tensors
 from helpers.paths import ROOT
 from helpers.quality import MAX_TOKENS, SAMPLES, copy_of, loud_checkpoint, packed, padded, quality, tensors_of
 
 from pg_mlx import PaliGemma, PgMlxError, Processor, generate, load_model
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.conversion import metrics
 from pg_mlx.conversion.layerwise import Streamed
 from pg_mlx.conversion.quality import Quality, Sample, compare, default_samples
@@ -100,7 +101,7 @@ def test_figures_equal_plain_computations(
     monkeypatch.setattr(metrics, "ROWS", 500)
     monkeypatch.setattr(metrics, "POSITIONS", 7)
     processor = Processor.from_folder(result, 56)
-    ours, theirs = load_model(result, dtype="float32"), load_model(source, dtype="float32")
+    ours, theirs = load_packed(result, dtype="float32"), load_model(source, dtype="float32")
     if stops:  # random models hardly ever end an answer, so let it be a token of one on which both agree
         answers = [[decoded(processor, model, sample) for model in (ours, theirs)] for sample in SAMPLES]
         processor.tokenizer.eos_id = next(one for one, other in answers if one == other)[MAX_TOKENS // 2]
@@ -139,7 +140,7 @@ def test_figures_equal_plain_computations(
 def test_feature_figures(source: Path, result: Path, card: Quality) -> None:
     processor = Processor.from_folder(result, 56)
     pixels = mx.array(np.stack([processor.pixels(s.image) for s in default_samples()[::4]]))
-    a, b = (np.array(load_model(f, dtype="float32").encode_image(pixels), np.float64) for f in (source, result))
+    a, b = (np.array(load_packed(f, dtype="float32").encode_image(pixels), np.float64) for f in (source, result))
     assert card.feature_error == pytest.approx(np.sqrt(((a - b) ** 2).sum() / (a**2).sum()), rel=1e-3)
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     assert 1 - card.feature_cosine == pytest.approx(1 - cosines.mean(), rel=0.02)
@@ -171,7 +172,7 @@ def test_ids_without_text_do_not_count(source: Path, tmp_path: Path) -> None:
 
 def test_many_positions_are_compared_in_slices() -> None:
     raw = config_json("gemma", dict(vocab_size=32768))
-    model = Streamed(Memory(random_tensors(raw)), raw, "float32")
+    model = Streamed(Checkpoint.of(Memory(random_tensors(raw)), raw), "float32")
     reading = metrics.Reading(model, [], mx.random.normal((2048, 32)))
     other = metrics.Reading(model, [], reading.hidden + 0.1)
     mx.eval(reading.hidden, other.hidden)
@@ -237,12 +238,12 @@ def test_refuses_what_cannot_be_compared(source: Path, result: Path, tmp_path: P
     raw = read_json(source / "config.json")
     larger = config_json("gemma2", dict(raw["text_config"]), dict(raw["vision_config"], image_size=84))
     with one_line_error("not the same model", "84", "56"):
-        compare(Memory(random_tensors(larger)), larger, result, samples=SAMPLES)
+        compare(Checkpoint.of(Memory(random_tensors(larger)), larger), result, samples=SAMPLES)
     smaller = config_json("gemma2", dict(raw["text_config"], vocab_size=64), dict(raw["vision_config"]))
     with one_line_error("pieces", "only 64 rows"):
-        compare(Memory(random_tensors(smaller)), smaller, result, samples=SAMPLES)
+        compare(Checkpoint.of(Memory(random_tensors(smaller)), smaller), result, samples=SAMPLES)
     (tmp_path / "bare").mkdir()
-    with one_line_error("no weights", "bare"):
+    with one_line_error("no config.json", "bare"):
         quality(source, tmp_path / "bare")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import pytest
-from helpers.commands import ROOT  # noqa: F401  (makes random_checkpoint importable)
 from helpers.models import one_line_error
 
 from pg_mlx.checkpoint.layouts import weight_specs
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.conversion.plan import Module, Plan, make_plan
@@ -29,10 +31,13 @@ class Shapes(Source):
         raise AssertionError(f"{name} was read")
 
 
+def without_weights(raw: dict[str, Any]) -> Checkpoint:
+    return Checkpoint.of(Shapes(PaliGemmaConfig.from_dict(raw)), raw)
+
+
 def plan_of(model: str, recipe: Recipe | None = None) -> Plan:
     raw = raw_config(model, vocab_size=257152)  # as the papers count: without rows for <image>
-    config = PaliGemmaConfig.from_dict(raw | {"image_token_index": 257215})
-    return make_plan(Shapes(config), config, recipe)
+    return make_plan(without_weights(raw | {"image_token_index": 257215}), recipe)
 
 
 def bits(modules: list[Module]) -> float:
@@ -212,6 +217,6 @@ def test_words_that_are_no_packing(text: str):
 
 
 def test_a_recipe_that_could_pack_nothing_is_an_error():
-    config = PaliGemmaConfig.from_dict(raw_config("tiny-56", vocab_size=300))
+    checkpoint = without_weights(raw_config("tiny-56", vocab_size=300))
     with one_line_error("quantizes nothing"):
-        make_plan(Shapes(config), config, RECIPES["tiny"].with_overrides({"*": "float"}))
+        make_plan(checkpoint, RECIPES["tiny"].with_overrides({"*": "float"}))

@@ -11,7 +11,8 @@ import mlx.core as mx
 import pytest
 
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL, weight_specs
-from pg_mlx.checkpoint.load import build
+from pg_mlx.checkpoint.load import build, load_model
+from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.errors import InputError
@@ -69,9 +70,17 @@ class Memory(Source):
     def read(self, name: str) -> mx.array:
         return self.tensors[name]
 
+    def stored_bytes(self, name: str) -> int:
+        return self.tensors[name].nbytes
+
 
 def model_of(raw: Json, tensors: Tensors, dtype: str = "float32") -> PaliGemma:
-    return build(Memory(tensors), raw, dtype)
+    return build(Checkpoint.of(Memory(tensors), raw), dtype)
+
+
+def load_packed(folder: Path, **options: Any) -> PaliGemma:
+    """load_model for tests that want to multiply quantized weights; the CPU would hold small ones in float32."""
+    return load_model(folder, keep_quantized=True, **options)
 
 
 def tiny(family: str, seed: int = 0, *, window: bool = False, **text: Any) -> PaliGemma:

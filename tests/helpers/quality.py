@@ -8,6 +8,7 @@ from typing import Any
 
 from helpers.commands import tiny_checkpoint
 from helpers.models import Json, Tensors, quantized, write_folder
+from pg_mlx.checkpoint.open import open_local
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion.quality import Quality, compare, default_samples
 from pg_mlx.files.json import read_json
@@ -60,4 +61,4 @@ def packed(source: Path, target: Path, bits: int) -> Path:
 
 def quality(source: Path, result: Path, **options: Any) -> Quality:
     options = dict(samples=SAMPLES, max_tokens=MAX_TOKENS, dtype="float32") | options
-    return compare(SafetensorsFolder(source), read_json(source / "config.json"), result, **options)
+    return compare(open_local(source), result, **options)

@@ -16,7 +16,6 @@ from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.service.limits import Limits
 from pg_mlx.serving.service.requests import Answered, Ask, Event, Failed, Text
-from pg_mlx.serving.service.runner import Source
 from pg_mlx.serving.service.service import Service, Ticket
 
 SCENE = CHECKPOINT.parent / "scene.png"
@@ -30,7 +29,7 @@ def service(**limits: int) -> Iterator[Service]:
     """One that is loaded. It ends at once, whatever runs."""
     running = Service(Limits(**limits))
     try:
-        running.load(Source(CHECKPOINT)).result()
+        running.load(CHECKPOINT).result()
         yield running
     finally:
         running.close(timeout=0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.commands import CAT, ROOT, assert_one_line, run
-from helpers.models import config_json, distance, model_of, one_line_error, pictures, quantized, random_ids
+from helpers.models import config_json, distance, load_packed, model_of, one_line_error, pictures, quantized, random_ids
 from helpers.models import random_tensors as tensors_of
 from helpers.worker import Raw
 from hypothesis import given
@@ -19,9 +19,9 @@ import pg_mlx
 from pg_mlx import load_model
 from pg_mlx.checkpoint.footprint import needed_bytes
 from pg_mlx.checkpoint.load import DTYPES
+from pg_mlx.checkpoint.open import open_local
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.demo import CHECKPOINT, PICTURES
-from pg_mlx.files.json import read_json
 from pg_mlx.linear import Linear, matrices
 from pg_mlx.memory import residency
 from pg_mlx.memory.size import parse_size
@@ -47,7 +47,7 @@ def test_anything_else_is_one_line(text: str) -> None:
 
 
 def needed(dtype: str = "float32", folder: Path = CHECKPOINT) -> int:
-    return needed_bytes(SafetensorsFolder(folder), read_json(folder / "config.json"), DTYPES[dtype])
+    return needed_bytes(open_local(folder), DTYPES[dtype])
 
 
 def test_too_large_a_model_is_refused_before_a_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_too_large_a_model_is_refused_before_a_weight_is_read(tmp_path: Path, mo
         (["--max-memory", "much"], "--max-memory: 'much' is not a size"),
         (["--memory", "much"], "--memory: 'much' is not a size"),
         (["--memory", "1GB", "--dtype", "bfloat16"], "of no use to bfloat16"),
-        (["--layers-at-once", "0"], "--layers-at-once is 0"),
+        (["--layers-at-once", "0"], "--layers-at-once: 0 is not from 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -100,7 +100,7 @@ def test_an_answer_takes_what_was_told(dtype: str) -> None:
 
 def test_float_copies_answer_alike_within_the_memory_given() -> None:
     """As many decoder layers as fit, then head and tower; the packed weights are gone."""
-    reference, processor = pg_mlx.load(CHECKPOINT)
+    reference, processor = pg_mlx.load(CHECKPOINT, keep_quantized=True)
     answer = lambda model: pg_mlx.generate(model, processor, "caption en", CAT, max_tokens=24).token_ids  # noqa: E731
     expected, layers = answer(reference), reference.config.text.num_hidden_layers
     assert reference.float_layers == 0
@@ -116,16 +116,16 @@ def test_float_copies_answer_alike_within_the_memory_given() -> None:
         assert answer(model) == expected
 
 
-def test_small_models_are_float_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a limit was given, 16 bits are computed in, or it is larger than that."""
-    packed = residency.held_bytes(load_model(CHECKPOINT))
-    monkeypatch.setattr(residency, "SMALL_BYTES", 64 << 20)
+def test_small_models_are_float_by_themselves() -> None:
+    """Unless a limit was given, 16 bits are computed in, it is larger than that, or they were to stay quantized."""
+    packed = residency.held_bytes(load_packed(CHECKPOINT))
     model = load_model(CHECKPOINT)
     assert not any(matrix.quantization for matrix in matrices(model)) and residency.held_bytes(model) > 3 * packed
     assert residency.held_bytes(load_model(CHECKPOINT, max_memory="1GB")) == packed
     assert any(matrix.quantization for matrix in matrices(load_model(CHECKPOINT, dtype="bfloat16")))
-    monkeypatch.setattr(residency, "SMALL_BYTES", 3 * packed // 2)
-    assert residency.held_bytes(load_model(CHECKPOINT)) == packed
+    larger = load_packed(CHECKPOINT)
+    residency.dequantize_if_small(larger, 3 * packed // 2)
+    assert residency.held_bytes(larger) == packed
 
 
 def test_the_command_tells_how_many_layers_are_float() -> None:
@@ -136,7 +136,7 @@ def test_the_command_tells_how_many_layers_are_float() -> None:
 def test_a_worker_holds_float_copies_too() -> None:
     with Raw("--memory", "1GB", "--layers-at-once", "2") as worker:
         info = worker.greet(load=False).ask("load")["model"]
-        assert info["weight_bytes"] > 2 * residency.held_bytes(load_model(CHECKPOINT))
+        assert info["weight_bytes"] > 2 * residency.held_bytes(load_packed(CHECKPOINT))
 
 
 @pytest.mark.parametrize("q", [Quantization(4, 64), Quantization(6, 32), Quantization(4, 32, "mxfp4")], ids=str)

@@ -11,6 +11,7 @@ from helpers.models import (
     Tensors,
     distance,
     greedy,
+    load_packed,
     model_of,
     one_line_error,
     pictures,
@@ -22,7 +23,7 @@ from helpers.models import (
     write_folder,
 )
 
-from pg_mlx import PaliGemma, load_model
+from pg_mlx import PaliGemma
 from pg_mlx.linear import Linear, Parallel
 from pg_mlx.quantization import Quantization, pad_columns, pad_rows
 
@@ -175,7 +176,7 @@ VINTAGES = ("everything, vision MLP padded", "vision skipped", "whole groups onl
 def test_vintages_of_mlx_vlm(family: str, name: str, tmp_path: Path) -> None:
     packed_raw, packed, raw, _ = vintage(name, family, positions=False)
     packed_raw["quantization_config"] = packed_raw["quantization"]  # it writes both
-    model = load_model(write_folder(tmp_path, packed_raw, packed), dtype="float32")
+    model = load_packed(write_folder(tmp_path, packed_raw, packed), dtype="float32")
     agree(model, model_of(raw, dequantized(packed)))
 
 
@@ -183,7 +184,7 @@ def test_vintages_of_mlx_vlm(family: str, name: str, tmp_path: Path) -> None:
 def test_a_packed_position_table_loads(name: str, tmp_path: Path) -> None:
     """mlx-vlm keeps positions in an nn.Embedding, which nn.quantize packs like any other (1152 = 18 x 64)."""
     packed_raw, packed, raw, _ = vintage(name, "gemma", positions=True)
-    model = load_model(write_folder(tmp_path, packed_raw, packed), dtype="float32")
+    model = load_packed(write_folder(tmp_path, packed_raw, packed), dtype="float32")
     agree(model, model_of(raw, dequantized(packed)))
 
 

@@ -223,7 +223,7 @@ def test_wrong_masks_are_one_line(shape: tuple[int, ...]):
 def test_the_folders_own_decoder_goes_before_the_published_file_and_that_before_the_hub(tmp_path: Path, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(hub, "space_file", lambda space, name: asked.append(name) or ARCHIVE)
-    found = mask_decoder.open_mask_decoder(tmp_path)
+    found = mask_decoder.open_mask_decoder(mask_decoder.find_mask_decoder(tmp_path))
     assert not asked  # only when a mask is to be decoded
     assert found([[1] * 16]) is not None and found([[2] * 16]) is not None
     assert asked == ["vae-oid.npz"]
@@ -232,7 +232,7 @@ def test_the_folders_own_decoder_goes_before_the_published_file_and_that_before_
     assert mask_decoder.find_mask_decoder(tmp_path) == tmp_path / "vae-oid.npz"
     write_arrays(tmp_path / mask_decoder.FILE_NAME, read_arrays(ARCHIVE))
     assert mask_decoder.find_mask_decoder(tmp_path) == tmp_path / mask_decoder.FILE_NAME
-    assert isinstance(mask_decoder.open_mask_decoder(tmp_path), MaskDecoder)
+    assert isinstance(mask_decoder.open_mask_decoder(tmp_path / mask_decoder.FILE_NAME), MaskDecoder)
 
 
 def test_without_a_hub_there_are_no_masks_and_one_line_says_so(monkeypatch, capsys, tmp_path: Path):
@@ -240,7 +240,7 @@ def test_without_a_hub_there_are_no_masks_and_one_line_says_so(monkeypatch, caps
         raise PgMlxError(f"{name} could not be fetched")
 
     monkeypatch.setattr(hub, "space_file", away)
-    found = mask_decoder.open_mask_decoder(tmp_path)
+    found = mask_decoder.open_mask_decoder(mask_decoder.find_mask_decoder(tmp_path))
     assert found([[1] * 16]) is None and found([[1] * 16]) is None
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "vae-oid.npz" in lines[0] and "--mask-decoder" in lines[0]

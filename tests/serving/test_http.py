@@ -221,9 +221,9 @@ def test_the_command_answers_what_it_has_accepted_and_ends(tmp_path: Path, uds: 
     [
         (["--host", "0.0.0.0"], "a key is needed"),
         (["--allow-origin", "*"], "a key is needed"),
-        (["--allow-origin", "example.com"], "no origin"),
+        (["--allow-origin", "example.com"], "not an origin"),
         (["--api-key", ""], "API key"),
-        (["--allow-files", "/nothere"], "no folder"),
+        (["--allow-files", "/nothere"], "not a folder"),
         (["--port", "70000"], "--port"),
         (["--max-body", "lots"], "--max-body"),
         (["--uds", "/nothere/socket"], "cannot listen"),

@@ -13,11 +13,13 @@ from helpers.pictures import png_header
 from helpers.service import CHECKPOINT, MIXED, SCENE, WILD, Asked, alone, loaded, service
 from PIL import Image
 
+from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import Engine, SamplingOptions
+from pg_mlx.memory.residency import model_scratch_bytes
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
 from pg_mlx.serving.service.requests import Answered, Ask, RegionFound, Text, prepare
-from pg_mlx.serving.service.runner import Runner, Source
+from pg_mlx.serving.service.runner import Runner
 from pg_mlx.serving.service.service import Service, ServingError
 
 CAPTION = Ask("caption en", [SCENE])
@@ -132,7 +134,7 @@ def test_models_come_and_go_between_requests():
     with service() as running:
         stages: list[tuple[str, int, int]] = []
         asked = Asked(running, CAPTION)
-        again = running.load(Source(CHECKPOINT), lambda *stage: stages.append(stage))
+        again = running.load(CHECKPOINT, stage=lambda *stage: stages.append(stage))
         with pytest.raises(ServingError) as refused:
             running.submit(CAPTION, print)
         assert refused.value.code == "not_loaded"
@@ -144,9 +146,9 @@ def test_models_come_and_go_between_requests():
         running.unload().result()
         assert running.stats()["state"] == "empty" and held - running.stats()["active_bytes"] > 6e6
         with pytest.raises(ServingError, match="nothere") as bad:
-            running.load(Source(CHECKPOINT / "nothere")).result()
+            running.load(CHECKPOINT / "nothere").result()
         assert bad.value.code == "bad_model" and running.model is None
-        running.load(Source(CHECKPOINT)).result()
+        running.load(CHECKPOINT).result()
         assert running.ask(CAPTION).generation.text
 
 
@@ -241,7 +243,7 @@ TOKEN_BYTES = 2 * 6 * 1 * 64 * 4
 def test_no_more_answers_run_than_memory_allows():
     options, features = SamplingOptions(max_tokens=40, temperature=9.0, seed=3), 64 << 20
     slots = 64 + len(loaded()[1].prompt_ids("ocr")) + 40 + 256
-    scratch = max(2 * 8192 * loaded()[0].config.vision.intermediate_size * 4, 3 * 8192 * 576 * 4)
+    scratch = model_scratch_bytes(loaded()[0], 8192 // 64, 8192, Limits().batch_size)
     with service() as unlimited:
         weights = unlimited.model.weight_bytes
     room = 5 * slots * TOKEN_BYTES  # for two rows and a half, which count twice
@@ -254,13 +256,13 @@ def test_no_more_answers_run_than_memory_allows():
                 most = max(most, small.stats()["running"])
         assert most == 2
     with Service(Limits(memory_bytes=weights)) as none, pytest.raises(ServingError) as refused:
-        none.load(Source(CHECKPOINT)).result()
+        none.load(CHECKPOINT).result()
     assert refused.value.code == "out_of_memory"
 
 
 def test_caches_are_never_larger_than_was_counted():
     limits = Limits(batch_size=4)
-    runner = Runner(Source(CHECKPOINT), limits, lambda *_: None)
+    runner = Runner(CHECKPOINT, LoadOptions(), limits, lambda *_: None)
     jobs = [Job(Ask(*mixed), lambda event: None) for mixed in (*MIXED, *MIXED)]
     for job in jobs:
         job.prepared(prepare(job.question, runner.processor, limits))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import CAT, run
+from helpers.models import load_packed
 
-import pg_mlx
 from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
 
@@ -31,7 +31,7 @@ def test_a_folder_is_complete_and_answers(tmp_path: Path, flags: list[str]):
 
 def test_everything_is_packed_and_the_vision_mlp_padded_for_it(tmp_path: Path):
     assert make(tmp_path / "tiny", "--model", "tiny-56", "--q-bits", "8").returncode == 0
-    model = pg_mlx.load_model(tmp_path / "tiny")
+    model = load_packed(tmp_path / "tiny")
     assert model.config.vision.intermediate_size == 384  # 300 does not divide into groups
     packed = [model.vision_tower.layers[0].mlp.fc2, model.language_model.embed_tokens, model.connector.linear]
     assert all(module.quantization is not None and module.quantization.bits == 8 for module in packed)

@@ -1,20 +1,19 @@
 """Adapters put onto a checkpoint as it is read.
 
-Float weights are merged. Packed ones stay as they are, since packing them again would lose most of a small update;
-what the layer must add to its output instead is `AdaptedSource.beside`.
+Float weights are merged. Quantized ones stay as they are, since quantizing them again would lose most of a small
+update; `AdaptedSource.beside` gives what the layer must add to its output instead.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
-from ...config import PaliGemmaConfig
 from ...errors import InputError
-from ..layouts import weight_specs
+from ..layouts import WeightSpec
 from ..tensors import Source
 from .peft import Adapter, Change
 
@@ -31,23 +30,23 @@ def open_adapters(adapter_path: AdapterPath) -> list[Adapter]:
 
 
 class AdaptedSource(Source):
-    """A checkpoint with adapters put onto it, each on top of the former. A Source itself, of the same shapes.
+    """A Source with adapters put onto it, each on top of the one before. It has the same shapes.
 
-    config: needed where the adapters change modules that are packed. Those are read unchanged, and `beside` has the
-    rest; but one whose whole weight is replaced becomes a float module. Raises InputError for an adapter that
-    does not fit the model.
+    specs: of the checkpoint, needed where the adapters change quantized modules. Those are read unchanged, and `beside`
+    has the rest; but a module whose whole weight is replaced becomes a float module. Raises InputError for an adapter
+    that does not fit the model.
     """
 
-    def __init__(self, source: Source, adapters: Sequence[Adapter], config: PaliGemmaConfig | None = None):
+    def __init__(self, source: Source, adapters: Sequence[Adapter], specs: Iterable[WeightSpec] | None = None):
         self.shapes = dict(source.shapes)
         self._source, self._adapters = source, adapters
         self._floats: Mapping[str, tuple[int, ...]] = source.shapes
-        if config is not None:
-            self._floats = {name: shape for spec in weight_specs(config) for name, shape in spec.expected()}
+        if specs is not None:
+            self._floats = {name: shape for spec in specs for name, shape in spec.expected()}
         for adapter in adapters:
             for module in adapter.modules:
                 packed = self._is_packed(module)
-                if packed and config is None:
+                if packed and specs is None:
                     raise InputError(
                         f"{adapter.folder} cannot be merged into {module}, which is quantized: "
                         "merge it into the float checkpoint and quantize that"
@@ -74,10 +73,15 @@ class AdaptedSource(Source):
         weight = functools.reduce(_weight, changes[whole[-1] :] if whole else changes, weight)
         return weight.reshape(self.shapes[name]).astype(stored.dtype if is_float else mx.float32)
 
+    def stored_bytes(self, name: str) -> int:
+        """The size of the tensor that is merged into, in bytes."""
+        return self._source.stored_bytes(name)
+
     def beside(self, module: str, weight: mx.array) -> dict[str, mx.array]:
-        """What a packed module lacks, given the floats [rows, columns] that it stands for: nothing, or `up`
-        [rows, rank], `down` [rank, columns] and perhaps `row_scale` [rows], as linear.Linear uses them. Or, where
-        columns change their length, the merged `weight`. Float32, not yet evaluated."""
+        """The adapter's factors for a quantized module: none, or `up` [outputs, R], `down` [R, columns] and perhaps
+        `row_scale` [outputs], as linear.Linear uses them. Where columns change their length, the merged `weight`
+        [outputs, columns] instead. weight: the dequantized one, float32 [outputs, columns], needed for the lengths of
+        DoRA. All float32, not yet evaluated."""
         changes = self._changes(module)
         if any(change.magnitude is not None and change.magnitude.shape[1] > 1 for change in changes):
             return {"weight": functools.reduce(_weight, changes, weight)}

@@ -23,7 +23,7 @@ from ...errors import InputError
 from ...files.json import read_json
 from ...files.safetensors import read_header
 from ...quantization import padded_size
-from ..layouts import TEXT, VISION, canonical_name, has_channels_second
+from ..layouts import TEXT, canonical_name, has_channels_second, vision_mlp_axis
 
 HEAD, EMBEDDING = "language_model.lm_head", f"{TEXT}.embed_tokens"
 
@@ -113,7 +113,7 @@ class Adapter:
             if not (up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] > 0):
                 raise InputError(
                     f"{self._file}: the factors of {module} are {list(up.shape)} and {list(down.shape)}, "
-                    "which is no low-rank product"
+                    "which is not a low-rank product"
                 )
             rank = up.shape[1]
             self._check(module, "weight", (up.shape[0], down.shape[1]), (rows, columns))
@@ -130,7 +130,7 @@ class Adapter:
         return Change(factors=factors, **fields)
 
     def _require_whole(self, module: str, fields: Mapping[str, mx.array]) -> None:
-        """A low-rank update is of no use in parts."""
+        """Raises InputError if a factor of the low-rank update is missing."""
         needed = {"up", "down", "magnitude"} if self.config.get("use_dora") else {"up", "down"}
         if missing := needed - fields.keys():
             stored = {field: part for part, (field, _) in reversed(_PARTS.items())}
@@ -148,7 +148,7 @@ class Adapter:
                     alpha = value
                     break
             except re.error as error:
-                raise InputError(f"{self.folder}: alpha_pattern {pattern!r} is no pattern: {error}") from None
+                raise InputError(f"{self.folder}: alpha_pattern {pattern!r} is not a pattern: {error}") from None
         return self._number(alpha, "lora_alpha") / (rank**0.5 if self.config.get("use_rslora") else rank)
 
     def _number(self, value: Any, name: str) -> float:
@@ -158,7 +158,7 @@ class Adapter:
 
     def _check(self, module: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         """Equal shapes, but for a vision MLP that the model has padded with zeros (4304 -> 4352)."""
-        axis = {"fc1": 0, "fc2": 1}.get(module.rpartition(".")[2]) if module.startswith(VISION) else None
+        axis = vision_mlp_axis(module)
         padded = found
         if axis is not None and axis < len(found) == len(wanted) and found[axis] < wanted[axis]:
             width = min(wanted[axis], padded_size(found[axis]))
@@ -185,7 +185,7 @@ class Adapter:
             field, transposed = name.rpartition(".")[2], False
             canonical = canonical_name(_WRAPPERS.sub("", name))
             if field not in ("weight", "bias"):
-                raise InputError(f"{self._file} holds {key}, which is no part of a LoRA adapter")
+                raise InputError(f"{self._file} holds {key}, which is not part of a LoRA adapter")
         if canonical is None:
             return
         module = canonical.rpartition(".")[0]

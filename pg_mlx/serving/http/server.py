@@ -16,10 +16,11 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...checkpoint.load import LoadOptions
 from ...errors import InputError
 from ..error_codes import ServingError
 from ..service.limits import Limits
-from ..service.runner import Source, Stage
+from ..service.runner import Stage
 from ..service.service import Service
 from .app import application
 from .errors import APIError
@@ -31,7 +32,8 @@ KEEP_ALIVE_S = 15
 
 def serve(
     listener: socket.socket,
-    source: Source,
+    path_or_repo: str | Path,
+    options: LoadOptions,
     limits: Limits,
     settings: Settings,
     drain_s: float,
@@ -41,7 +43,7 @@ def serve(
     The model is loaded meanwhile. Raises InputError or ServingError if it cannot be."""
     service = Service(limits, on_broken=lambda: server.stop(1))
     server = Server(application(service, settings), settings, drain_s)
-    loading = service.load(source, stage)
+    loading = service.load(path_or_repo, options, stage)
     loading.add_done_callback(lambda done: server.stop(1) if done.exception() else None)
     try:
         asyncio.run(server.serve([listener]))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ...config import PaliGemmaConfig
+from ...limits import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Limits:
     """In one request."""
     picture_bytes: int = 64 << 20
     """Of one picture as it comes, a compressed file."""
-    pixels: int = 178_956_970
+    pixels: int = MAX_PIXELS
     """Of one picture as it comes; it takes three bytes each when it is decoded."""
     prompt_characters: int = 32_768
     prefix_tokens: int = 8192
@@ -37,13 +35,6 @@ class Limits:
     """Freed buffers that MLX keeps for the next ones."""
     decoders: int = 2
     """Threads that decode pictures."""
-
-
-def scratch_bytes(config: PaliGemmaConfig, itemsize: int, patches: int, tokens: int) -> int:
-    """What a pass over so many patches, and then one over so many tokens, holds at its widest, in the MLP: input and
-    output of its activation, and gate beside up in the decoder."""
-    vision = 2 * patches * config.vision.intermediate_size * itemsize
-    return max(vision, 3 * tokens * config.text.intermediate_size * itemsize)
 
 
 class CacheRoom:

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
-from ...checkpoint.load import load
+from ...checkpoint.load import LoadOptions, load_with
 from ...errors import InputError, PgMlxError
 from ...generation import Engine, FeatureCache, Progress, Request, Row, warm_up
 from ...generation.answer import generation_of
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
+from ...memory.residency import model_scratch_bytes
 from ...ops import device
 from ...ops.device import dtype_name
 from ...paligemma import PaliGemma
-from ...processor import Processor, TextStream
+from ...processor import TextStream
 from ...regions import Region
 from ...regions.reader import AnswerReader
 from ..error_codes import ServingError
 from .jobs import Job
-from .limits import CacheRoom, Limits, scratch_bytes
+from .limits import CacheRoom, Limits
 from .requests import Answered, RegionFound, Text
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint, as `pg_mlx.load` takes it."""
-
-    path_or_repo: str | Path
-    dtype: str | None = None
-    adapter_path: str | Sequence[str] | None = None
-    revision: str | None = None
-    use_sliding_window: bool = False
-    mask_decoder: str | None = None
-    memory: int | str | None = None
-    layers_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +55,12 @@ class Runner:
     """A model and the answers that it is giving. All methods belong to one thread; what they hand out (numbers, text,
     numpy arrays) may go to any."""
 
-    def __init__(self, source: Source, limits: Limits, stage: Stage):
-        """Load, and answer once. Raises ServingError."""
+    def __init__(self, path_or_repo: str | Path, options: LoadOptions, limits: Limits, stage: Stage):
+        """Load as `pg_mlx.load` does, and answer once. Raises ServingError."""
         started, before = time.perf_counter(), mx.get_active_memory()
         stage("fetch", 0, 1)
         try:
-            self.model, self.processor = _load(source, lambda done, of: stage("weights", done, of))
+            self.model, self.processor = load_with(path_or_repo, options, lambda done, of: stage("weights", done, of))
         except InputError as error:
             raise ServingError("bad_model", str(error)) from None
         except PgMlxError as error:
@@ -91,7 +77,7 @@ class Runner:
         stage("warm-up", 1, 1)
         text, vision = self.model.config.text, self.model.config.vision
         self.info = ModelInfo(
-            model=str(source.path_or_repo),
+            model=str(path_or_repo),
             model_type=text.model_type,
             image_size=vision.image_size,
             image_tokens=vision.num_patches,
@@ -201,19 +187,14 @@ class Runner:
         return self._prefix(request) + request.options.max_tokens + ROOM
 
 
-def _load(source: Source, progress: Callable[[int, int], None]) -> tuple[PaliGemma, Processor]:
-    options: dict[str, Any] = dict(vars(source))
-    return load(options.pop("path_or_repo"), progress=progress, **options)
-
-
 def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
     """What is left for caches. Raises ServingError if the model leaves nothing."""
-    itemsize = model.dtype.size
-    per_token = model.config.text.cache_bytes(itemsize)
+    per_token = model.config.text.cache_bytes(model.dtype.size)
     if limits.memory_bytes is None:
         return CacheRoom(per_token, None)
-    patches = max(PATCHES, model.config.vision.num_patches)
-    scratch = scratch_bytes(model.config, itemsize, patches, max(PREFILL_TOKENS, limits.prefix_tokens))
+    pictures = max(1, PATCHES // model.config.vision.num_patches)
+    tokens = max(PREFILL_TOKENS, limits.prefix_tokens)
+    scratch = model_scratch_bytes(model, pictures, tokens, limits.batch_size)
     left = limits.memory_bytes - weights - limits.feature_bytes - scratch
     if left <= 0:
         raise ServingError(

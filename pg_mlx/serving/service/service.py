@@ -9,15 +9,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from ...checkpoint.load import LoadOptions
 from ..error_codes import ServingError
 from .jobs import Job, Listener
 from .limits import Limits
 from .requests import Answered, Ask, Event, Failed, check, prepare
-from .runner import ModelInfo, Runner, Source, Stage
+from .runner import ModelInfo, Runner, Stage
 
 FAILURES = 2
 """Requests in a row that fail even alone; then it is not theirs but the model's or the GPU's fault, and stays so."""
@@ -40,7 +42,7 @@ class Service:
     or tell (numbers, text, numpy arrays) belongs to the caller.
 
         with Service() as service:
-            service.load(Source(folder)).result()
+            service.load(folder).result()
             for event in service.stream(Ask("caption en", [data])): ...
 
     Requests wait in a queue of bounded length, and enter the running batch as soon as there is a place and memory.
@@ -74,11 +76,16 @@ class Service:
 
     # --- the model ------------------------------------------------------------------------------------
 
-    def load(self, source: Source, stage: Stage = lambda name, done, of: None) -> Future[ModelInfo]:
+    def load(
+        self,
+        path_or_repo: str | Path,
+        options: LoadOptions | None = None,
+        stage: Stage = lambda name, done, of: None,
+    ) -> Future[ModelInfo]:
         """Load a model in place of the one there is, once all accepted requests are answered; until it is loaded, new
         ones are refused ("not_loaded"). stage is called on the owner's thread. Fails with ServingError: "bad_model",
         "out_of_memory", "failed"; no model is loaded then."""
-        return self._command(lambda: self._load(source, stage))
+        return self._command(lambda: self._load(path_or_repo, options or LoadOptions(), stage))
 
     def unload(self) -> Future[None]:
         """Free the model, once all accepted requests are answered. Without one it does nothing."""
@@ -312,9 +319,9 @@ class Service:
         else:
             future.set_result(result)
 
-    def _load(self, source: Source, stage: Stage) -> ModelInfo:
+    def _load(self, path_or_repo: str | Path, options: LoadOptions, stage: Stage) -> ModelInfo:
         self._unload()
-        self._runner = Runner(source, self.limits, stage)
+        self._runner = Runner(path_or_repo, options, self.limits, stage)
         return self._runner.info
 
     def _unload(self) -> None:

@@ -8,20 +8,21 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...checkpoint.load import LoadOptions
 from ...demo import CHECKPOINT
 from ...errors import InputError
 from ...generation import SamplingOptions
 from ..error_codes import ServingError
 from ..service.limits import Limits
 from ..service.requests import Answered, Ask, Event, Failed
-from ..service.runner import ModelInfo, Source
+from ..service.runner import ModelInfo
 from ..service.service import Service, Ticket
 from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing, frame_lengths
 from .messages import Id, done_message, partial_message
@@ -31,6 +32,9 @@ from .schema import complaint, id_of
 _OPTIONS = tuple(field.name for field in fields(SamplingOptions))
 _PLAIN = ("logprobs", "deadline_s", "constrain", "max_regions")
 _INTEGERS = ("max_tokens", "top_k", "seed", "max_regions")
+_LOADING = {name: name for name in ("dtype", "adapter_path", "revision", "mask_decoder")}
+_LOADING["sliding_window"] = "use_sliding_window"
+"""Fields of a `load` message, and which of LoadOptions each one is."""
 _TOLD_LIMITS = ("batch_size", "queue", "pictures", "picture_bytes", "prompt_characters", "prefix_tokens")
 
 
@@ -45,15 +49,16 @@ class Worker:
         parent: int,
         limits: Limits,
         folders: list[Path] | None = None,
-        loading: Mapping[str, Any] | None = None,
+        loading: LoadOptions | None = None,
+        model: str | Path = CHECKPOINT,
     ):
         """parent: its process id, asked for as early as possible. folders: those that pictures may be read from; None
-        for all. loading: what this machine says of every Source, beside what the messages say."""
+        for all. loading, model: what a `load` message means by the fields that it leaves out."""
         self._parent = parent
         self._in = Incoming(incoming)
         self._out = Outgoing(outgoing, on_closed=lambda: os._exit(1))
         self._limits, self._folders = limits, folders and [folder.resolve() for folder in folders]
-        self._loading = dict(loading or {})
+        self._loading, self._model = loading or LoadOptions(), model
         self._service = Service(limits, on_broken=lambda: self._end(1))
         self._greeted = False
         self._lock = threading.Lock()
@@ -171,15 +176,11 @@ class Worker:
         self._answer(request_id, type="hello", protocol=VERSION, version=__version__, capabilities=capabilities)
 
     def _load(self, message: Message, request_id: Id, _: list[bytes]) -> None:
-        source = Source(
-            message.get("model", CHECKPOINT),
-            dtype=message.get("dtype"),
-            adapter_path=message.get("adapter_path"),
-            revision=message.get("revision"),
-            use_sliding_window=message.get("sliding_window", False),
-            mask_decoder=message.get("mask_decoder"),
-            **self._loading,
-        )
+        given = {field: message[name] for name, field in _LOADING.items() if name in message}
+        try:
+            options = replace(self._loading, **given)
+        except InputError as error:
+            raise ServingError("bad_model", str(error)) from None
 
         def stage(name: str, done: int, of: int) -> None:
             self._out.send({"type": "progress", "id": request_id, "stage": name, "done": done, "of": of})
@@ -187,7 +188,7 @@ class Worker:
         def loaded(info: ModelInfo) -> Message:
             return {"type": "loaded", "model": asdict(info)}
 
-        self._later(self._service.load(source, stage), request_id, loaded)
+        self._later(self._service.load(message.get("model", self._model), options, stage), request_id, loaded)
 
     def _unload(self, _: Message, request_id: Id, __: list[bytes]) -> None:
         self._later(self._service.unload(), request_id, lambda _: {"type": "unloaded"})
