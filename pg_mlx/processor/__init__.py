@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from . import images
 from .images import load_image, to_pixels
 from .tokenizer import TextStream, Tokenizer
 
@@ -40,7 +41,7 @@ class Processor:
 
     def pixels(self, image: Any) -> np.ndarray:
         """float32 [image_size, image_size, 3] in -1..1, from anything `images.load_image` takes."""
-        return to_pixels(load_image(image), self.image_size, self.resample)
+        return images.to_pixels(images.load_image(image), self.image_size, self.resample)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """<bos>, the prompt as it is, one newline.

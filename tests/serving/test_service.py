@@ -74,7 +74,7 @@ def test_each_of_many_askers_gets_the_answer_that_is_given_alone(shared: Service
 def test_a_cancelled_request_ends_and_its_neighbours_go_on(shared: Service):
     wild, other = Asked(shared, Ask("ocr", [SCENE], WILD)), Asked(shared, CAPTION)
     wild.began()
-    wild.ticket.cancel()
+    wild.cancel()
     assert wild.code() == "cancelled"
     done = other.last()
     assert isinstance(done, Answered) and done.generation.text == alone("caption en", (SCENE,), SamplingOptions()).text
@@ -104,9 +104,9 @@ def test_a_full_queue_refuses_and_its_requests_can_be_cancelled():
         with pytest.raises(ServingError) as refused:
             small.submit(CAPTION, print)
         assert refused.value.code == "busy"
-        waiting[0].ticket.cancel()
+        waiting[0].cancel()
         assert waiting[0].code() == "cancelled"
-        running.ticket.cancel()
+        running.cancel()
         assert isinstance(waiting[1].last(), Answered)
         assert small.stats()["failed"] == {"busy": 1, "cancelled": 2}
 
@@ -279,7 +279,7 @@ def test_caches_are_never_larger_than_was_counted():
             runner.start(jobs.pop(0))
         running = len(runner.running)
         runner.step()
-        if cache := runner._engine._cache:
+        if cache := runner._engine._engine._cache:
             held = sum(layer.nbytes for layer in cache.layers)
             assert held <= running * longest * TOKEN_BYTES
             used = max(used, held / (running * longest * TOKEN_BYTES))
