@@ -9,7 +9,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -105,7 +104,7 @@ class Service:
                 raise ServingError("busy", f"{len(self._waiting)} requests are waiting; ask again later")
             self._waiting.append(job)
             self._decoders.submit(self._prepare, job, self._runner)
-        return partial(self._cancel, job)
+        return lambda: self._cancel(job)
 
     def stream(self, question: Ask) -> Iterator[Event]:
         """The events of a request. Closing the iterator cancels it. Raises as `submit`, when it is first read."""
