@@ -43,7 +43,9 @@ class Session:
         self._args, self._kept, self._stop = args, kept, stop
         self._items = list(items)
         self._loaded: Future[tuple[PaliGemma, Processor]] = Future()
-        self._prompts = {text: Shared(partial(self._prompt, text)) for text in {item.prompt: None for item in items}}
+        self._prompts = {
+            text: Shared(partial(self._prompt, text)) for text in dict.fromkeys(item.prompt for item in items)
+        }
         self._requests = Prefetch(self._functions(items))
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:

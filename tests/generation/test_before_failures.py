@@ -36,8 +36,13 @@ def ops(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory, ops: str) -> Loaded:
-    return pg_mlx.load(tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny"), dtype="float32")
+def model(tmp_path_factory: pytest.TempPathFactory, ops: str) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Loaded:
+    return pg_mlx.load(model, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +162,13 @@ def test_a_stream_gives_every_token_before_the_pass_that_fails(
 @examples
 @given(good=orders, batch_size=sizes)
 def test_a_folder_gives_every_answer_in_order(
-    loaded: Loaded, tmp_path_factory: pytest.TempPathFactory, good: list[bool], batch_size: int
+    model: Path, tmp_path_factory: pytest.TempPathFactory, good: list[bool], batch_size: int
 ) -> None:
     folder = tmp_path_factory.mktemp("pictures")
     for number, image in enumerate(images(good)):
         path = folder / f"p{number:02}.png"
         path.write_bytes(BAD) if image is BAD else Image.fromarray(image).save(path)
-    lines, errors = command(folder, batch_size, "jsonl")
+    lines, errors = command(model, folder, batch_size)
     assert [Path(line["image"]).name for line in lines] == [f"p{i:02}.png" for i, is_good in enumerate(good) if is_good]
     assert [name for name in (f"p{i:02}.png" for i in range(len(good))) if any(name in error for error in errors)] == [
         f"p{i:02}.png" for i, is_good in enumerate(good) if not is_good
@@ -172,13 +177,13 @@ def test_a_folder_gives_every_answer_in_order(
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "coco"])
 def test_a_debugged_run_prints_what_was_answered_before_it_breaks_off(
-    loaded: Loaded, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     for number in (0, 1, 3):
         Image.fromarray(shade(number)).save(tmp_path / f"p{number}.png")
     (tmp_path / "p2.png").write_bytes(BAD)
     with pytest.raises(InputError, match="p2"):
-        main(["generate", "--image", str(tmp_path), "--prompt", "detect circle", "--debug", "--format", kind])
+        main(["generate", *flags(model, tmp_path), "--debug", "--format", kind])
     out = capsys.readouterr().out
     if kind == "coco":
         assert isinstance(json.loads(out), list)
@@ -187,10 +192,13 @@ def test_a_debugged_run_prints_what_was_answered_before_it_breaks_off(
         assert [Path(answer["image"]).name for answer in answers] == ["p0.png", "p1.png"]
 
 
-def command(folder: Path, batch_size: int, kind: str) -> tuple[list[dict], list[str]]:
+def flags(model: Path, folder: Path) -> list[str]:
+    return ["--model", str(model), "--dtype", "float32", "--image", str(folder), "--max-tokens", "3"]
+
+
+def command(model: Path, folder: Path, batch_size: int) -> tuple[list[dict], list[str]]:
     """What `generate` prints to stdout and stderr."""
     out, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        flags = ["--image", str(folder), "--max-tokens", "3", "--batch-size", str(batch_size), "--format", kind]
-        main(["generate", *flags])
+        main(["generate", *flags(model, folder), "--batch-size", str(batch_size), "--format", "jsonl"])
     return [json.loads(line) for line in out.buffer.getvalue().splitlines()], errors.getvalue().splitlines()
