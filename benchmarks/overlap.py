@@ -23,8 +23,7 @@ from PIL import Image, ImageDraw
 import pg_mlx
 from pg_mlx import timeline
 from pg_mlx.demo import CHECKPOINT
-from pg_mlx.generation import Flow, Request, SamplingOptions
-from pg_mlx.generation.request import pictures_of
+from pg_mlx.generation import Request, SamplingOptions, Scheduler, make_request
 from pg_mlx.threads import LOOK_AHEAD, THREADS, Prefetch, run_into
 
 PROMPT = "detect red circle ; blue square ; green star"
@@ -57,8 +56,7 @@ def run(model: Any, processor: Any, paths: list[Path], batch_size: int, threads:
     """Answer about all pictures; returns the spans, and last one named "all"."""
 
     def request(path: Path) -> Request:
-        options = SamplingOptions(max_tokens=64)
-        return Request(pictures_of(processor, path), processor.prompt_ids(PROMPT), options)
+        return make_request(processor, PROMPT, path, SamplingOptions(max_tokens=64))
 
     functions = [partial(request, path) for path in paths]
     spans: list[timeline.Span] = []
@@ -66,7 +64,7 @@ def run(model: Any, processor: Any, paths: list[Path], batch_size: int, threads:
     try:
         with timeline.timed("all"):
             requests = Prefetch(functions) if threads else Inline(functions)
-            for _, step in Flow(model, processor, requests, batch_size):
+            for _, step in Scheduler(model, processor, requests, batch_size):
                 if isinstance(step, Exception):
                     raise step
     finally:

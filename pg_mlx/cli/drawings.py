@@ -1,4 +1,4 @@
-"""Files made of an answer's regions: annotated pictures and masks."""
+"""The files that --annotate and --masks ask for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, PgMlxError
-from .pictures import Picture
-from .writers import Answer
+from .pictures import Item
+from .writers import Success
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,12 +22,12 @@ _LABEL_CHARACTERS = 30
 class Drawings:
     """Writes what --annotate and --masks ask for, each file whole or not at all; one of the same name is replaced."""
 
-    def __init__(self, annotate: str | None, masks: str | None, soft: bool, pictures: list[Picture], many: bool):
+    def __init__(self, annotate: str | None, masks: str | None, soft: bool, items: list[Item], many: bool):
         """Raises InputError for targets that cannot be meant, before there is anything to write."""
         if soft and not masks:
             raise InputError("--soft-masks says how --masks DIR are written, which is missing")
-        self._sources = {_identity(path) for picture in pictures if (path := picture.path)}
-        self._targets = _targets(Path(annotate).expanduser(), pictures, many) if annotate else {}
+        self._sources = {_identity(path) for item in items if (path := item.path)}
+        self._targets = _targets(Path(annotate).expanduser(), items, many) if annotate else {}
         for target in self._targets.values():
             self._spare(target)
         self._masks = Path(masks).expanduser() if masks else None
@@ -38,15 +38,15 @@ class Drawings:
         for folder in folders:
             _check_folder(folder)
 
-    def add(self, answer: Answer) -> None:
-        """Raises PgMlxError if a file cannot be written."""
-        name = answer.picture.name
+    def add(self, answer: Success) -> None:
+        """Write the files of one answer. Raises PgMlxError if one cannot be written."""
+        name = answer.item.name
         if name in self._targets:
             from ..regions.draw import annotate
 
             unknown: list[str] = []
-            drawn = annotate(answer.picture.load(), answer.generation.regions, unknown)
-            self._tell(unknown)
+            drawn = annotate(answer.item.load(), answer.generation.regions, unknown)
+            self._warn(unknown)
             _save(drawn, self._targets[name])
         if self._masks:
             for number, region in enumerate(answer.generation.regions, 1):
@@ -63,19 +63,20 @@ class Drawings:
             raise InputError(f"the picture {target} would be replaced; choose another name or folder to write to")
 
     def close(self) -> None:
+        """Say so on stderr if --masks had nothing to write."""
         if self._masks and not self._written:
             print(f"no masks were written to {self._masks}: no answer had one", file=sys.stderr)
 
-    def _tell(self, unknown: list[str]) -> None:
+    def _warn(self, unknown: list[str]) -> None:
         for label in unknown:
             if label not in self._unknown:
                 print(f"no font here has every letter of {label!r}; it is drawn as its number", file=sys.stderr)
         self._unknown.update(unknown)
 
 
-def _targets(out: Path, pictures: list[Picture], many: bool) -> dict[str, Path]:
-    """Of each picture's name the file for its drawing: `out` itself where that is a picture's name, else in the folder
-    `out`."""
+def _targets(out: Path, items: list[Item], many: bool) -> dict[str, Path]:
+    """By each item's name the file for its drawing: `out` itself if it names a picture file, else one in the folder
+    `out`. Raises InputError if it cannot be written."""
     from PIL import Image
 
     as_file = not out.is_dir() and out.suffix.lower() in Image.registered_extensions()
@@ -86,12 +87,12 @@ def _targets(out: Path, pictures: list[Picture], many: bool) -> dict[str, Path]:
             raise InputError(f"--annotate {out}: pictures of this kind can be read but not written; use .png or .jpg")
         if not out.parent.is_dir():
             raise InputError(f"--annotate: no such folder: {out.parent}")
-        return {pictures[0].name: out}
-    return {p.name: out / f"{p.name}{'.jpg' if _is_jpeg(p.source) else '.png'}" for p in pictures}
+        return {items[0].name: out}
+    return {item.name: out / f"{item.name}{'.jpg' if _is_jpeg(item.source) else '.png'}" for item in items}
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Of a file, whatever it is called: names may differ in case only, or be links."""
+    """The same for two names of one file: names may differ only in case, or be links."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
@@ -101,7 +102,7 @@ def _is_jpeg(source: str) -> bool:
 
 
 def _check_folder(folder: Path) -> None:
-    """Whether it is one or can become one; it is made with the first file in it."""
+    """Raises InputError for a path that is not a folder and cannot become one. It is made with the first file in it."""
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     if existing is not None and not existing.is_dir():
         raise InputError(f"{existing} is a file, not a folder")

@@ -14,8 +14,8 @@ from .drawings import Drawings
 from .hints import chat_hint
 from .options import Parser, add_model_options, bounded
 from .pictures import expand, is_folder
-from .session import Asking
-from .writers import FORMATS, Failure, answer_all, describe, output
+from .session import Session
+from .writers import FORMATS, Failure, Success, answer_all, describe, output
 
 if TYPE_CHECKING:
     from ..generation import Stats
@@ -44,6 +44,7 @@ exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong in
 
 
 def parser(program: str) -> argparse.ArgumentParser:
+    """The options of `generate`."""
     p = Parser(program, DESCRIPTION, EPILOG)
     add_model_options(p)
     p.add_argument("--image", action="append", metavar="I", help="file, folder, URL, or - for stdin; repeatable")
@@ -95,9 +96,10 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def run(argv: list[str], program: str) -> int:
+    """Answer, print, and return the exit code. Raises PgMlxError, which is InputError for a wrong input."""
     args = parser(program).parse_args(argv)
     prompts = _read_prompts(args.prompt or [""], args.image or [])
-    pictures = expand(args.image, prompts)
+    items = expand(args.image, prompts)
     many = len(args.image) > 1 or is_folder(args.image[0])
     several = many or len(prompts) > 1
     for hint in dict.fromkeys(filter(None, map(chat_hint, prompts))):
@@ -106,44 +108,48 @@ def run(argv: list[str], program: str) -> int:
     # What is cheap to get wrong is checked before anything large is loaded.
     from ..processor import plain_prompt
     from ..regions.prompt import RegionPrompt
-    from ..regions.select import select
+    from ..regions.select import RegionFilter
 
-    narrow = dict(max_regions=args.max_regions, dedup_iou=args.dedup_iou, min_score=args.min_score)
-    select([], **narrow)
+    kept = RegionFilter(args.min_score, args.dedup_iou, args.max_regions)
     for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))
-    first = None if several else start(pictures[0].load)
-    drawings = Drawings(args.annotate, args.masks, args.soft_masks, pictures, several)
-    out = output(args.format, pictures, prompts, many)
+    first = None if several else start(items[0].load)
+    drawings = Drawings(args.annotate, args.masks, args.soft_masks, items, several)
+    out = output(args.format, items, prompts, many)
     if first:
         import mlx.core  # noqa: F401  # takes as long as reading a picture does
 
-        pictures = [replace(pictures[0], image=first.result())]
+        items = [replace(items[0], image=first.result())]
     stop: list[int] = []
 
     answered = failures = 0
-    for outcome in answer_all(pictures, Asking(args, pictures, stop), out):
-        if isinstance(outcome, Failure):
-            if args.debug or not several:
-                raise outcome.error
-            print(f"{program}: {describe(outcome)}", file=sys.stderr)
-            failures += 1
-            continue
-        answered += 1
-        generation = replace(outcome.generation, regions=select(outcome.generation.regions, **narrow))
-        answer = replace(outcome, generation=generation)
-        drawings.add(answer)
-        out.add(answer)
-        if args.format == "text" and (args.verbose or not several):
-            print(summary(generation.stats), file=sys.stderr)
-        if generation.finish_reason == "cancelled":
-            break
+    try:
+        for outcome in answer_all(items, Session(args, items, kept, stop), out):
+            if isinstance(outcome, Failure):
+                if args.debug or not several:
+                    raise outcome.error
+                print(f"{program}: {describe(outcome)}", file=sys.stderr)
+                failures += 1
+                continue
+            generation = replace(outcome.generation, regions=kept.select(outcome.generation.regions))
+            answer = Success(outcome.item, generation)
+            out.add(answer)
+            answered += 1
+            drawings.add(answer)
+            if args.format == "text" and (args.verbose or not several):
+                print(summary(generation.stats), file=sys.stderr)
+            if generation.finish_reason == "cancelled":
+                break
+    except BaseException:
+        if answered:  # what is answered is printed, whatever fails then
+            out.close()
+        raise
     if stop and not several and not answered:
         raise KeyboardInterrupt
     out.close()
     drawings.close()
     if failures:
-        print(f"{failures} of {len(pictures)} {'pictures' if len(prompts) == 1 else 'answers'} failed", file=sys.stderr)
+        print(f"{failures} of {len(items)} {'pictures' if len(prompts) == 1 else 'answers'} failed", file=sys.stderr)
     return 130 if stop else int(failures > 0)
 
 

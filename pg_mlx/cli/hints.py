@@ -1,4 +1,4 @@
-"""A word to those who talk to a task model as if it were a chat model."""
+"""A hint for prompts that are written for a chat model, which PaliGemma is not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TASKS = {
     "detect": "detect THING ; THING",
     "segment": "segment THING ; THING",
 }
-"""The prefixes of PaliGemma's training mixtures, by their first word."""
+"""The prompts that PaliGemma was trained on, by their first word."""
 
 _CHATTY = {
     *("what", "where", "who", "why", "when", "which", "how", "is", "are", "do", "does", "can", "could", "would"),
@@ -21,9 +21,9 @@ _CHATTY = {
 
 
 def chat_hint(prompt: str) -> str | None:
-    """One line that names the prefixes PaliGemma was trained on, if the prompt looks like chat; else None.
+    """One line that names the prompts PaliGemma was trained on, if this one looks like chat; else None.
 
-    A fine-tuned model may well have prefixes of its own, so anything that is not plainly chat passes.
+    A fine-tuned model may have prompts of its own, so only what is plainly chat gets the hint.
     """
     words = prompt.lower().split()
     if len(words) < 2 or prompt.split()[0] in TASKS:

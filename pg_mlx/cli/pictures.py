@@ -1,5 +1,4 @@
-"""The pictures that a command was given: files, addresses, stdin and folders of them, in one row; one that is asked
-several things stands there once for each."""
+"""The pictures that a command was given: files, URLs, stdin and folders, each once for every prompt."""
 
 from __future__ import annotations
 
@@ -15,24 +14,27 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _NO_PATH = (OSError, RuntimeError, ValueError)
-"""What a name raises that is too long, begins with no user's ~, or holds a zero byte."""
+"""Raised for a name that is too long, begins with ~ and no user, or has a zero byte."""
 
 _NAME_BYTES = 120
-"""Of the 255 that file systems allow, room left for number, label and suffix."""
+"""File systems allow 255; this leaves room for number, label and suffix."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class Item:
+    """One picture with one prompt."""
+
     source: str
     """Path, URL or "-", as load_image takes it."""
     name: str
-    """What files about it are called: its own name without suffix; unlike that of every other in the row."""
+    """Its file name without suffix, made different from the name of every other item: for files about it."""
     prompt: str = ""
     image: Image.Image | None = None
+    """The picture itself, if it has been read and is needed again."""
 
     @property
     def path(self) -> Path | None:
-        """Where it is, if it is a file."""
+        """Its path, if it is a file."""
         try:
             path = Path(self.source).expanduser()
             return path if self.source != "-" and path.is_file() else None
@@ -40,13 +42,13 @@ class Picture:
             return None
 
     def load(self) -> Image.Image:
-        """RGB, the right way up. Raises InputError."""
+        """The picture in RGB, the right way up: `image`, or else read now. Raises InputError."""
         from ..processor.images import load_image
 
         return self.image or load_image(self.source)
 
 
-def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",)) -> list[Picture]:
+def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",)) -> list[Item]:
     """The pictures in order, those of a folder sorted by name, each with every prompt. Raises InputError if there are
     none."""
     if not images:
@@ -55,10 +57,11 @@ def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",)) -> list
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
     names: dict[str, int] = {}
-    return [Picture(source, _unique(stem(source), names), prompt) for source in sources for prompt in prompts]
+    return [Item(source, _unique(stem(source), names), prompt) for source in sources for prompt in prompts]
 
 
 def is_folder(image: str) -> bool:
+    """Whether this argument is the path of a folder."""
     try:
         return image != "-" and Path(image).expanduser().is_dir()
     except _NO_PATH:

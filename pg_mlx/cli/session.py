@@ -1,4 +1,4 @@
-"""The model that a command was given, asked all of its prompts about all of its pictures."""
+"""One run of `generate`: the model is loaded, and asked all prompts about all pictures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -15,93 +16,105 @@ from typing import TYPE_CHECKING
 from ..threads import Prefetch, Shared, run_into
 from ..timeline import timed
 from .options import load_options, load_progress
-from .pictures import Picture
+from .pictures import Item
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..generation import Picture as Pixels
-    from ..generation import Request, Step
+    from ..generation import Picture, Prompt, Request, Step
     from ..paligemma import PaliGemma
     from ..processor import Processor
+    from ..regions.select import RegionFilter
 
 BATCH_SIZE, BATCH_PATCHES = 8, 8192
-"""The rows of a batch where nobody says how many: so many at most, and with so many picture tokens together, whose keys
-and values take 0.2 GB (PaliGemma, 16 bits) to 0.9 GB (PaliGemma 2, 3B)."""
+"""The rows of a batch where --batch-size is not given: at most so many, with at most so many image tokens in all.
+Their keys and values take 0.2 GB (PaliGemma, 16 bits) to 0.9 GB (PaliGemma 2, 3B)."""
 
 
-class Asking:
-    """Iterate over it for what happens to which picture, as generation.Flow tells it.
+class Session:
+    """Iterate over it for (index of an item, Step or error), as generation.Scheduler yields them.
 
-    Threads read pictures while the model is loaded, and go on while it answers about the ones before.
+    Threads read pictures while the model is loaded, and go on while it answers about earlier ones.
     """
 
-    def __init__(self, args: argparse.Namespace, pictures: list[Picture], stop: list[int]):
-        """stop: filled when the user wants an end. While the model is loaded that is an interrupt as usual."""
-        self.sizes: dict[int, tuple[int, int]] = {}
-        """Width and height of each picture that was read."""
-        self.images: dict[int, Image.Image] = {}
-        """Those that will be drawn on and cannot be read again."""
-        self._args, self._stop = args, stop
+    def __init__(self, args: argparse.Namespace, items: list[Item], kept: RegionFilter, stop: list[int]):
+        """kept: which regions of an answer are wanted. stop: gets an element when the user presses Ctrl-C. While the
+        model is loaded, Ctrl-C interrupts as usual."""
+        self._args, self._kept, self._stop = args, kept, stop
+        self._items = list(items)
         self._loaded: Future[tuple[PaliGemma, Processor]] = Future()
-        self._requests = Prefetch(self._functions(pictures))
-        self._prompts = dict.fromkeys(picture.prompt for picture in pictures)
-        self._count = len(pictures)
+        self._prompts = {
+            text: Shared(partial(self._prompt, text)) for text in dict.fromkeys(item.prompt for item in items)
+        }
+        self._requests = Prefetch(self._functions(items))
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
-        from ..generation import Flow
+        from ..generation import Scheduler
 
         run_into(self._loaded, self._load)
         model, processor = self._loaded.result()
-        for prompt in self._prompts:
-            processor.prompt_ids(prompt)  # or a bad one would be the fault of every picture
+        for prompt in self._prompts.values():
+            prompt()  # a bad one is reported once, not for every picture
         _note_interrupts(self._stop)
         most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
-        rows = max(1, min(most, self._count))
-        return iter(Flow(model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)))
+        rows = max(1, min(most, len(self._items)))
+        scheduler = Scheduler(
+            model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)
+        )
+        return iter(scheduler)
 
-    def _functions(self, pictures: list[Picture]) -> Iterator[Callable[[], Request]]:
-        """What makes each one's request. Those that differ in their prompt only share the picture."""
-        for _, same in groupby(enumerate(pictures), key=lambda one: one[1].source):
-            row = list(same)
-            read = Shared(partial(self._read, row[0][1]))
-            yield from (partial(self._request, index, picture, read) for index, picture in row)
+    def release(self, index: int) -> Item:
+        """The item at this index, whose answer has ended. It has its picture if that will be drawn on and cannot be
+        read again; the session keeps it no longer."""
+        item = self._items[index]
+        self._items[index] = replace(item, image=None)
+        return item
 
-    def _read(self, picture: Picture) -> tuple[Image.Image, Pixels, float]:
-        """The picture, what the model sees of it, and the seconds both took."""
+    def _functions(self, items: list[Item]) -> Iterator[Callable[[], Request]]:
+        """A function for each item that makes its request. Items that differ only in their prompt share the picture."""
+        for _, same in groupby(enumerate(items), key=lambda pair: pair[1].source):
+            group = list(same)
+            read = Shared(partial(self._read, group[0][1]))
+            yield from (partial(self._request, index, item, read) for index, item in group)
+
+    def _read(self, item: Item) -> tuple[Image.Image, Picture, float]:
+        """The picture, its pixels for the model, and the seconds that both took."""
         start = time.perf_counter()
         with timed("picture"):
-            image = picture.load()
+            image = item.load()
         read_s = time.perf_counter() - start
         _, processor = self._loaded.result()  # waits for it
 
-        from ..generation import Picture as Pixels
+        from ..generation.request import resized
 
         start = time.perf_counter()
         with timed("picture"):
-            pixels = Pixels(processor.pixels(image), image.size)
-        return image, pixels, read_s + time.perf_counter() - start
+            picture = resized(processor, image)
+        return image, picture, read_s + time.perf_counter() - start
 
-    def _request(self, index: int, picture: Picture, read: Callable[[], tuple[Image.Image, Pixels, float]]) -> Request:
-        image, pixels, read_s = read()
-        self.sizes[index] = image.size
-        if self._args.annotate and (picture.image or not picture.path):
-            self.images[index] = image
-
-        from ..generation import Request, SamplingOptions, grammar_for
+    def _prompt(self, text: str) -> Prompt:
+        from ..generation import make_prompt
 
         args, (_, processor) = self._args, self._loaded.result()
-        scores = args.min_score is not None or args.format == "coco"
-        # Where nothing but their order decides which regions are kept, the answer may end with the last of them.
-        first = args.max_regions if args.constrain and not scores and args.dedup_iou is None else None
-        return Request(
-            [pixels],
-            processor.prompt_ids(picture.prompt),
-            SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed),
-            grammar_for(processor.tokenizer, picture.prompt, args.constrain, first),
-            scores,
-            ready_s=read_s,
-        )
+        most = self._kept.enough(args.constrain, self._scores)
+        return make_prompt(processor, text, constrain=args.constrain, max_regions=most)
+
+    def _request(self, index: int, item: Item, read: Callable[[], tuple[Image.Image, Picture, float]]) -> Request:
+        image, picture, read_s = read()
+        if self._args.annotate and (item.image or not item.path):
+            self._items[index] = replace(item, image=image)
+
+        from ..generation import SamplingOptions, make_request
+
+        args, (_, processor) = self._args, self._loaded.result()
+        options = SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)
+        request = make_request(processor, self._prompts[item.prompt], picture, options, logprobs=self._scores)
+        return replace(request, ready_s=request.ready_s + read_s)
+
+    @property
+    def _scores(self) -> bool:
+        """Whether regions get scores."""
+        return self._args.min_score is not None or self._args.format == "coco"
 
     def _load(self) -> tuple[PaliGemma, Processor]:
 
@@ -112,7 +125,7 @@ class Asking:
         from ..ops.device import dtype_name
 
         args = self._args
-        SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)
+        SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)  # or InputError
 
         if args.model is None:
             note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
@@ -133,7 +146,7 @@ class Asking:
 
 
 def _note_interrupts(pressed: list[int]) -> None:
-    """The first Ctrl-C fills the list, for the answer to end between two tokens; the second one interrupts."""
+    """The first Ctrl-C adds to the list, so that the answer ends between two tokens; the second one interrupts."""
 
     def note(number: int, frame: object) -> None:
         pressed.append(number)

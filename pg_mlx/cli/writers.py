@@ -1,4 +1,4 @@
-"""The loop over pictures, and the forms in which answers go to stdout."""
+"""The loop over items, and the formats in which answers go to stdout."""
 
 from __future__ import annotations
 
@@ -6,103 +6,96 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PgMlxError
-from .pictures import Picture, stem
+from .pictures import Item, stem
 
 if TYPE_CHECKING:
     from ..generation import Generation, Step
-    from .session import Asking
+    from .session import Session
 
 FORMATS = ("text", "json", "jsonl", "coco")
 
 
 @dataclass(frozen=True)
-class Answer:
-    picture: Picture
-    size: tuple[int, int]
-    """Width and height of the picture."""
+class Success:
+    """An item and its answer."""
+
+    item: Item
     generation: Generation
 
 
 @dataclass(frozen=True)
 class Failure:
-    picture: Picture
+    """An item and why it has no answer."""
+
+    item: Item
     error: Exception
 
 
-def answer_all(pictures: list[Picture], asking: Asking, out: Output) -> Iterator[Answer | Failure]:
-    """One outcome for each picture and prompt, in order; one that cannot be read or answered does not stop the others.
-    `out` is told of an answer token by token as soon as all before it are complete."""
+def answer_all(items: list[Item], session: Session, out: Output) -> Iterator[Success | Failure]:
+    """One outcome for each item, in order; one that fails does not stop the others. `out` gets each answer token by
+    token, as soon as all answers before it are complete."""
     held: dict[int, list[Step | Exception]] = {}
     first, begun = 0, False
-    for index, event in asking:
+    for index, event in session:
         held.setdefault(index, []).append(event)
         while first in held:
             ended = False
             for step in held.pop(first):
-                if not isinstance(step, Exception):
-                    if not begun:
-                        out.begin(pictures[first])
-                        begun = True
-                    out.token(step.text)
-                outcome = _outcome(pictures[first], first, step, asking)
-                if outcome is not None:
-                    yield outcome
+                if isinstance(step, Exception):
                     ended = True
+                    yield Failure(session.release(first), step)
+                    continue
+                if not begun:
+                    out.begin(items[first])
+                    begun = True
+                out.token(step.text)
+                if step.generation is not None:
+                    ended = True
+                    yield Success(session.release(first), step.generation)
             if not ended:
                 break
             first, begun = first + 1, False
 
 
-def _outcome(picture: Picture, index: int, step: Step | Exception, asking: Asking) -> Answer | Failure | None:
-    """What this makes of the picture, if it ends its answer."""
-    if isinstance(step, Exception):
-        asking.images.pop(index, None)
-        return Failure(picture, step)
-    if step.generation is None:
-        return None
-    picture = replace(picture, image=asking.images.pop(index, None))
-    return Answer(picture, asking.sizes.pop(index), step.generation)
-
-
 def describe(failure: Failure) -> str:
-    """One line that names the picture."""
+    """Why an item has no answer: one line that names its picture."""
     error = failure.error
     reason = str(error) if isinstance(error, PgMlxError) else f"{type(error).__name__}: {error}"
     line = " ".join(reason.split())
-    return line if failure.picture.source in line else f"{failure.picture.source}: {line}"
+    return line if failure.item.source in line else f"{failure.item.source}: {line}"
 
 
 class Output:
-    """Is told what happens, and prints what its form wants of it."""
+    """Receives answers, and prints them in its format."""
 
-    def begin(self, picture: Picture) -> None:
-        """This picture is being asked about."""
+    def begin(self, item: Item) -> None:
+        """The answer for this item begins."""
 
     def token(self, text: str) -> None:
-        """Text of its answer that became final."""
+        """More text of that answer."""
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Success) -> None:
         """The answer is complete."""
 
     def close(self) -> None:
-        """There are no more."""
+        """There are no more answers."""
 
 
-def output(kind: str, pictures: list[Picture], prompts: list[str], many: bool) -> Output:
-    """kind: one of FORMATS. many: whether more than one picture was asked for, be there so many or not."""
+def output(kind: str, items: list[Item], prompts: list[str], many: bool) -> Output:
+    """The writer of a format. kind: one of FORMATS. many: whether more than one picture, or a folder, was asked for."""
     if kind == "text":
         return TextOutput(many, len(prompts) > 1)
     if kind == "jsonl":
         return JsonLines()
-    return CocoOutput(pictures, prompts) if kind == "coco" else JsonOutput(many or len(prompts) > 1)
+    return CocoOutput(items, prompts) if kind == "coco" else JsonOutput(many or len(prompts) > 1)
 
 
 class TextOutput(Output):
-    """The answers as they come; of several each on a line that begins with what it is about."""
+    """The text of answers as it comes. If there are several, each is a line that begins with its picture or prompt."""
 
     def __init__(self, name_pictures: bool, name_prompts: bool):
         self._name_pictures, self._name_prompts = name_pictures, name_prompts
@@ -110,70 +103,80 @@ class TextOutput(Output):
         # File names need not be text; answers always are.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
-    def begin(self, picture: Picture) -> None:
+    def begin(self, item: Item) -> None:
+        """Begin its line."""
         self.close()
-        about = [picture.source] * self._name_pictures + [" ".join(picture.prompt.split())] * self._name_prompts
+        about = [item.source] * self._name_pictures + [" ".join(item.prompt.split())] * self._name_prompts
         print("".join(f"{name}: " for name in about), end="")
         self._unfinished = bool(about)
 
     def token(self, text: str) -> None:
+        """Print it at once."""
         print(text, end="", flush=True)
         self._unfinished = True
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Success) -> None:
+        """End the line."""
         print(flush=True)
         self._unfinished = False
 
     def close(self) -> None:
-        if self._unfinished:  # an answer broke off
+        """End the line of an answer that was not completed."""
+        if self._unfinished:
             print()
 
 
 class JsonLines(Output):
-    """An object a line, each written whole and at once, so that whatever stops the program leaves valid lines."""
+    """A JSON object on each line. A line is written whole, so that a program that is stopped leaves valid lines."""
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Success) -> None:
+        """Print its line."""
         sys.stdout.buffer.write(json.dumps(to_json(answer)).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
 class JsonOutput(Output):
-    """One object for one answer, a list of them where several were asked for."""
+    """One JSON object for one answer, or a list of them if several were asked for."""
 
     def __init__(self, many: bool):
         self._many = many
         self._answers: list[dict[str, Any]] = []
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Success) -> None:
+        """Keep it for `close`."""
         self._answers.append(to_json(answer))
 
     def close(self) -> None:
+        """Print all."""
         print(json.dumps(self._answers if self._many else self._answers[0]), flush=True)
 
 
 class CocoOutput(Output):
-    """A COCO results file: one list with an entry for each region of all pictures."""
+    """A COCO results file: one JSON list with an entry for each region of all pictures."""
 
-    def __init__(self, pictures: list[Picture], prompts: list[str]):
-        self._ids = image_ids(pictures)
+    def __init__(self, items: list[Item], prompts: list[str]):
+        self._ids = image_ids(items)
         self._categories = categories(prompts)
         self._entries: list[dict[str, Any]] = []
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Success) -> None:
+        """Keep its regions for `close`."""
         from ..regions.export import to_coco
 
         for region in answer.generation.regions:
             category = self._categories.setdefault(region.label, len(self._categories) + 1)
-            source = answer.picture.source
+            source = answer.item.source
             self._entries.append(to_coco(region, self._ids[source], category, source))
 
     def close(self) -> None:
+        """Print all."""
         print(json.dumps(self._entries), flush=True)
 
 
-def image_ids(pictures: list[Picture]) -> dict[str, int]:
-    """By source: the number that COCO's file names are (000000000139.jpg), if all are and differ; else 1, 2, 3..."""
-    sources = list(dict.fromkeys(picture.source for picture in pictures))
+def image_ids(items: list[Item]) -> dict[str, int]:
+    """COCO's image ids by source: the numbers in the file names (139 for 000000000139.jpg) if every name is one and all
+    differ, else 1, 2, 3..."""
+    sources = list(dict.fromkeys(item.source for item in items))
     numbers = [int(name) for name in map(stem, sources) if re.fullmatch(r"[0-9]{1,18}", name)]
     if len(set(numbers)) != len(sources):
         numbers = list(range(1, len(sources) + 1))
@@ -181,7 +184,7 @@ def image_ids(pictures: list[Picture]) -> dict[str, int]:
 
 
 def categories(prompts: list[str]) -> dict[str, int]:
-    """By label: 1, 2, 3... in the order in which detect and segment prompts name them."""
+    """COCO's category ids by label: 1, 2, 3... in the order in which detect and segment prompts name them."""
     from ..regions.prompt import RegionPrompt
 
     asked = [RegionPrompt.of(prompt) for prompt in prompts]
@@ -189,20 +192,6 @@ def categories(prompts: list[str]) -> dict[str, int]:
     return {label: number for number, label in enumerate(labels, 1)}
 
 
-def to_json(answer: Answer) -> dict[str, Any]:
-    from ..regions.export import malformed_to_json, to_json
-
-    generation = answer.generation
-    width, height = answer.size
-    return {
-        "image": answer.picture.source,
-        "prompt": answer.picture.prompt,
-        "width": width,
-        "height": height,
-        "text": generation.text,
-        "regions": [to_json(region) for region in generation.regions],
-        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
-        "finish_reason": generation.finish_reason,
-        "token_ids": generation.token_ids,
-        "stats": asdict(generation.stats),
-    }
+def to_json(answer: Success) -> dict[str, Any]:
+    """An answer in JSON types, with its picture and prompt."""
+    return {"image": answer.item.source, "prompt": answer.item.prompt, **answer.generation.to_json()}

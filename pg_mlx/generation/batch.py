@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -17,18 +16,27 @@ from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..threads import Prefetch, Shared
 from .features import Picture
-from .grammar import grammar_for
-from .request import Request, pictures_of
+from .options import AnswerOptions, GenerateOptions
+from .request import Prompt, Request, make_pictures, make_prompt, make_request
 from .results import Generation
-from .sampling import SamplingOptions
-from .scheduler import Flow
+from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from typing import Unpack  # Python 3.11
 
 
 def batch_generate(
-    model: PaliGemma, processor: Processor, prompts: str | Sequence[str], images: Any, **options: Any
+    model: PaliGemma,
+    processor: Processor,
+    prompts: str | Sequence[str],
+    images: Any,
+    *,
+    batch_size: int = 8,
+    **options: Unpack[GenerateOptions],
 ) -> list[Generation]:
-    """The answers to all prompts, in their order. Arguments and errors as `stream_batch`."""
-    done = dict(stream_batch(model, processor, prompts, images, **options))
+    """The answers to all prompts, in their order. Arguments and errors as `stream_batch`, which also yields what was
+    answered before an error. If `cancelled` returns True, only those prompts have an answer that had begun by then."""
+    done = dict(stream_batch(model, processor, prompts, images, batch_size=batch_size, **options))
     return [done[index] for index in range(len(done))]
 
 
@@ -39,35 +47,33 @@ def stream_batch(
     images: Any,
     *,
     batch_size: int = 8,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    seed: int | None = None,
-    logprobs: bool = False,
-    constrain: bool = False,
-    max_regions: int | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> Iterator[tuple[int, Generation]]:
     """Answer many prompts about many pictures: (index, Generation) in the order in which they are done.
 
     prompts and images: lists of the same length, or one of them a single one that goes with all of the other. An item
-    of images is whatever `stream_generate` takes, so a list for a prompt about several pictures. At most batch_size
-    answers are computed at a time. Pictures are read by other threads, a bounded number of them ahead; equal ones are
-    encoded once, as long as a FeatureCache still holds them.
-    Each answer is the one that `generate` gives with the same options, seed included; in 16 bits a batch may round
-    otherwise. Closing the iterator ends everything.
-    Raises InputError: at once for a bad option, lists that do not match, or constrained prompts that are not for boxes;
-    when its turn comes for a bad picture.
+    of images is whatever `stream_generate` takes, so a list for a prompt about several pictures. batch_size: at most
+    so many answers are computed at a time, 1 to 256. options: see GenerateOptions.
+    Pictures are read by other threads, a bounded number of them ahead; equal ones are encoded once, as long as a
+    FeatureCache still holds them. Each answer is the one that `generate` gives with the same options, seed included; in
+    16 bits a batch may round otherwise. Closing the iterator ends everything.
+    Raises InputError: at once for a bad option, lists that do not match, or constrained prompts that do not ask for
+    regions; in its turn for a bad picture or prompt. A failure of the model is raised in its turn, too. In its turn
+    means: after the answers to all questions before it have been yielded, and no further question is begun.
     """
-    options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed)
+    read = AnswerOptions.read(options)
     if not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise InputError(f"batch_size is {batch_size}, but must be a whole number from 1 to {MAX_BATCH_SIZE}")
     pairs = _pairs(prompts, images)
-    for prompt in dict.fromkeys(prompt for prompt, _ in pairs):
-        grammar_for(processor.tokenizer, prompt, constrain, max_regions)
-    requests = _requests(processor, pairs, options, logprobs, constrain, max_regions)
-    return _run(model, processor, requests, batch_size)
+    made = {
+        text: Shared(partial(make_prompt, processor, text, constrain=read.constrain, max_regions=read.max_regions))
+        for text, _ in pairs
+    }
+    if read.constrain or read.max_regions is not None:
+        for prompt in made.values():
+            prompt()
+    requests = Prefetch(_requests(processor, pairs, made, read))
+    return _run(requests, Scheduler(model, processor, requests, batch_size, cancelled=read.cancelled))
 
 
 def _pairs(prompts: str | Sequence[str], images: Any) -> list[tuple[str, Any]]:
@@ -81,49 +87,47 @@ def _pairs(prompts: str | Sequence[str], images: Any) -> list[tuple[str, Any]]:
     return list(zip(prompts, images, strict=True))
 
 
-def _run(
-    model: PaliGemma,
-    processor: Processor,
-    requests: Iterator[Callable[[], Request]],
-    batch_size: int,
-) -> Iterator[tuple[int, Generation]]:
-    for index, step in Flow(model, processor, Prefetch(requests), batch_size):
+def _run(requests: Prefetch[Request], scheduler: Scheduler) -> Iterator[tuple[int, Generation]]:
+    """The answers. An error is held back until its turn: its question may be known to fail while others before it are
+    being answered."""
+    answered: set[int] = set()
+    first: tuple[int, Exception] | None = None
+    missing: set[int] = set()  # answers that come before it
+    for index, step in scheduler:
         if isinstance(step, Exception):
-            raise step
-        if step.generation is not None:
+            requests.close()
+            if first is None or index < first[0]:
+                first, missing = (index, step), set(range(index)) - answered
+        elif step.generation is not None:
+            answered.add(index)
+            missing.discard(index)
             yield index, step.generation
+        if first and not missing:
+            raise first[1]
 
 
 def _requests(
-    processor: Processor,
-    pairs: list[tuple[str, Any]],
-    options: SamplingOptions,
-    logprobs: bool,
-    constrain: bool,
-    max_regions: int | None,
+    processor: Processor, pairs: list[tuple[str, Any]], made: dict[str, Shared[Prompt]], options: AnswerOptions
 ) -> Iterator[Callable[[], Request]]:
-    """What makes each pair a request. A picture that several prompts in a row are about is read once, and one that is
-    an object of the caller's by one thread at a time."""
+    """A function for each pair that makes its request. A picture that several prompts in a row are about is read once,
+    and one that is an object of the caller's by one thread at a time."""
     lock = Lock()
 
     def read(image: Any) -> list[Picture]:
         if all(isinstance(one, (str, Path, bytes)) for one in _listed(image)):
-            return pictures_of(processor, image)
+            return make_pictures(processor, image)
         with lock:
-            return pictures_of(processor, image)
+            return make_pictures(processor, image)
 
-    def request(prompt: str, pictures: Shared[list[Picture]]) -> Request:
-        start = time.perf_counter()
-        read, ids = pictures(), processor.prompt_ids(prompt)
-        guide = grammar_for(processor.tokenizer, prompt, constrain, max_regions)
-        return Request(read, ids, options, guide, logprobs, ready_s=time.perf_counter() - start)
+    def request(prompt: Shared[Prompt], pictures: Shared[list[Picture]]) -> Request:
+        return make_request(processor, prompt, pictures, options.sampling, logprobs=options.logprobs)
 
     last, pictures = None, None
-    for prompt, image in pairs:
+    for text, image in pairs:
         if pictures is None or image is not last:
             mx.eval([one for one in _listed(image) if isinstance(one, mx.array)])  # other threads may not
             last, pictures = image, Shared(partial(read, image))
-        yield partial(request, prompt, pictures)
+        yield partial(request, made[text], pictures)
 
 
 def _listed(image: Any) -> list[Any]:

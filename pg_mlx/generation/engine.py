@@ -1,4 +1,4 @@
-"""The core of all generation: a batch of answers that grow by one step at a time, which rows may enter and leave."""
+"""The core of all generation: a batch of answers that grow step by step. Rows enter and leave between steps."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Engine:
             for progress in engine.step(): ...          # one token for every running row
 
     A row's tokens do not depend on its neighbours: it has its own positions, mask, options and random numbers. (In 16
-    bits a product of several rows may round otherwise than one of a single row.) All calls belong on one
-    thread, the one that owns MLX, but for Row.cancel.
+    bits a product of several rows may round otherwise than one of a single row.) All methods must be called on the
+    thread that owns MLX; only Row.cancel may be called on any.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class Engine:
         batch_size: int = 1,
         features: FeatureCache | None = None,
     ):
-        """vocab_size: ids from there on are never chosen. features: what outlives this engine, if anything should."""
+        """vocab_size: ids from there on are never chosen. features: a cache of encoded pictures that is to outlive this
+        engine; a new one if not given."""
         self.batch_size = batch_size
         self._model, self._eos_id, self._vocab = model, eos_id, range(vocab_size)
         self._features = features or FeatureCache(model)
@@ -58,20 +59,22 @@ class Engine:
         self._rows: list[Row] = []
         self._cache: KVCache | None = None
         self._next: NextTokens | None = None
+        self._failure: Exception | None = None
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._rows)
+        """Whether `step` has something to do or to raise."""
+        return bool(self._waiting or self._rows or self._failure)
 
     @property
     def free(self) -> int:
-        """How many more requests the next step could take up."""
+        """How many more requests the next step could take."""
         return self.batch_size - len(self._rows) - len(self._waiting)
 
     def add(self, request: Request) -> Row:
-        """Queue a request. It is taken up, in order, as soon as there is a place for it.
+        """Queue a request. It enters the batch, in order, as soon as there is a place for it.
 
-        Raises InputError for pictures that this model does not read.
+        Raises InputError for pictures that are not of this model's size, or none.
         """
         side = self._model.config.vision.image_size
         if not request.pictures or any(picture.pixels.shape != (side, side, 3) for picture in request.pictures):
@@ -81,56 +84,84 @@ class Engine:
         self._waiting.append(row)
         return row
 
+    def restart(self, row: Row) -> None:
+        """Queue a row of another engine, to be answered again from its beginning."""
+        row.restart()
+        self._waiting.append(row)
+
     def expect(self, requests: Sequence[Request]) -> None:
-        """These are added soon. Their pictures are encoded behind what is under way, and nobody waits for them yet."""
+        """Begin to encode the pictures of requests that are added soon, behind the pass that is under way, and do not
+        wait for them."""
         self._features.begin([picture for request in requests for picture in request.pictures])
 
     def step(self) -> list[Progress]:
         """One token for every running row, those included that enter with this step. Reports each row that got a
         token or finished.
 
-        On a GPU the pass for the token after is under way before the tokens are looked at, so that the GPU does not
-        wait for Python; a row that then turns out to be finished has read one token too many, which nobody sees.
-        With a guide that is not possible, nor worth it on the CPU, where nothing runs beside Python.
+        Raises what the model raises; this engine is of no use then. What was known before the failure is not lost by
+        it: if there is something to report, it is returned, and the next step raises.
         """
-        progress = self._drop_cancelled()
+        if self._failure is not None:
+            raise self._failure
+        progress: list[Progress] = []
+        try:
+            self._step(progress)
+        except Exception as error:
+            if not progress:
+                raise
+            self._failure = error
+        return progress
+
+    def _step(self, progress: list[Progress]) -> None:
+        """Adds to `progress` what it knows, at once.
+
+        On a GPU the pass for the token after the next one starts before the next tokens are looked at, so that the GPU
+        does not wait for Python; a row that then turns out to be finished has read one token too many, which changes
+        nothing. With a guide that is not possible. On the CPU it is no use, since nothing runs beside Python there.
+        """
+        self._drop_cancelled(progress)
         self._admit()
         if not self._rows:
-            return progress
+            return
         following = self._next
         assert following is not None
         ahead = (
             device.gpu_ops() and all(row.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
         )
+        failure: Exception | None = None
         if ahead:
-            self._advance(following.tokens[:, None], [1] * len(self._rows))
+            try:
+                self._advance(following.tokens[:, None], [1] * len(self._rows))
+            except Exception as error:  # of the pass after; the tokens of the one before can still be read
+                failure = error
         with timed("decode"):
             read = following.read()
-        taken = [row.take(chosen) for row, chosen in zip(self._rows, read, strict=True)]
         now = time.perf_counter()
-        for row, ids in zip(self._rows, taken, strict=True):
+        for row, chosen in zip(self._rows, read, strict=True):
+            ids = row.take(chosen)
             row.finished_at = now
             progress.append(Progress(row, ids))
         running = [index for index, row in enumerate(self._rows) if row.finish_reason is None]
+        if failure is not None and running:
+            raise failure
         self._keep(running)
         if running and not ahead:
             reads = [row.reads for row in self._rows]
             longest = max(map(len, reads))
             padded = [ids + [self._eos_id] * (longest - len(ids)) for ids in reads]
             self._advance(mx.array(padded), list(map(len, reads)))
-        return progress
 
-    def _drop_cancelled(self) -> list[Progress]:
+    def _drop_cancelled(self, progress: list[Progress]) -> None:
         dropped = [row for row in (*self._waiting, *self._rows) if row.cancelled]
         for row in dropped:
             row.finish_reason, row.finished_at = "cancelled", time.perf_counter()
         if dropped:
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
             self._keep([index for index, row in enumerate(self._rows) if not row.cancelled])
-        return [Progress(row, ()) for row in dropped]
+        progress += [Progress(row, ()) for row in dropped]
 
     def _keep(self, running: list[int]) -> None:
-        """Let the other rows leave."""
+        """Remove all rows but those at these indices."""
         if len(running) == len(self._rows):
             return
         self._rows = [self._rows[index] for index in running]
@@ -142,7 +173,7 @@ class Engine:
         self._next = self._next.select(running)
 
     def _admit(self) -> None:
-        """Take up as many waiting requests as there are places, and read their prefixes."""
+        """Let as many waiting requests enter as there are places, and read their prefixes."""
         newcomers = [self._waiting.popleft() for _ in range(min(self.batch_size - len(self._rows), len(self._waiting)))]
         if not newcomers:
             return
@@ -156,7 +187,7 @@ class Engine:
             pairs.append((row, mx.concatenate([next(features) for _ in row.request.pictures])))
             row.vision_s = vision_s
             row.prompt_tokens = pairs[-1][1].shape[0] + len(row.request.prompt_ids)
-        # Rows are read together if they have as many picture rows. Sorted by their text, they need less padding.
+        # Prefixes with equally many image tokens are read together. Sorted by length, they need less padding.
         pairs.sort(key=lambda pair: (pair[1].shape[0], pair[0].prompt_tokens))
         for _, group in groupby(pairs, lambda pair: pair[1].shape[0]):
             together = list(group)
@@ -166,7 +197,7 @@ class Engine:
                     self._prefill(together[first : first + at_once])
 
     def _prefill(self, pairs: list[tuple[Row, mx.array]]) -> None:
-        """Read the prefixes of rows with these features [N, D], and let them enter."""
+        """Read the prefixes of rows with these image features [N, D], and let the rows enter."""
         start = time.perf_counter()
         rows = [row for row, _ in pairs]
         lengths = [len(row.request.prompt_ids) for row in rows]
@@ -193,7 +224,8 @@ class Engine:
             row.prefill_s = row.first_token_at - start
 
     def _advance(self, token_ids: mx.array, counts: list[int]) -> None:
-        """Let the running rows read token_ids int [B, T], counts of them real, and choose what comes next."""
+        """Let the running rows read token_ids int [B, T], of which each row's first `counts` are real, and choose what
+        comes next."""
         assert self._cache is not None
         asks = [row.asks for row in self._rows]
         vocab = needed([allowed for several in asks for _, allowed in several], self._vocab)
@@ -217,6 +249,7 @@ class Engine:
 def engine_for(
     model: PaliGemma, processor: Processor, batch_size: int = 1, features: FeatureCache | None = None
 ) -> Engine:
+    """An Engine for a model with this processor's tokenizer."""
     tokenizer = processor.tokenizer
     return Engine(
         model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size, features=features

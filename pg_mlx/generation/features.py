@@ -1,4 +1,4 @@
-"""Pictures on their way into the model: each one is encoded once, however many questions are asked about it."""
+"""Pictures as the model reads them, each encoded once, however many questions are asked about it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ would take more scratch memory (17 kB each in 16 bits), and not less time."""
 
 
 class Picture:
-    """pixels float32 [H, W, 3] in -1..1, as `Processor.pixels` makes them. size: width and height of the picture they
-    were made from, in which regions are told; those of pixels themselves if not given."""
+    """pixels: float32 [H, W, 3] in -1..1, as `Processor.pixels` makes them. size: width and height of the picture that
+    they were made from, in whose pixels regions are given; those of `pixels` if not given."""
 
     def __init__(self, pixels: np.ndarray, size: tuple[int, int] | None = None):
         self.pixels = pixels
@@ -34,7 +34,7 @@ class Picture:
 
 
 class FeatureCache:
-    """Features of the pictures that one model saw last, found by their content, up to a number of bytes."""
+    """Features of the pictures that one model saw last, found by the pixels, up to a number of bytes."""
 
     def __init__(self, model: PaliGemma, limit_bytes: int = FEATURE_BYTES):
         self.limit_bytes = limit_bytes
@@ -52,13 +52,13 @@ class FeatureCache:
         return features
 
     def begin(self, pictures: Sequence[Picture]) -> None:
-        """Encode those not yet known behind what is under way, without waiting, for `features` to find."""
+        """Start to encode those not yet known, behind what is under way, and do not wait. `features` waits for them."""
         for passed in self._passes(pictures, {}):
             mx.async_eval(passed)
 
     def _passes(self, pictures: Sequence[Picture], known: dict[bytes, mx.array]) -> Iterator[list[mx.array]]:
-        """Fills `known`. Yields what each pass through the model makes, not evaluated, and keeps it once the caller
-        has seen to that."""
+        """Adds features to `known`, by digest. Yields the new features of each pass through the model before they are
+        evaluated, which is up to the caller, and keeps them after that."""
         missing: dict[bytes, Picture] = {}
         for picture in pictures:
             if picture.digest in self._features:

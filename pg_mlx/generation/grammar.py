@@ -1,4 +1,4 @@
-"""What the answer to a detect or segment prompt may say: nothing, or records with labels out of the prompt."""
+"""The grammar of answers to detect and segment prompts: nothing, or records with labels out of the prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sampling import Allowed
 SEPARATOR = " ; "
 
 _Node = dict[int, "_Node"]
-"""A tree of token sequences: what may come next, and what then."""
+"""A tree of token sequences: each token that may come next, with the tree of what may follow it."""
 
 
 class RegionGrammar:
@@ -23,8 +23,8 @@ class RegionGrammar:
     The text between two records, label and separator, is cut into tokens as a whole, as it is in training data; so are
     the labels' beginnings that several have in common. What has only one continuation is forced.
 
-    Boxes are the model's own choice. One whose corners are in the wrong order stays so, and is reported as malformed:
-    to allow only the <loc> beyond the first corner would make a box of what the model did not mean as one.
+    The model chooses the boxes freely. A box whose corners are in the wrong order stays as it is, and is reported as
+    malformed: to allow only <loc> beyond the first corner would make a box where the model did not mean one.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: RegionPrompt, max_regions: int | None = None):
@@ -36,7 +36,7 @@ class RegionGrammar:
         self._eos_id = tokenizer.eos_id
         self._masks = prompt.task == "segment"
         self.left = max_regions
-        """So many boxes may still come; None: any number."""
+        """How many boxes may still come; None for any number."""
         last = [[*tokenizer.encode(f" {label}"), self._eos_id] for label in prompt.labels]
         inner = [tokenizer.encode(f" {label}{SEPARATOR}") for label in prompt.labels]
         self._last, self._any = _tree(last), _tree(last + inner)
@@ -44,10 +44,10 @@ class RegionGrammar:
         self._record: list[int] = []
         """The region tokens of the record that is being written."""
         self._node: _Node | None = None
-        """Where in the trees, behind those."""
+        """The place in the trees after those, in label or separator; None within region tokens."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> RegionGrammar:
-        """With the trees, which never change, and may be too deep to be copied."""
+        """A copy that shares the trees. They never change, and may be too deep to be copied."""
         twin = copy.copy(self)
         twin._record = list(self._record)
         return twin
@@ -78,7 +78,7 @@ class RegionGrammar:
         return self._forced()
 
     def _forced(self) -> list[int]:
-        """Go on to where there is a choice: within the tree, or at the next record."""
+        """Advance to the next choice, in the tree or at the next record. Returns the tokens on the way."""
         forced: list[int] = []
         while self._node is not None and len(self._node) == 1:
             ((token, self._node),) = self._node.items()

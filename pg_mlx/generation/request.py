@@ -1,17 +1,23 @@
-"""One question: what is asked, and what the answer may say."""
+"""One question as the engine needs it: pixels, token ids, how to answer, and what the answer may say."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InputError
-from ..processor import Processor, load_image
+from ..processor import Processor, images
+from ..threads import Shared
 from ..timeline import timed
 from .features import Picture
+from .grammar import grammar_for
 from .sampling import Allowed, SamplingOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Guide(Protocol):
@@ -20,12 +26,12 @@ class Guide(Protocol):
     def allowed(self) -> Allowed:
         """The ids of which the next token must be one, as a list or a range with a step of 1; None for all.
 
-        If they are <eos> and one other, the model reads that one and those that have to follow it at once, and says in
-        the same pass whether the answer goes on with them and what comes then."""
+        If only <eos> and one other token are allowed, that token and those that must follow it are read in one pass,
+        before it is known whether the answer goes on. The logits of that pass decide between them and <eos>."""
 
     def advance(self, token_id: int) -> Sequence[int]:
         """The next token is token_id, which is not <eos>. Returns those that have to follow it, often none: the model
-        reads them in the same pass and is not asked. The guide's state is then the one after them."""
+        reads them in the same pass, and nothing is chosen there. The guide's state is then the one after them."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,80 @@ class Request:
     options: SamplingOptions = field(default_factory=SamplingOptions)
     guide: Guide | None = None
     logprobs: bool = False
-    """Also report how probable each chosen token was: one more pass over the logits."""
+    """Also report the probability of each chosen token: one more pass over the logits."""
     ready_s: float = 0.0
-    """What reading the pictures and the prompt took, which belongs to the time to the first token."""
+    """Seconds that making the request took. They belong to the time to the first token."""
 
     def __post_init__(self) -> None:
-        """Draw the seed that nobody gave, so that a request that is answered again says the same."""
+        """Draw a seed if none was given, so that a second attempt at this request gives the same answer."""
         if self.options.seed is None:
             object.__setattr__(self, "options", replace(self.options, seed=secrets.randbits(64)))
 
 
-def pictures_of(processor: Processor, image: Any) -> list[Picture]:
-    """What `image` of stream_generate stands for. Raises InputError."""
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not images:
+@dataclass(frozen=True)
+class Prompt:
+    """The part of a request that many pictures can share."""
+
+    ids: Sequence[int]
+    """<bos>, the text's tokens, newline."""
+    guide: Guide | None = None
+    """Not changed by answers: each one works on a copy."""
+
+
+def make_request(
+    processor: Processor,
+    prompt: str | Prompt | Shared[Prompt],
+    image: Any,
+    options: SamplingOptions,
+    *,
+    logprobs: bool = False,
+    constrain: bool = False,
+    max_regions: int | None = None,
+) -> Request:
+    """The request for one prompt about one or several pictures. Every way into the program makes its requests here.
+
+    prompt: text, or what `make_prompt` makes of it (then constrain and max_regions have no effect). image: whatever
+    `make_pictures` takes, or what it makes of it. Both may be Shared by several requests. ready_s of the request is the
+    time that this call takes.
+    Raises InputError for a bad picture, for no picture, for text that cannot be tokenized, and as `make_prompt`.
+    """
+    start = time.perf_counter()
+    if isinstance(prompt, str):
+        prompt = make_prompt(processor, prompt, constrain=constrain, max_regions=max_regions)
+    elif isinstance(prompt, Shared):
+        prompt = prompt()
+    pictures = make_pictures(processor, image() if isinstance(image, Shared) else image)
+    return Request(pictures, prompt.ids, options, prompt.guide, logprobs, time.perf_counter() - start)
+
+
+def make_prompt(processor: Processor, text: str, *, constrain: bool = False, max_regions: int | None = None) -> Prompt:
+    """The ids of a prompt and, for a constrained answer, its grammar.
+
+    Raises InputError for text that cannot be tokenized, for a constrained prompt that does not ask for regions, and for
+    max_regions without constrain.
+    """
+    guide = grammar_for(processor.tokenizer, text, constrain, max_regions)
+    return Prompt(processor.prompt_ids(text), guide)
+
+
+def make_pictures(processor: Processor, image: Any, max_pixels: int | None = None) -> list[Picture]:
+    """The pictures of one question, each read and brought to RGB once.
+
+    image: anything that `load_image` takes, a Picture that was made before, or a list of these.
+    max_pixels: as in `load_image`.
+    Raises InputError for a bad picture or an empty list; TooLarge, which is one, for a picture of too many pixels.
+    """
+    several = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not several:
         raise InputError("no picture was given; PaliGemma needs at least one")
+    return [one if isinstance(one, Picture) else _read(processor, one, max_pixels) for one in several]
+
+
+def _read(processor: Processor, source: Any, max_pixels: int | None) -> Picture:
     with timed("picture"):
-        pictures = [load_image(one) for one in images]
-        return [Picture(processor.pixels(picture), picture.size) for picture in pictures]
+        return resized(processor, images.load_image(source, max_pixels))
+
+
+def resized(processor: Processor, image: Image.Image) -> Picture:
+    """The Picture of an image that `load_image` has read already, which is RGB and upright."""
+    return Picture(images.to_pixels(image, processor.image_size, processor.resample), image.size)

@@ -1,10 +1,10 @@
-"""What a generation yields while it runs and when it is done."""
+"""The results of generation: a Step for each token, and the Generation at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from ..regions import Malformed, Region
 
@@ -46,6 +46,24 @@ class Generation:
     Scores only where log-probabilities were asked for."""
     malformed: list[Malformed] = field(default_factory=list)
     """What in the text looked like a region but was none."""
+    image_size: tuple[int, int] = field(kw_only=True)
+    """Width and height in pixels of the picture, or of the first one: the pixels in which regions are given."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer in JSON types, as `generate --format json`, the worker and its clients have it."""
+        from ..regions.export import malformed_to_json, to_json
+
+        width, height = self.image_size
+        return {
+            "width": width,
+            "height": height,
+            "text": self.text,
+            "regions": [to_json(region) for region in self.regions],
+            "malformed": [malformed_to_json(malformed) for malformed in self.malformed],
+            "finish_reason": self.finish_reason,
+            "token_ids": self.token_ids,
+            "stats": asdict(self.stats),
+        }
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One answer of many: what is asked, what it may say, and how far it has come."""
+"""One answer among those of an engine: its tokens so far, and what the model has to read next."""
 
 from __future__ import annotations
 
@@ -12,47 +12,73 @@ from .sampling import Allowed
 
 
 class Row:
-    """One answer: waiting, running, or finished, which is when finish_reason is set. token_ids leave out <eos>."""
+    """One answer: waiting, running, or finished, which is when finish_reason is set. token_ids leave out <eos>.
+
+    In every pass the model reads some tokens of the row (`reads`) and chooses after some of them (`asks`); `take` gets
+    what it chose. Without a guide a row reads the token that was chosen last, and the next one is chosen. A guide lets
+    the model read several tokens in one pass. An answer to `detect cat ; dog`, just after "cat" was chosen:
+
+        token     <loc>   <loc>   <loc>   <loc>   cat             ;
+        state     read    read    read    read    unread          pending
+        choice                                    <eos> or ";"?   which <loc>?
+
+        read      The model has read it: its keys and values are in the cache.
+        unread    It is in the answer, but not read yet: the token chosen last, and those that the guide forced then.
+        pending   It is not in the answer yet. The guide allows only <eos> or one way on here, so the tokens of that way
+                  are read together with the unread ones, before it is known whether the answer goes on.
+
+    With something pending there are two choices in one pass: after the last unread token (<eos>, or the first pending
+    one?), and after the last pending token (what comes then?). If the first choice is <eos>, the answer has ended, and
+    what was read beyond is of no use. Otherwise the pending tokens join the answer, and the second choice after them.
+    If the pending tokens end with <eos>, that <eos> is not read, since nothing is chosen after it.
+    """
 
     def __init__(self, request: Request, vocab_size: int, eos_id: int):
+        """vocab_size: ids from there on are never chosen."""
         self.request = request
+        self.cancelled = False
+        self._vocab_size, self._eos_id = vocab_size, eos_id
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the answer and wait again. The same tokens will come, since the request has a seed."""
         self.token_ids: list[int] = []
         self.logprobs: list[float | None] = []
-        """Of token_ids, where asked for; None for those that the guide forced. Natural logarithm of the probability
-        before temperature and truncation, among the tokens that the guide allowed."""
+        """One for each of token_ids if the request asks for them; None for a token that the guide forced. The natural
+        logarithm of the probability before temperature and truncation, among the tokens that the guide allowed."""
         self.finish_reason: FinishReason | None = None
-        self.decoded = 0  # tokens, <eos> included
-        self.vision_s = self.prefill_s = 0.0  # of the passes it took part in
+        self.decoded = 0
+        """Tokens so far, <eos> included."""
+        self.vision_s = self.prefill_s = 0.0
+        """Seconds of the passes that this row took part in."""
         self.prompt_tokens = 0
-        self.first_token_at = self.finished_at = 0.0  # time.perf_counter()
-        self.cancelled = False
-        self.guide = copy.deepcopy(request.guide)  # which has a state, while a request may be answered again
-        self.sample = request.options.sampler(vocab_size)
-        self._eos_id = eos_id
+        """Image tokens and prompt tokens."""
+        self.first_token_at = self.finished_at = 0.0
+        """time.perf_counter() at these moments."""
+        self.guide = copy.deepcopy(self.request.guide)  # it changes with the answer, and the request may be used again
+        self.sample = self.request.options.sampler(self._vocab_size)
         self._unread: list[int] = []
-        """Tokens of the answer that the model has not read."""
         self._pending: list[int] = []
-        """Tokens that follow those unless the answer ends before them."""
 
     def cancel(self) -> None:
-        """The answer ends before the next step."""
+        """The answer ends before the next step. May be called on any thread."""
         self.cancelled = True
 
     @property
     def left(self) -> int:
-        """Tokens that may still come."""
+        """The most tokens that may still come."""
         return self.request.options.max_tokens - self.decoded
 
     @property
     def reads(self) -> list[int]:
-        """What the model has to read next: at least one token, once there was a first one."""
-        pending = self._pending[:-1] if self._closing else self._pending
+        """The tokens that the model reads in the next pass: at least one, once there was a first token."""
+        pending = self._pending[:-1] if self._ends_pending else self._pending
         return self._unread + pending
 
     @property
     def asks(self) -> list[tuple[int, Allowed]]:
-        """What the model is then asked: after which of those tokens, and what may follow, as in Guide.allowed."""
-        if self.guide is None:  # which reads one token at a time, perhaps before Python knows it
+        """(index in `reads`, allowed ids) for each position whose logits are needed, one or two."""
+        if self.guide is None:  # it reads one token at a time, perhaps before Python knows which
             return [(0, None)]
         last = (len(self.reads) - 1, self.allowed())
         if not self._pending:
@@ -60,37 +86,40 @@ class Row:
         return [(len(self._unread) - 1, [self._eos_id, self._pending[0]]), last]
 
     def allowed(self) -> Allowed:
-        """What may follow everything that the model has read, as in Guide.allowed."""
-        if self._closing:
+        """The ids that may follow the last of `reads`; as Guide.allowed."""
+        if self._ends_pending:
             return [self._eos_id]
         return self.guide.allowed() if self.guide else None
 
     @property
-    def _closing(self) -> bool:
-        """Whether what is pending ends the answer."""
+    def _ends_pending(self) -> bool:
+        """Whether the pending tokens end with <eos>."""
         return self._pending[-1:] == [self._eos_id]
 
     def take(self, chosen: Sequence[tuple[int, float]]) -> list[int]:
-        """What the model chose where it was asked, token and log-probability -> what the answer grew by: that and the
-        tokens that the guide forced. Sets finish_reason where the answer ends."""
+        """Add what the model chose to the answer. Sets finish_reason where the answer ends.
+
+        chosen: (token, log-probability) for each of `asks`. Returns the tokens that the answer grew by: pending ones
+        that are now certain, the chosen one, and those that the guide forces after it.
+        """
         guide = self.guide
-        read, self._pending = self._pending, []
+        pending, self._pending = self._pending, []
         *decision, (token, logprob) = chosen
         coming: list[tuple[int, float | None]] = []
         if decision:
-            coming = [decision[0], *((pending, None) for pending in read[1:])]
+            coming = [decision[0], *((forced, None) for forced in pending[1:])]
         if not decision or decision[0][0] != self._eos_id:
             coming.append((token, logprob))
             if guide and token != self._eos_id:
                 coming += [(forced, None) for forced in guide.advance(token)]
         grown = self._grow(coming)
         if self.finish_reason is None:
-            self._unread = grown[len(read) :]
-            self._pending = self._look_ahead()
+            self._unread = grown[len(pending) :]
+            self._pending = self._only_way_on()
         return grown
 
     def _grow(self, coming: Sequence[tuple[int, float | None]]) -> list[int]:
-        """Append to the answer until it ends."""
+        """Append these tokens until the answer ends. Returns those that were appended."""
         grown: list[int] = []
         for token, logprob in coming:
             self.decoded += 1
@@ -106,20 +135,23 @@ class Row:
         self.token_ids += grown
         return grown
 
-    def _look_ahead(self) -> list[int]:
-        """If the answer can only end here or go on in one way: that way, up to where it branches again."""
+    def _only_way_on(self) -> list[int]:
+        """If the guide allows <eos> or one other token: that token and those that it forces. Otherwise nothing."""
         guide = self.guide
         allowed = guide.allowed() if guide else None
         if not guide or allowed is None or len(allowed) != 2 or self._eos_id not in allowed:
             return []
         onward = sum(allowed) - self._eos_id
-        ahead = [onward, *guide.advance(onward)][: self.left]  # the answer ends before the others
+        ahead = [onward, *guide.advance(onward)][: self.left]  # the answer is over before the others
         return ahead[: ahead.index(self._eos_id) + 1] if self._eos_id in ahead else ahead
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step did for a row: the tokens it added (none if the answer ended with <eos> or was cancelled)."""
+    """What a step did for a row."""
 
     row: Row
     token_ids: Sequence[int]
+    """Those that it added; none if the answer ended with <eos> or was cancelled."""
+    error: Exception | None = None
+    """Why the row got no answer. It is not in the engine any more. Only Recovery reports this; Engine.step raises."""

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..linear import Ids
 
 MIN_TEMPERATURE = 1e-9
-"""Lower ones than this are as good as greedy, and would divide by zero in float32."""
+"""A lower temperature is as good as greedy, and would divide by zero in float32."""
 
 Allowed = list[int] | range | None
 """Ids of which the next token must be one, as a list or a range with a step of 1; None for all."""
@@ -27,7 +27,7 @@ MAX_TOKENS = 8192
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """temperature 0 is greedy, and the other options then have no effect. Raises InputError if out of range."""
+    """How tokens are chosen; each option is described at GenerateOptions. Raises InputError for one out of range."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -51,8 +51,8 @@ class SamplingOptions:
             raise InputError(f"seed is {self.seed}, but must be from 0 to 2^64 - 1")
 
     def sampler(self, vocab_size: int) -> Sampler:
-        """A sampler over the first `vocab_size` ids, those that have text: rows of the table beyond them
-        (<image> and padding to a multiple of 64) were never trained and are never chosen."""
+        """A sampler over the first `vocab_size` ids, those that have text. The ids beyond them (<image>, and padding to
+        a multiple of 64) were never trained and are never chosen."""
         return Sampler(self, vocab_size)
 
 
@@ -69,6 +69,7 @@ class Sampler:
         self._key = mx.random.key(int.from_bytes(os.urandom(8), "little") if options.seed is None else options.seed)
 
     def __call__(self, logits: mx.array) -> mx.array:
+        """The next token: an index into float32 logits [1, V], as int [1]. It may not be evaluated yet."""
         logits = logits[:, : self._vocab_size]
         if self.greedy:
             return mx.argmax(logits, axis=-1)
@@ -80,8 +81,8 @@ class Sampler:
 
 
 def _likely(logits: mx.array, options: SamplingOptions) -> mx.array:
-    """Which of logits [B, V] the options leave in the draw: bool [B, V], or [] if all. As in mlx_lm, they look at the
-    probabilities before the temperature. Tokens as likely as the last one that is left are left too."""
+    """Which tokens of logits [B, V] the options leave in the draw: bool [B, V], or bool [] if they leave all. As in
+    mlx_lm, they look at the probabilities before the temperature. Ties with the last one left are left, too."""
     likely = mx.array(True)
     if options.min_p > 0:
         likely = logits >= logits.max(axis=-1, keepdims=True) + math.log(options.min_p)
@@ -103,26 +104,27 @@ class NextTokens:
     consecutively."""
 
     tokens: mx.array
-    """int [N]."""
+    """int [choices], of all rows."""
     counts: tuple[int, ...]
-    """How many of them are each row's."""
+    """How many of them belong to each row."""
     logprobs: mx.array | None = None
-    """float32 [N], each token's log-probability before temperature and truncation, among the ids that were allowed;
-    None where no row asked for it."""
+    """float32 [choices], each token's log-probability before temperature and truncation, among the ids that were
+    allowed; None if no row asked for it."""
 
     @property
     def arrays(self) -> list[mx.array]:
+        """What has to be evaluated."""
         return [self.tokens] if self.logprobs is None else [self.tokens, self.logprobs]
 
     def select(self, rows: Sequence[int]) -> NextTokens:
-        """That of some rows, in the order given."""
+        """The choices of some rows, in the order given."""
         stops = list(accumulate(self.counts))
         index = mx.array([place for row in rows for place in range(stops[row] - self.counts[row], stops[row])])
         counts = tuple(self.counts[row] for row in rows)
         return NextTokens(self.tokens[index], counts, None if self.logprobs is None else self.logprobs[index])
 
     def join(self, other: NextTokens) -> NextTokens:
-        """That of these rows and then of others."""
+        """The choices of these rows, and then those of others."""
         tokens, counts = mx.concatenate([self.tokens, other.tokens]), self.counts + other.counts
         if self.logprobs is None and other.logprobs is None:
             return NextTokens(tokens, counts)
@@ -130,7 +132,7 @@ class NextTokens:
         return NextTokens(tokens, counts, mx.concatenate(list(parts)))
 
     def read(self) -> list[list[tuple[int, float]]]:
-        """Of each row its tokens and their log-probabilities (0.0 where nobody asked), when they are computed."""
+        """Wait until they are computed. For each row its (token, log-probability) pairs; 0.0 if no row asked for it."""
         tokens: list[int] = self.tokens.tolist()  # type: ignore[assignment]
         logprobs: list[float] = [0.0] * len(tokens)
         if self.logprobs is not None:

@@ -1,4 +1,4 @@
-"""What the first answer would otherwise wait for."""
+"""Work that the first answer would otherwise wait for, done before it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .request import Request
 from .sampling import SamplingOptions
 
 _TOKENS = 3
-"""The first comes from the prefix, the second from a step, and with the third a step's result is used by another."""
+"""The first token comes from the prefix, the second from a step, and the third from a step after a step."""
 
 
 def warm_up(model: PaliGemma, *, batch_size: int = 1, pictures: int = 1, prompt_tokens: int = 16) -> float:
-    """Answer nonsense once alone and once in a full batch, and return the seconds it took: kernels are compiled for
-    these shapes, weights are where they are used, and buffers are there to be used again.
+    """Answer made-up requests, one alone and then a full batch, and return the seconds that this took.
 
-    For servers, before their first request. pictures and prompt_tokens: of a typical prompt.
+    For servers, before their first request: afterwards kernels are compiled for these shapes, weights are in the GPU's
+    memory, and freed buffers are there to be used again. pictures and prompt_tokens: those of a typical prompt.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Pictures to pixels and prompts to ids: everything between a person and the model's arrays."""
+"""Pictures to pixels, prompts to token ids, and token ids to text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files.json import read_json
+from . import images
 from .images import load_image, to_pixels
 from .tokenizer import TextStream, Tokenizer
 
@@ -27,7 +28,7 @@ _PLACEHOLDERS = re.compile(r"(<image>|<bos>)+")
 
 @dataclass(frozen=True)
 class Processor:
-    """The settings of a checkpoint: its vocabulary, its picture size in pixels, and how pictures are resized."""
+    """How a checkpoint wants its input: its tokenizer, the side of its pictures in pixels, and how they are resized."""
 
     tokenizer: Tokenizer
     image_size: int
@@ -37,25 +38,27 @@ class Processor:
 
     @classmethod
     def from_folder(cls, folder: Path, image_size: int) -> Processor:
-        """Raises InputError if the tokenizer is missing or preprocessor_config.json asks for what no PaliGemma does."""
+        """The processor of a checkpoint folder. Raises InputError if the tokenizer is missing or cannot be read, or if
+        preprocessor_config.json asks for something that no PaliGemma does."""
         return cls(Tokenizer.from_folder(folder), image_size, read_resample(folder / "preprocessor_config.json"))
 
     def pixels(self, image: Any) -> np.ndarray:
-        """float32 [image_size, image_size, 3] in -1..1, from anything `images.load_image` takes."""
-        return to_pixels(load_image(image), self.image_size, self.resample)
+        """float32 [image_size, image_size, 3] in -1..1, from anything that `images.load_image` takes. Raises InputError
+        for a bad picture."""
+        return images.to_pixels(images.load_image(image), self.image_size, self.resample)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """<bos>, the prompt as it is, one newline.
 
         As in the original code the newline is a token of its own, never merged with what stands before it; a
         prompt that ends in one already gets no second. Leading <image> and <bos>, which Hugging Face's prompts may
-        carry, are dropped: the program places both itself.
+        carry, are dropped: the program places both itself. Raises InputError for text that cannot be tokenized.
         """
         ids = self.tokenizer.encode(plain_prompt(prompt).removesuffix("\n"))
         return [self.tokenizer.bos_id, *ids, *self.tokenizer.newline_ids]
 
     def suffix_ids(self, text: str) -> list[int]:
-        """An answer as training wants it: its ids and <eos>."""
+        """The ids of an answer, and <eos>: what a model is trained to say."""
         return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 
 
@@ -66,9 +69,9 @@ def plain_prompt(prompt: str) -> str:
 
 
 def read_resample(path: Path) -> str:
-    """How a preprocessor_config.json resizes pictures: "bicubic" or "bilinear"; "bicubic" if there is no such file.
+    """The resampling that a preprocessor_config.json asks for, "bicubic" or "bilinear"; "bicubic" if there is no file.
 
-    Raises InputError if the file is broken, or asks for what no PaliGemma does.
+    Raises InputError if it cannot be read, or asks for other resampling or for scaling that SigLIP does not use.
     """
     if not path.is_file():
         return "bicubic"

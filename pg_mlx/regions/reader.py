@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,9 +27,10 @@ def read_answer(
     image_size: width and height of the picture in pixels. mask_decoder: a MaskDecoder, called once for all masks; it
     may return None. logged: the source of scores, if it has log-probabilities. Raises InputError as RegionParser.
     """
-    parser = RegionParser(image_size)
-    regions = [*parser.push(text), *parser.flush()]
-    regions = _scored(regions, logged)
+    parser, scores = RegionParser(image_size), _Scores()
+    for piece, logprob in logged:
+        scores.add(piece, logprob)
+    regions = scores.of([*parser.push(text), *parser.flush()])
     return (_with_masks(regions, mask_decoder) if mask_decoder else regions), parser.malformed
 
 
@@ -37,7 +39,7 @@ class AnswerReader:
 
     def __init__(self, image_size: tuple[int, int], mask_decoder: Callable[[Any], Any] | None = None):
         self._parser, self._mask_decoder = RegionParser(image_size), mask_decoder
-        self._logged: list[tuple[str, float | None]] = []
+        self._scores = _Scores()
 
     @property
     def malformed(self) -> list[Malformed]:
@@ -46,7 +48,7 @@ class AnswerReader:
 
     def push(self, text: str, logprob: float | None = None) -> list[Region]:
         """The regions that became complete with the text of one more token."""
-        self._logged.append((text, logprob))
+        self._scores.add(text, logprob)
         return self._finished(self._parser.push(text))
 
     def flush(self) -> list[Region]:
@@ -56,7 +58,7 @@ class AnswerReader:
     def _finished(self, regions: list[Region]) -> list[Region]:
         if not regions:
             return []
-        regions = _scored(regions, self._logged)
+        regions = self._scores.of(regions)
         return _with_masks(regions, self._mask_decoder) if self._mask_decoder else regions
 
 
@@ -72,17 +74,27 @@ def _with_masks(regions: list[Region], mask_decoder: Callable[[Any], Any]) -> li
     return [replace(region, decoded=next(masks)) if region.codes else region for region in regions]
 
 
-def _scored(regions: list[Region], logged: Logged) -> list[Region]:
-    """A token belongs to the record in which its text begins; one that only begins a character, with that character."""
-    starts, logprobs, position = list[int](), list[float](), 0
-    for piece, logprob in logged:
+class _Scores:
+    """Scores of regions, from the log-probabilities of the answer's tokens. A token belongs to the record in which its
+    text begins; one that only begins a character, to the record of that character."""
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._starts: list[int] = []
+        self._logprobs: list[float] = []
+        """Those of tokens that were chosen, which begin at these places in the text."""
+
+    def add(self, text: str, logprob: float | None) -> None:
         if logprob is not None:
-            starts.append(position)
-            logprobs.append(logprob)
-        position += len(piece)
-    scored = []
-    for region in regions:
-        first, behind = region.span
-        own = [logprob for start, logprob in zip(starts, logprobs, strict=True) if first <= start < behind]
-        scored.append(replace(region, score=math.exp(sum(own) / len(own))) if own else region)
-    return scored
+            self._starts.append(self._length)
+            self._logprobs.append(logprob)
+        self._length += len(text)
+
+    def of(self, regions: list[Region]) -> list[Region]:
+        """The regions with the geometric mean of their tokens' probabilities; as they are if that is not known."""
+        scored = []
+        for region in regions:
+            first, behind = (bisect_left(self._starts, place) for place in region.span)
+            own = self._logprobs[first:behind]
+            scored.append(replace(region, score=math.exp(sum(own) / len(own))) if own else region)
+        return scored

@@ -1,11 +1,54 @@
-"""Fewer regions: the sure ones, no object twice, and not too many."""
+"""Choosing among regions: by score, by overlap and by number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..errors import InputError
 from .region import Box, Region
+
+
+@dataclass(frozen=True)
+class RegionFilter:
+    """Which regions are kept. Better is the higher score, and where scores are equal or unknown the one that came
+    first. Raises InputError for values out of range."""
+
+    min_score: float | None = None
+    """0 to 1: drops regions with a lower score. One without a score stays."""
+    dedup_iou: float | None = None
+    """0 to 1: of two regions with one label whose boxes overlap by at least this (intersection over union), only the
+    better one stays."""
+    max_regions: int | None = None
+    """Only so many regions stay, the best ones; 0 or more."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("min_score", self.min_score), ("dedup_iou", self.dedup_iou)):
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}, but must be from 0 to 1")
+        if self.max_regions is not None and self.max_regions < 0:
+            raise InputError(f"max_regions is {self.max_regions}, but must be 0 or more")
+
+    def enough(self, constrain: bool, scores: bool) -> int | None:
+        """With so many regions a constrained answer may end; None if it must not end early.
+
+        It may if only their order decides which regions are kept: without scores and without dedup_iou.
+        """
+        return self.max_regions if constrain and not scores and self.dedup_iou is None else None
+
+    def select(self, regions: Sequence[Region]) -> list[Region]:
+        """The regions that are kept, in their order."""
+        ranked = sorted(enumerate(regions), key=lambda pair: (-(pair[1].score or 0.0), pair[0]))
+        kept: list[tuple[int, Region]] = []
+        for index, region in ranked:
+            if len(kept) == self.max_regions:
+                break
+            if self.min_score is not None and region.score is not None and region.score < self.min_score:
+                continue
+            if self.dedup_iou is not None and any(_same(region, other, self.dedup_iou) for _, other in kept):
+                continue
+            kept.append((index, region))
+        return [region for _, region in sorted(kept, key=lambda pair: pair[0])]
 
 
 def select(
@@ -15,29 +58,8 @@ def select(
     dedup_iou: float | None = None,
     max_regions: int | None = None,
 ) -> list[Region]:
-    """What is left of the regions, in their order.
-
-    min_score: drops those with a lower score; one without a score stays. dedup_iou: of two regions with one label whose
-    boxes overlap by at least this (intersection over union), only the better one stays. max_regions: only so many stay,
-    the best ones. Better is the higher score, and where scores are equal or unknown the one that came first.
-    Raises InputError for values out of range.
-    """
-    for name, value in (("min_score", min_score), ("dedup_iou", dedup_iou)):
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"{name} is {value}, but must be from 0 to 1")
-    if max_regions is not None and max_regions < 0:
-        raise InputError(f"max_regions is {max_regions}, but must be 0 or more")
-    ranked = sorted(enumerate(regions), key=lambda pair: (-(pair[1].score or 0.0), pair[0]))
-    kept: list[tuple[int, Region]] = []
-    for index, region in ranked:
-        if len(kept) == max_regions:
-            break
-        if min_score is not None and region.score is not None and region.score < min_score:
-            continue
-        if dedup_iou is not None and any(_same(region, other, dedup_iou) for _, other in kept):
-            continue
-        kept.append((index, region))
-    return [region for _, region in sorted(kept, key=lambda pair: pair[0])]
+    """RegionFilter(...).select(regions), in one call."""
+    return RegionFilter(min_score, dedup_iou, max_regions).select(regions)
 
 
 def _same(region: Region, other: Region, dedup_iou: float) -> bool:

@@ -178,8 +178,12 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
         logged = list(zip(pieces, np.log([0.9, 0.5, 0.2, 1.0]).tolist(), strict=True)) if logprobs else []
         for piece in pieces:
             yield Step(piece)
-        regions, malformed = read_answer(ANSWER, request.pictures[0].size, processor.mask_decoder, by_token(logged))
-        yield Step("", generation=Generation(ANSWER, [1], "stop", STATS, regions, malformed))
+        size = request.pictures[0].size
+        regions, malformed = read_answer(ANSWER, size, processor.mask_decoder, by_token(logged))
+        yield Step(
+            "",
+            generation=Generation(ANSWER, [1], "stop", STATS, regions, malformed, image_size=size),
+        )
 
     def by_token(logged):
         """Each record's log-probability on its first character, since a token counts where it begins."""
@@ -189,7 +193,7 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
                 yield piece[: len(piece) - len(body)], -50.0
             yield body, logprob
 
-    monkeypatch.setattr("pg_mlx.generation.Flow", answers)
+    monkeypatch.setattr("pg_mlx.generation.Scheduler", answers)
     return asked
 
 
@@ -315,7 +319,8 @@ def test_a_file_that_cannot_be_written_ends_the_run(planted, model: Path, folder
     (tmp_path / "p000.png").mkdir()
     assert ask(model, "--image", folder, "--annotate", tmp_path, "--format", "jsonl") == 1
     shown = capsys.readouterr()
-    assert len(shown.err.splitlines()) == 1 and "p000.png" in shown.err and shown.out == ""
+    assert len(shown.err.splitlines()) == 1 and "p000.png" in shown.err
+    assert [json.loads(line)["text"] for line in shown.out.splitlines()] == [ANSWER]  # it was answered before that
     assert list(tmp_path.iterdir()) == [tmp_path / "p000.png"]
 
 

@@ -12,8 +12,7 @@ from helpers.models import note_widths
 
 import pg_mlx
 from pg_mlx import InputError, PaliGemma, Processor
-from pg_mlx.generation import request
-from pg_mlx.processor import load_image
+from pg_mlx.processor import images, load_image
 
 RED, BLUE = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
 RED[..., 0] = BLUE[..., 2] = 255
@@ -50,7 +49,7 @@ def test_one_picture_with_many_questions_is_read_and_encoded_once(
 ) -> None:
     passes = note_widths(monkeypatch, "encode_image")
     read = []
-    monkeypatch.setattr(request, "load_image", lambda image: read.append(image) or load_image(image))
+    monkeypatch.setattr(images, "load_image", lambda image, most=None: read.append(image) or load_image(image, most))
     answers = pg_mlx.batch_generate(*loaded, PROMPTS, CAT, batch_size=3, max_tokens=3)
     assert len(answers) == len(PROMPTS) and passes == [1] and read == [CAT]
 

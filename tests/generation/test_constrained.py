@@ -21,7 +21,7 @@ from pg_mlx import PaliGemma, Processor
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import Generation, RegionGrammar, Request, SamplingOptions
 from pg_mlx.generation.engine import engine_for
-from pg_mlx.generation.request import pictures_of
+from pg_mlx.generation.request import make_pictures
 from pg_mlx.linear import Embedding
 from pg_mlx.regions.prompt import RegionPrompt
 
@@ -88,7 +88,7 @@ def test_whatever_the_logits_the_answer_is_well_formed(loaded: Loaded, prompt: s
 def test_a_row_of_a_batch_is_the_row_alone(loaded: Loaded, prompts: list[str], options: dict) -> None:
     """Constrained rows and free ones, in whatever states."""
     model, processor = loaded
-    picture = pictures_of(processor, CAT)
+    picture = make_pictures(processor, CAT)
     engine = engine_for(model, processor, 3)
     rows = []
     for prompt in prompts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -13,7 +13,7 @@ from helpers.models import note_widths
 
 import pg_mlx
 from pg_mlx import PaliGemma, Processor
-from pg_mlx.generation import Engine, Flow, Generation, Picture, Request, SamplingOptions, Step, scheduler
+from pg_mlx.generation import Answer, Engine, Generation, Picture, Request, SamplingOptions, Scheduler, Step
 from pg_mlx.ops import device
 from pg_mlx.threads import Prefetch
 
@@ -42,7 +42,7 @@ def run(loaded: tuple[PaliGemma, Processor], batch_size: int, wrong: Sequence[in
     ends: dict[int, Generation | Exception] = {}
     texts = [""] * len(TOKENS)
     order = []
-    for index, step in Flow(*loaded, Prefetch(makers), batch_size, **options):
+    for index, step in Scheduler(*loaded, Prefetch(makers), batch_size, **options):
         if isinstance(step, Step):
             texts[index] += step.text
         if isinstance(step, Exception) or step.generation:
@@ -113,13 +113,14 @@ def test_a_second_attempt_that_differs_fails_alone(loaded, alone, monkeypatch) -
 
 
 def test_a_row_whose_answer_cannot_be_read_fails_alone(loaded, alone, monkeypatch) -> None:
-    def generation_of(row, *arguments):
-        if row.request.options.seed == 3:
-            raise RuntimeError("no mask decoder")
-        return real(row, *arguments)
+    def push(answer: Answer, token_ids: Sequence[int]) -> Iterator[Step]:
+        for step in real(answer, token_ids):
+            if step.generation and answer.row.request.options.seed == 3:
+                raise RuntimeError("no mask decoder")
+            yield step
 
-    real = scheduler.generation_of
-    monkeypatch.setattr(scheduler, "generation_of", generation_of)
+    real = Answer.push
+    monkeypatch.setattr(Answer, "push", push)
     ends, texts, _ = run(loaded, 4)
     check(alone, ends, texts, [3])
 
@@ -164,7 +165,7 @@ def test_waiting_for_a_picture_can_be_given_up(loaded) -> None:
 
     gate = Event()
     makers: list[Callable] = [gate.wait]
-    assert list(Flow(*loaded, Prefetch(makers), 2, cancelled=lambda: True)) == []
+    assert list(Scheduler(*loaded, Prefetch(makers), 2, cancelled=lambda: True)) == []
     gate.set()
 
 

@@ -16,7 +16,7 @@ from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.service.limits import Limits
 from pg_mlx.serving.service.requests import Answered, Ask, Event, Failed, Text
-from pg_mlx.serving.service.service import Service, Ticket
+from pg_mlx.serving.service.service import Service
 
 SCENE = CHECKPOINT.parent / "scene.png"
 WILD = SamplingOptions(max_tokens=8000, temperature=9.0, seed=5)
@@ -40,7 +40,7 @@ class Asked:
 
     def __init__(self, service: Service, question: Ask):
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.ticket: Ticket = service.submit(question, self.events.put)
+        self.cancel = service.submit(question, self.events.put)
 
     def began(self) -> None:
         """Waits for the first text."""

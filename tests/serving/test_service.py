@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,18 @@ from helpers.service import CHECKPOINT, MIXED, SCENE, WILD, Asked, alone, loaded
 from PIL import Image
 
 from pg_mlx.checkpoint.load import LoadOptions
+from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.generation import Engine, SamplingOptions
 from pg_mlx.memory.residency import model_scratch_bytes
+from pg_mlx.ops import device
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
-from pg_mlx.serving.service.requests import Answered, Ask, RegionFound, Text, prepare
+from pg_mlx.serving.service.requests import Answered, Ask, Failed, RegionFound, Text, prepare
 from pg_mlx.serving.service.runner import Runner
 from pg_mlx.serving.service.service import Service, ServingError
 
 CAPTION = Ask("caption en", [SCENE])
+WILD_START = replace(WILD, max_tokens=10)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def test_each_of_many_askers_gets_the_answer_that_is_given_alone(shared: Service
 def test_a_cancelled_request_ends_and_its_neighbours_go_on(shared: Service):
     wild, other = Asked(shared, Ask("ocr", [SCENE], WILD)), Asked(shared, CAPTION)
     wild.began()
-    wild.ticket.cancel()
+    wild.cancel()
     assert wild.code() == "cancelled"
     done = other.last()
     assert isinstance(done, Answered) and done.generation.text == alone("caption en", (SCENE,), SamplingOptions()).text
@@ -98,9 +103,9 @@ def test_a_full_queue_refuses_and_its_requests_can_be_cancelled():
         with pytest.raises(ServingError) as refused:
             small.submit(CAPTION, print)
         assert refused.value.code == "busy"
-        waiting[0].ticket.cancel()
+        waiting[0].cancel()
         assert waiting[0].code() == "cancelled"
-        running.ticket.cancel()
+        running.cancel()
         assert isinstance(waiting[1].last(), Answered)
         assert small.stats()["failed"] == {"busy": 1, "cancelled": 2}
 
@@ -273,7 +278,7 @@ def test_caches_are_never_larger_than_was_counted():
             runner.start(jobs.pop(0))
         running = len(runner.running)
         runner.step()
-        if cache := runner._engine._cache:
+        if cache := runner._engine._engine._cache:
             held = sum(layer.nbytes for layer in cache.layers)
             assert held <= running * longest * TOKEN_BYTES
             used = max(used, held / (running * longest * TOKEN_BYTES))
@@ -287,3 +292,45 @@ def test_cache_room_counts_rows_by_the_longest_until_all_have_left():
     assert not room.fits(1, 100)
     room.enter(0, 100)
     assert room.fits(1, 150) and room.fits(2, 100) and not room.fits(2, 101) and not room.fits(3, 1)
+
+
+@pytest.mark.parametrize("ops", ["cpu", "gpu"])
+def test_what_was_known_before_a_failed_pass_is_sent_before_it(ops: str, monkeypatch: pytest.MonkeyPatch):
+    """The pass fails in which the fourth token would be read; the answers beside it are whole."""
+    advance, poison = Engine._advance, loaded()[1].prompt_ids("caption fr")
+
+    def failing(self: Engine, *arguments: object) -> None:
+        if any(list(row.request.prompt_ids) == poison and row.decoded >= 4 for row in self._rows):
+            raise RuntimeError("no memory")
+        advance(self, *arguments)
+
+    expected = alone("caption fr", (SCENE,), WILD_START).token_ids
+    others = [alone(*mixed).text for mixed in MIXED]
+    monkeypatch.setattr(Engine, "_advance", failing)
+    with device.use(ops), Service() as running:
+        running.load(Source(CHECKPOINT, dtype="float32")).result()
+        bad, *good = [Asked(running, Ask(*asked)) for asked in (("caption fr", [SCENE], WILD), *MIXED)]
+        text = ""
+        while isinstance(event := bad.events.get(timeout=60), Text):
+            text += event.text
+        assert isinstance(event, Failed) and event.code == "failed"
+        # A GPU's operations begin the pass before they look at the token of the one before.
+        known = 5 if ops == "gpu" else 4
+        assert text and loaded()[1].tokenizer.decode(expected[:known]).startswith(text)
+        assert len(text) >= len(loaded()[1].tokenizer.decode(expected[:known])) - 1
+        assert [one.last().generation.text for one in good] == others
+
+
+def test_a_listener_that_fails_once_still_gets_the_rest(shared: Service, capfd: pytest.CaptureFixture):
+    events: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def listener(event: object) -> None:
+        events.put(event)
+        raise RuntimeError("the listener's own fault")
+
+    shared.submit(CAPTION, listener)
+    texts = []
+    while not isinstance(event := events.get(timeout=60), Answered):
+        texts.append(event.text)
+    assert len(texts) > 1 and "".join(texts) == event.generation.text
+    assert capfd.readouterr().err.count("a listener failed") >= len(texts)

@@ -26,7 +26,7 @@ async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerat
         loop.call_soon_threadsafe(events.put_nowait, event)
 
     try:
-        ticket = service.submit(question, hear)
+        cancel = service.submit(question, hear)
     except ServingError as error:
         raise APIError.of(error) from None
     watcher = asyncio.create_task(_watch(receive, events))
@@ -42,7 +42,7 @@ async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerat
                 return
     finally:
         watcher.cancel()
-        ticket.cancel()
+        cancel()
 
 
 async def _watch(receive: Receive, events: asyncio.Queue[Event | ClientGone]) -> None:

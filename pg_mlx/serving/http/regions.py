@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartParser
 from ...errors import InputError
 from ...generation import SamplingOptions
 from ...regions.export import malformed_to_json, to_json
-from ...regions.select import select
+from ...regions.select import RegionFilter
 from ..service.limits import Limits
 from ..service.requests import Answered
 from .chat import usage
@@ -29,14 +29,13 @@ class RegionsRequest:
     options: SamplingOptions
     scores: bool
     constrain: bool
-    narrow: dict[str, Any]
-    """Arguments of `select`."""
+    kept: RegionFilter
+    """Which regions of the answer are returned."""
 
     @property
     def enough(self) -> int | None:
-        """With so many regions a constrained answer may end: where nothing but their order decides which are kept."""
-        first_count = self.constrain and not self.scores and self.narrow["dedup_iou"] is None
-        return self.narrow["max_regions"] if first_count else None
+        """As RegionFilter.enough."""
+        return self.kept.enough(self.constrain, self.scores)
 
 
 def read(value: Any, text: bool = False) -> RegionsRequest:
@@ -52,13 +51,12 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
     for place, item in named:
         if not isinstance(item, str):
             raise bad_request(f"{place} must be a string", place)
-    narrow: dict[str, Any] = {
-        "min_score": fields.number("min_score", 0, 1),
-        "dedup_iou": fields.number("dedup_iou", 0, 1),
-        "max_regions": fields.integer("max_regions", 1, 1_000_000),
-    }
     try:
-        select([], **narrow)
+        kept = RegionFilter(
+            min_score=fields.number("min_score", 0, 1),
+            dedup_iou=fields.number("dedup_iou", 0, 1),
+            max_regions=fields.integer("max_regions", 1, 1_000_000),
+        )
     except InputError as error:
         raise bad_request(str(error)) from None
     request = RegionsRequest(
@@ -66,9 +64,9 @@ def read(value: Any, text: bool = False) -> RegionsRequest:
         prompt=fields.string("prompt"),
         named=named,
         options=sampling(fields),
-        scores=fields.boolean("scores") or narrow["min_score"] is not None,
+        scores=fields.boolean("scores") or kept.min_score is not None,
         constrain=fields.boolean("constrain"),
-        narrow=narrow,
+        kept=kept,
     )
     fields.without({}, frozenset())
     return request
@@ -115,7 +113,7 @@ def answer(request: RegionsRequest, done: Answered, model: str) -> dict[str, Any
         "width": width,
         "height": height,
         "text": generation.text,
-        "regions": [to_json(region) for region in select(generation.regions, **request.narrow)],
+        "regions": [to_json(region) for region in request.kept.select(generation.regions)],
         "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
         "finish_reason": generation.finish_reason,
         "usage": usage(generation),

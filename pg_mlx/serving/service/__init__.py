@@ -1,1 +1,1 @@
-"""The core that both doors stand on: requests come in from any thread, one thread owns MLX and answers them."""
+"""What the HTTP server and the worker stand on: requests come from any thread, and one thread that owns MLX answers."""

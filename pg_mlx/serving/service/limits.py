@@ -1,4 +1,4 @@
-"""How much a service takes on, and what an answer will cost before it is begun."""
+"""How much a service accepts, and how much memory an answer may need."""
 
 from __future__ import annotations
 
@@ -10,53 +10,54 @@ from ...limits import MAX_PIXELS
 
 @dataclass(frozen=True)
 class Limits:
-    """What a service refuses. Everything over one of these gets an answer that says so; nothing grows beyond them."""
+    """What a service accepts. A request over one of these limits is refused with an error that says so."""
 
     batch_size: int = 8
-    """Answers that are computed at a time."""
+    """Answers computed at a time."""
     queue: int = 64
     """Requests that wait, those included whose pictures are being decoded."""
     waiting_bytes: int = 1 << 30
-    """Pictures of all waiting requests, as they came."""
+    """Bytes of the pictures of all waiting requests, compressed as they came."""
     pictures: int = 16
-    """In one request."""
+    """Pictures in one request."""
     picture_bytes: int = 64 << 20
-    """Of one picture as it comes, a compressed file."""
+    """Bytes of one picture, compressed as it comes."""
     pixels: int = MAX_PIXELS
-    """Of one picture as it comes; it takes three bytes each when it is decoded."""
+    """Pixels of one picture; each takes three bytes when it is decoded."""
     prompt_characters: int = 32_768
     prefix_tokens: int = 8192
-    """Picture rows and prompt of one request; Gemma was trained on 8192 positions."""
+    """Image tokens and prompt tokens of one request; Gemma was trained on 8192 positions."""
     memory_bytes: int | None = None
-    """What MLX may hold in all; None for no limit. Requests wait until there is room for their cache."""
+    """Bytes that MLX may hold in all; None for no limit. Requests wait until there is room for their cache."""
     feature_bytes: int = 256 << 20
-    """Of it for encoded pictures that may be asked about again."""
+    """Bytes of that for encoded pictures, which may be asked about again."""
     spare_bytes: int = 512 << 20
-    """Freed buffers that MLX keeps for the next ones."""
+    """Bytes of freed buffers that MLX keeps for new arrays."""
     decoders: int = 2
     """Threads that decode pictures."""
 
 
 class CacheRoom:
-    """Whether one more answer fits, counted from shapes: rows of a batch are as long as the longest one may become, and
-    a batch does not get shorter before it is empty. Everything counts twice, since rows come and go by copying."""
+    """Whether one more answer fits in memory, computed from shapes. Each row of a batch counts as the longest one that
+    the batch has had since it was empty. All counts twice, since the cache is copied when rows enter and leave."""
 
     def __init__(self, token_bytes: int, room_bytes: int | None):
-        """room_bytes: for caches, or None for no limit."""
+        """token_bytes: keys and values of one token. room_bytes: for all caches; None for no limit."""
         self._token_bytes, self._room_bytes = token_bytes, room_bytes
         self._slots = 0
 
     def needed(self, slots: Iterable[int]) -> int:
-        """Bytes for new rows that may need so many slots, all at a time."""
+        """Bytes for new rows that may need so many slots, in one batch."""
         lengths = list(slots)
         return 2 * len(lengths) * max(lengths, default=0) * self._token_bytes
 
     def fits(self, running: int, slots: int) -> bool:
-        """Beside so many running rows."""
+        """Whether one more row that may need so many slots fits beside so many running rows."""
         if self._room_bytes is None:
             return True
         longest = max(slots, self._slots if running else 0)
         return 2 * (running + 1) * longest * self._token_bytes <= self._room_bytes
 
     def enter(self, running: int, slots: int) -> None:
+        """One more row enters beside so many running ones, and may need so many slots."""
         self._slots = max(slots, self._slots if running else 0)

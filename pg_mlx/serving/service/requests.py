@@ -1,4 +1,4 @@
-"""What is asked of a service, what it tells, and the work before the model: done on any thread, without MLX."""
+"""Requests to a service, its events, and the work before the model, which any thread does without MLX."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import InputError, TooLarge
-from ...generation import Generation, Picture, Request, SamplingOptions, grammar_for
-from ...processor import Processor, load_image
+from ...generation import Generation, Picture, Request, SamplingOptions, make_pictures, make_prompt, make_request
+from ...processor import Processor
 from ...regions import Region
 from ..error_codes import ServingError
 from .limits import Limits
@@ -35,6 +35,7 @@ class Ask:
 
     @property
     def held_bytes(self) -> int:
+        """Bytes of the pictures that came with it."""
         return sum(len(image) for image in self.images if isinstance(image, bytes))
 
 
@@ -47,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True)
 class RegionFound:
-    """A region that has just become complete; its text was told before."""
+    """A region that has just become complete. Its text was sent before."""
 
     region: Region
 
@@ -57,10 +58,13 @@ class Answered:
     """The whole answer. Its statistics count from the submission, so time_to_first_token_s includes queue_s."""
 
     generation: Generation
-    image_size: tuple[int, int]
-    """Width and height of the first picture."""
     queue_s: float
-    """From the submission until the model began."""
+    """Seconds from the submission until the model began."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the first picture in pixels."""
+        return self.generation.image_size
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Failed:
 
 
 Event = Text | RegionFound | Answered | Failed
-"""Of each request any number of Text and RegionFound, then either Answered or Failed, once."""
+"""Each request gets any number of Text and RegionFound, then either Answered or Failed, once."""
 
 
 def check(question: Ask, limits: Limits) -> None:
@@ -92,26 +96,24 @@ def prepare(question: Ask, processor: Processor, limits: Limits) -> Request:
     """Decode the pictures and tokenize the prompt. Raises ServingError for a bad or too large one, and for a
     prompt that cannot be constrained."""
     try:
-        prompt_ids = processor.prompt_ids(question.prompt)
-        guide = grammar_for(processor.tokenizer, question.prompt, question.constrain, question.max_regions)
+        prompt = make_prompt(processor, question.prompt, constrain=question.constrain, max_regions=question.max_regions)
     except InputError as error:
         raise ServingError("bad_request", str(error)) from None
-    pictures = []
+    pictures: list[Picture] = []
     for image in question.images:
         data = image if isinstance(image, bytes) else read_file(image, limits.picture_bytes)
         try:
-            loaded = load_image(data, limits.pixels)
-            pictures.append(Picture(processor.pixels(loaded), loaded.size))
+            pictures += make_pictures(processor, data, limits.pixels)
         except InputError as error:
             place = f"{image}: " if isinstance(image, Path) else ""
             code = "too_large" if isinstance(error, TooLarge) else "bad_image"
             raise ServingError(code, f"{place}{error}") from None
-        pictures[-1].digest  # noqa: B018  computed here, not on the thread that owns MLX
-    return Request(pictures, prompt_ids, question.options, guide, question.logprobs)
+    return make_request(processor, prompt, pictures, question.options, logprobs=question.logprobs)
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """A regular file; nothing that blocks or never ends. Raises ServingError."""
+    """The bytes of a regular file, and of nothing that blocks or never ends. Raises ServingError, also for more than
+    `limit` bytes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:

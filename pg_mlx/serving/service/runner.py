@@ -1,28 +1,25 @@
-"""What the thread that owns MLX does: loads the model, lets requests enter, and moves all of them on by a token."""
+"""The work of the thread that owns MLX: load the model, let requests enter, and advance all of them by a token."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions, load_with
 from ...errors import InputError, PgMlxError
-from ...generation import Engine, FeatureCache, Progress, Request, Row, warm_up
-from ...generation.answer import generation_of
+from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
 from ...memory.residency import model_scratch_bytes
 from ...ops import device
 from ...ops.device import dtype_name
 from ...paligemma import PaliGemma
-from ...processor import TextStream
 from ...regions import Region
-from ...regions.reader import AnswerReader
 from ..error_codes import ServingError
 from .jobs import Job
 from .limits import CacheRoom, Limits
@@ -48,7 +45,8 @@ class ModelInfo:
 
 
 Stage = Callable[[str, int, int], None]
-"""Told the name of a stage of loading ("fetch", "weights", "warm-up"), how much of it is done, and how much it is."""
+"""Called with the name of a stage of loading ("fetch", "weights", "warm-up"), how much of it is done, and how much it
+is."""
 
 
 class Runner:
@@ -71,7 +69,7 @@ class Runner:
         self._limits = limits
         self._jobs: dict[Row, Job] = {}
         self._features = FeatureCache(self.model, limits.feature_bytes)
-        self._engine = self._new_engine()
+        self._engine = Recovery(partial(engine_for, self.model, self.processor, limits.batch_size, self._features))
         stage("warm-up", 0, 1)
         warm_up(self.model)
         stage("warm-up", 1, 1)
@@ -87,16 +85,19 @@ class Runner:
             weight_bytes=weights,
         )
 
-    def _new_engine(self) -> Engine:
-        return engine_for(self.model, self.processor, self._limits.batch_size, self._features)
-
     @property
     def running(self) -> list[Job]:
+        """Jobs that have entered and not ended, in this order."""
         return list(self._jobs.values())
 
     @property
+    def failures(self) -> int:
+        """How many requests have failed even alone since the last one that was answered."""
+        return self._engine.failures
+
+    @property
     def feature_bytes(self) -> int:
-        """Encoded pictures that are kept."""
+        """Bytes of encoded pictures that are kept."""
         return self._features.held_bytes
 
     def check(self, request: Request) -> None:
@@ -109,81 +110,75 @@ class Runner:
             needed = self._room.needed([self._slots(request)])
             raise ServingError("out_of_memory", f"the answer may need {needed} bytes of cache; ask for fewer tokens")
 
-    def quit(self) -> None:
-        """End the jobs that were cancelled or are too late."""
+    def drop_expired(self) -> None:
+        """End the jobs that were cancelled or are past their deadline."""
         now = time.perf_counter()
         for row, job in self._jobs.items():
-            if reason := job.overdue(now):
+            if reason := job.expiry(now):
                 job.finish(reason)
                 row.cancel()
 
     def admits(self, job: Job) -> bool:
-        """Whether there is a place for it now, and memory. One that is to be tried alone waits for an empty batch, and
-        keeps others out."""
+        """Whether there is a place for it now, and memory. While requests of a failed pass are repeated, there is no
+        place."""
         assert job.request is not None
-        running = self.running
-        if running and (job.alone or running[0].alone):
-            return False
-        return len(running) < self._limits.batch_size and self._room.fits(len(running), self._slots(job.request))
+        return self._engine.free > 0 and self._room.fits(len(self._jobs), self._slots(job.request))
 
     def start(self, job: Job) -> None:
         """Let it enter with the next step. Raises InputError if the model does not read its pictures."""
         assert job.request is not None
         row = self._engine.add(job.request)
         self._room.enter(len(self._jobs), self._slots(job.request))
-        reader = AnswerReader(job.request.pictures[0].size, self.processor.mask_decoder)
-        job.begin(row, TextStream(self.processor.tokenizer), reader)
+        job.begin(Answer(row, self.model, self.processor, job.submitted_at))
         self._jobs[row] = job
 
     def step(self) -> list[Job]:
-        """A token for every running job, whose listeners are told. Returns those that left. Raises whatever the model
-        does."""
-        left = []
+        """A token for every running job, sent to its listener. Returns the jobs that ended. A pass that fails is
+        repeated for each of its jobs alone; only those that fail alone end."""
+        ended = []
         for progress in self._engine.step():
             job = self._jobs[progress.row]
             try:
-                self._tell(job, progress)
-            except Exception as error:  # of this answer, and no fault of its neighbours
-                job.break_off(error)
-            if progress.row.finish_reason is not None:
-                left.append(self._jobs.pop(progress.row))
+                self._send(job, progress)
+            except Exception as error:  # of this answer only
+                job.fail_unexpectedly(error)
+            if progress.error or progress.row.finish_reason is not None:
+                ended.append(self._jobs.pop(progress.row))
             elif job.outcome:
                 progress.row.cancel()
-        return left
+        return ended
 
     def abandon(self) -> list[Job]:
-        """Give up the whole batch, after `step` has failed. Returns its jobs."""
+        """Forget all jobs, and return them. There is no step after this."""
         jobs = self.running
         self._jobs.clear()
-        self._engine = self._new_engine()
         return jobs
 
-    def _tell(self, job: Job, progress: Progress) -> None:
-        assert job.text is not None and job.reader is not None
-        row, pieces, regions = progress.row, list[str](), list[Region]()
-        new = job.told.new(progress.token_ids)
-        logprobs = row.logprobs[len(row.logprobs) - len(new) :] or repeat(None)
-        for token, logprob in zip(new, logprobs, strict=False):
-            pieces.append(job.text.push(token))
-            regions += job.reader.push(pieces[-1], logprob)
-        if row.finish_reason is not None:
-            pieces.append(job.text.flush())
-            regions += job.reader.push(pieces[-1]) + job.reader.flush()
-        if text := "".join(pieces):
-            job.tell(Text(text))
-        for region in regions:
-            job.tell(RegionFound(region))
-        job.found += regions
-        if row.finish_reason is not None and not job.outcome:
-            found = job.found, job.reader.malformed
-            generation = generation_of(row, self.model, self.processor, job.submitted_at, found)
-            job.finish(Answered(generation, row.request.pictures[0].size, job.begun_at - job.submitted_at))
+    def _send(self, job: Job, progress: Progress) -> None:
+        """One Text for all new tokens, a RegionFound for each new region, and the end. Raises what went wrong, after
+        what is known has been sent."""
+        if progress.error:
+            raise progress.error
+        assert job.answer is not None
+        pieces, regions, generation = list[str](), list[Region](), None
+        try:
+            for step in job.answer.push(progress.token_ids):
+                pieces.append(step.text)
+                regions += step.regions
+                generation = step.generation
+        finally:
+            if text := "".join(pieces):
+                job.send(Text(text))
+            for region in regions:
+                job.send(RegionFound(region))
+        if generation:
+            job.finish(Answered(generation, job.begun_at - job.submitted_at))
 
     def _prefix(self, request: Request) -> int:
         return len(request.pictures) * self.model.config.vision.num_patches + len(request.prompt_ids)
 
     def _slots(self, request: Request) -> int:
-        """The most that its cache may have: it grows by ROOM, or by what a neighbour still needs if that is less."""
+        """The most slots that its cache may have: it grows by ROOM, or less if no row needs as much."""
         return self._prefix(request) + request.options.max_tokens + ROOM
 
 

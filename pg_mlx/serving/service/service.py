@@ -1,4 +1,4 @@
-"""A model that many threads may ask at the same time."""
+"""A model that many threads can use at the same time."""
 
 from __future__ import annotations
 
@@ -16,30 +16,19 @@ import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions
 from ..error_codes import ServingError
+from .commands import Commands
 from .jobs import Job, Listener
 from .limits import Limits
 from .requests import Answered, Ask, Event, Failed, check, prepare
 from .runner import ModelInfo, Runner, Stage
 
 FAILURES = 2
-"""Requests in a row that fail even alone; then it is not theirs but the model's or the GPU's fault, and stays so."""
-
-
-class Ticket:
-    """A request that was accepted."""
-
-    def __init__(self, service: Service, job: Job):
-        self._service, self._job = service, job
-
-    def cancel(self) -> None:
-        """It ends with Failed("cancelled") soon, unless it has ended before."""
-        self._job.cancelled = True
-        self._service._notify()
+"""So many requests in a row that fail even alone are not at fault; the model or the GPU is, and will stay so."""
 
 
 class Service:
     """One thread owns MLX and the model; all methods here may be called from any other thread, and what they return
-    or tell (numbers, text, numpy arrays) belongs to the caller.
+    or send (numbers, text, numpy arrays) belongs to the caller.
 
         with Service() as service:
             service.load(folder).result()
@@ -56,16 +45,16 @@ class Service:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._waiting: deque[Job] = deque()
-        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._commands = Commands(self._changed)
         self._runner: Runner | None = None  # touched by the owner only, but for its processor and info
         self._open, self._stopped, self._broken = True, False, False
-        self._running = self._failures = 0  # the latter in a row
+        self._running = 0
         self._counts: Counter[str] = Counter()
         self._memory: dict[str, int] = {}
         self._measure()
         self._began = time.perf_counter()
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
-        self._owner = threading.Thread(target=self._own, name="mlx", daemon=True)
+        self._owner = threading.Thread(target=self._loop, name="mlx", daemon=True)
         self._owner.start()
 
     def __enter__(self) -> Service:
@@ -93,13 +82,15 @@ class Service:
 
     @property
     def model(self) -> ModelInfo | None:
+        """What is loaded, if anything is."""
         runner = self._runner
         return runner.info if runner else None
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def submit(self, question: Ask, listener: Listener) -> Ticket:
-        """Accept a request, whose events the listener is told, the last of them Answered or Failed.
+    def submit(self, question: Ask, listener: Listener) -> Callable[[], None]:
+        """Accept a request. The listener is called with its events, the last of which is Answered or Failed. Returns a
+        function that cancels the request: it ends with Failed("cancelled") soon, unless it has ended before.
 
         Raises ServingError at once where it is refused: "not_loaded", "busy", "shutting_down", "too_large",
         "bad_request". Failed events have one of "bad_image", "bad_request", "too_large", "out_of_memory",
@@ -120,18 +111,18 @@ class Service:
                 raise ServingError("busy", f"{len(self._waiting)} requests are waiting; ask again later")
             self._waiting.append(job)
             self._decoders.submit(self._prepare, job, self._runner)
-        return Ticket(self, job)
+        return lambda: self._cancel(job)
 
     def stream(self, question: Ask) -> Iterator[Event]:
         """The events of a request. Closing the iterator cancels it. Raises as `submit`, when it is first read."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ticket = self.submit(question, events.put)
+        cancel = self.submit(question, events.put)
         try:
             while not isinstance(event := events.get(), Answered | Failed):
                 yield event
             yield event
         finally:
-            ticket.cancel()
+            cancel()
 
     def ask(self, question: Ask) -> Answered:
         """The whole answer. Raises ServingError where there is none."""
@@ -174,32 +165,36 @@ class Service:
         self._decoders.shutdown(cancel_futures=True)
         self._owner.join()
 
+    def _cancel(self, job: Job) -> None:
+        job.cancelled = True
+        self._notify()
+
     # --- the owner's thread ---------------------------------------------------------------------------
 
-    def _own(self) -> None:
+    def _loop(self) -> None:
         while True:
             with self._changed:
                 while not self._work():
                     self._changed.wait(self._patience())
                 if self._stopped:
                     break
-                command = self._commands[0] if self._commands and not self._busy() else None
+                command = self._commands and not self._busy()
             if command:
-                self._obey(*command)
+                self._commands.run_first(then=self._measure)
             elif self._runner:
                 self._advance(self._runner)
         self._end("shutting_down", "the service has ended")
         self._unload()
 
     def _work(self) -> bool:
-        """Whether there is something to do now. Lets those go that wait for nothing any more."""
+        """Whether the owner thread has work. Also removes waiting jobs that were cancelled or have expired."""
         now = time.perf_counter()
         for job in list(self._waiting):
-            if reason := job.overdue(now):
+            if reason := job.expiry(now):
                 job.finish(reason)
             if job.outcome:
                 self._waiting.remove(job)
-                self._leave([job])
+                self._count([job])
         ready = any(job.request for job in self._waiting)
         return self._stopped or ready or self._running > 0 or bool(self._commands and not self._busy())
 
@@ -214,21 +209,22 @@ class Service:
     def _advance(self, runner: Runner) -> None:
         with self._lock:
             self._admit(runner)
-        runner.quit()
-        try:
-            left = runner.step()
-        except Exception as error:
-            left = self._recover(runner, error)
+        runner.drop_expired()
+        ended = runner.step()
         with self._lock:
             self._running = len(runner.running)
-            self._leave(left)
+            self._count(ended)
+            self._broken = runner.failures >= FAILURES
             idle = not self._busy()
+        if self._broken:
+            self._end("failed", "the model has failed and has to be started again")
+            self._on_broken()
         if idle:
             mx.clear_cache()
         self._measure()
 
     def _measure(self) -> None:
-        """What MLX holds and has held at most since the process began, and how much of it are encoded pictures."""
+        """Note what MLX holds, the most that it has held since the process began, and the bytes of encoded pictures."""
         memory = {
             "active_bytes": mx.get_active_memory(),
             "peak_bytes": mx.get_peak_memory(),
@@ -238,8 +234,8 @@ class Service:
             self._memory = memory
 
     def _admit(self, runner: Runner) -> None:
-        """Let those enter for whom there is room, in the order in which they came. One whose pictures are still being
-        decoded is overtaken, one that needs more room is not, or it might wait forever."""
+        """Let jobs enter for which there is room, in the order in which they came. One whose pictures are still being
+        decoded is overtaken; one that needs more room is not, or it might wait forever."""
         for job in [waiting for waiting in self._waiting if waiting.request]:
             if not runner.admits(job):
                 break
@@ -247,34 +243,14 @@ class Service:
             try:
                 runner.start(job)
             except Exception as error:
-                job.break_off(error)
-                self._leave([job])
+                job.fail_unexpectedly(error)
+                self._count([job])
         self._running = len(runner.running)
 
-    def _recover(self, runner: Runner, error: Exception) -> list[Job]:
-        """After a pass has failed: each of its requests is tried again alone, so that only the one at fault fails.
-        Returns those that ended."""
-        jobs = runner.abandon()
-        if len(jobs) == 1:
-            jobs[0].break_off(error)
-            self._failures += 1
-        again = [job for job in jobs if not job.outcome]
-        for job in again:
-            job.alone = True
-        with self._lock:
-            self._waiting.extendleft(reversed(again))
-            self._broken = self._failures >= FAILURES
-        if self._broken:
-            self._end("failed", "the model has failed and has to be started again")
-            self._on_broken()
-        return [job for job in jobs if job not in again]
-
-    def _leave(self, jobs: list[Job]) -> None:
-        """Note how they ended."""
+    def _count(self, jobs: list[Job]) -> None:
+        """Note how these jobs ended."""
         for job in jobs:
             self._counts[job.outcome or ""] += 1
-            if job.outcome == "done":
-                self._failures = 0
         if jobs:
             self._changed.notify_all()
 
@@ -286,38 +262,16 @@ class Service:
                 job.finish(Failed(code, message))
             self._waiting.clear()
             self._running = 0
-            self._leave(jobs)
-            for _, future in self._commands:
-                future.set_exception(ServingError(code, message))
-            self._commands.clear()
+            self._count(jobs)
+            self._commands.fail(code, message)
 
     # --- commands -------------------------------------------------------------------------------------
 
     def _command(self, work: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        with self._changed:
+        with self._lock:
             if not self._open or self._broken:
                 raise ServingError("shutting_down", "the service takes up nothing new")
-            self._commands.append((work, future))
-            self._changed.notify_all()
-        return future
-
-    def _obey(self, work: Callable[[], Any], future: Future[Any]) -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except ServingError as error:
-            failure = ServingError(error.code, str(error))  # without the traceback, which holds what was loaded
-        except Exception as error:
-            failure = ServingError("failed", f"unexpected failure: {type(error).__name__}: {error}")
-        self._measure()
-        with self._changed:
-            self._commands.popleft()
-            self._changed.notify_all()
-        if failure:
-            future.set_exception(failure)
-        else:
-            future.set_result(result)
+            return self._commands.add(work)
 
     def _load(self, path_or_repo: str | Path, options: LoadOptions, stage: Stage) -> ModelInfo:
         self._unload()
@@ -342,7 +296,7 @@ class Service:
         except ServingError as error:
             job.finish(Failed(error.code, str(error)))
         except Exception as error:
-            job.break_off(error)
+            job.fail_unexpectedly(error)
         else:
             job.prepared(request)
         self._notify()

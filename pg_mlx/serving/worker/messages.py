@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-from ...regions.export import malformed_to_json, to_json
+from ...regions.export import to_json
 from ..service.requests import Answered, RegionFound, Text
 from .framing import Message
 
@@ -18,17 +16,6 @@ def partial_message(request_id: Id, event: Text | RegionFound) -> Message:
 
 
 def done_message(request_id: Id, event: Answered) -> Message:
-    generation = event.generation
-    width, height = event.image_size
-    return {
-        "type": "done",
-        "id": request_id,
-        "text": generation.text,
-        "token_ids": generation.token_ids,
-        "finish_reason": generation.finish_reason,
-        "regions": [to_json(region) for region in generation.regions],
-        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
-        "width": width,
-        "height": height,
-        "stats": {**asdict(generation.stats), "queue_s": event.queue_s},
-    }
+    answer = event.generation.to_json()
+    answer["stats"]["queue_s"] = event.queue_s
+    return {"type": "done", "id": request_id, **answer}

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..error_codes import ServingError
 from ..service.limits import Limits
 from ..service.requests import Answered, Ask, Event, Failed
 from ..service.runner import ModelInfo
-from ..service.service import Service, Ticket
+from ..service.service import Service
 from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing, frame_lengths
 from .messages import Id, done_message, partial_message
 from .processes import end_with_parent
@@ -62,8 +62,8 @@ class Worker:
         self._service = Service(limits, on_broken=lambda: self._end(1))
         self._greeted = False
         self._lock = threading.Lock()
-        self._open: dict[Id, Ticket | None] = {}
-        """Requests not answered yet; those that can be cancelled have a ticket."""
+        self._open: dict[Id, Callable[[], None] | None] = {}
+        """Requests not answered yet; those that can be cancelled with the function that does it."""
         self._over = threading.Event()
         self._code = 0
         self._farewell: Id | None = None
@@ -219,10 +219,10 @@ class Worker:
             elif stream:
                 self._out.send(lambda: partial_message(request_id, event))
 
-        ticket = self._service.submit(question, listen)
+        cancel = self._service.submit(question, listen)
         with self._lock:
             if request_id in self._open:
-                self._open[request_id] = ticket
+                self._open[request_id] = cancel
 
     def _picture(self, image: dict[str, str]) -> bytes | Path:
         if "base64" in image:
@@ -234,10 +234,10 @@ class Worker:
 
     def _cancel(self, message: Message, request_id: Id, _: list[bytes]) -> None:
         with self._lock:
-            ticket = self._open.get(message["request"])
-        if ticket:
-            ticket.cancel()
-        self._answer(request_id, type="cancelled", found=ticket is not None)
+            cancel = self._open.get(message["request"])
+        if cancel:
+            cancel()
+        self._answer(request_id, type="cancelled", found=cancel is not None)
 
     def _stats(self, _: Message, request_id: Id, __: list[bytes]) -> None:
         model = self._service.model
