@@ -1,4 +1,4 @@
-"""What a worker tells of an answer, as docs/protocol.md has it."""
+"""The events of an answer as messages of the protocol (WorkerText, WorkerRegion and WorkerDone of schemas.py)."""
 
 from __future__ import annotations
 
