@@ -39,17 +39,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def _number(text: str) -> int | float:
+def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("a number is too large")
+    return value
+
+
+def _number(text: str) -> int | float:
+    value = _finite(text)
     return int(value) if -(2**63) <= value < 2**64 and value.is_integer() else value
 
 
 def _number_of_digits(digits: str) -> int | float:
     if len(digits) <= 20 and -(2**63) <= (value := int(digits)) < 2**64:
         return value
-    return _number(digits)
+    return _finite(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,77 +1,54 @@
-"""/v1/regions: boxes and masks, without a conversation around them. JSON or a form with files."""
+"""/v1/regions: boxes and masks without a conversation around them. The request is JSON, or a form with files."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
-from ...errors import InputError
-from ...generation import SamplingOptions
-from ...regions.export import malformed_to_json, to_json
+from ...regions.export import malformed_to_json
 from ...regions.select import select
 from ..service.limits import Limits
 from ..service.requests import Answered
-from .chat import usage
-from .errors import bad_request
-from .schemas import Fields, sampling
+from ..structs import Malformed, given
+from .body import check, parse
+from .chat import regions_of, usage
+from .errors import APIError, bad_request
+from .schemas import Regions, RegionsRequest
 
 
-@dataclass(frozen=True)
-class RegionsRequest:
-    model: str | None
-    prompt: str
-    named: list[tuple[str, str]]
-    """Place in the request, and data URI, address or file."""
-    options: SamplingOptions
-    scores: bool
-    constrain: bool
-    narrow: dict[str, Any]
-    """Arguments of `select`."""
-
-    @property
-    def enough(self) -> int | None:
-        """With so many regions a constrained answer may end: where nothing but their order decides which are kept."""
-        first_count = self.constrain and not self.scores and self.narrow["dedup_iou"] is None
-        return self.narrow["max_regions"] if first_count else None
+def check_regions(value: Any) -> RegionsRequest:
+    """The regions request that a parsed body is. Raises APIError."""
+    asked = check(value, RegionsRequest)
+    if (asked.image is UNSET) == (asked.images is UNSET):
+        raise bad_request("there must be either image or images", "image" if asked.image is UNSET else "images")
+    return asked
 
 
-def read(value: Any, text: bool = False) -> RegionsRequest:
-    """text: of a form. Raises APIError."""
-    fields = Fields(value, text=text)
-    named = list[tuple[str, str]]()
-    if (image := fields.take("image")) is not None:
-        named = [(place, item) for place, item in Fields({"image": [image]}).items("image")]
-        if fields.take("images") is not None:
-            raise bad_request("there are both image and images", "images")
-    elif not text:
-        named = list(fields.items("images"))
-    for place, item in named:
-        if not isinstance(item, str):
-            raise bad_request(f"{place} must be a string", place)
-    narrow: dict[str, Any] = {
-        "min_score": fields.number("min_score", 0, 1),
-        "dedup_iou": fields.number("dedup_iou", 0, 1),
-        "max_regions": fields.integer("max_regions", 1, 1_000_000),
-    }
-    try:
-        select([], **narrow)
-    except InputError as error:
-        raise bad_request(str(error)) from None
-    request = RegionsRequest(
-        model=fields.string("model", "") or None,
-        prompt=fields.string("prompt"),
-        named=named,
-        options=sampling(fields),
-        scores=fields.boolean("scores") or narrow["min_score"] is not None,
-        constrain=fields.boolean("constrain"),
-        narrow=narrow,
-    )
-    fields.without({}, frozenset())
-    return request
+def named_images(asked: RegionsRequest) -> list[tuple[str, str]]:
+    """Of each picture its place in the request and its name: data URI, address or file."""
+    if asked.image is not UNSET:
+        return [("image", asked.image)]
+    return [(f"images[{index}]", image) for index, image in enumerate(asked.images or ())]
+
+
+def narrow(asked: RegionsRequest) -> dict[str, Any]:
+    """The arguments of `select`."""
+    return given(asked, "min_score", "dedup_iou", "max_regions")
+
+
+def enough(asked: RegionsRequest) -> int | None:
+    """With so many regions a constrained answer may end: where nothing but their order decides which are kept."""
+    by_order = asked.constrain and not wants_scores(asked) and asked.dedup_iou is UNSET
+    return asked.max_regions if by_order and asked.max_regions is not UNSET else None
+
+
+def wants_scores(asked: RegionsRequest) -> bool:
+    """Whether scores have to be computed."""
+    return asked.scores or asked.min_score is not UNSET
 
 
 async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[RegionsRequest, list[bytes]]:
@@ -95,7 +72,7 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
                 if name not in ("image", "images"):
                     raise bad_request(f"a file is called {name[:100]!r}, but must be called image", name[:100])
                 pictures.append(await value.read())
-            elif name in fields or name == "image":
+            elif name in fields or name in ("image", "images"):
                 raise bad_request(f"{name[:100]!r} is given twice, or is no file", name[:100])
             else:
                 fields[name] = value
@@ -103,20 +80,31 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
         await form.close()
     if not pictures:
         raise bad_request("there is no picture: send one as a file called image", "image")
-    return read(fields, text=True), pictures
+    named = {name: value if name in _TEXTS else _value(value) for name, value in fields.items()}
+    return check({name: value for name, value in named.items() if value is not None}, RegionsRequest), pictures
 
 
-def answer(request: RegionsRequest, done: Answered, model: str) -> dict[str, Any]:
-    """As `pg-mlx generate --format json` tells it."""
+_TEXTS = frozenset({"model", "prompt"})
+
+
+def _value(text: str) -> Any:
+    """A field of a form that is no text, written as in JSON. What is no JSON stays text, which is then refused."""
+    try:
+        return parse(text.encode())
+    except (APIError, UnicodeEncodeError):
+        return text
+
+
+def answer(request: RegionsRequest, done: Answered, model: str) -> Regions:
+    """The answer, with the regions that the request asks for. model: its name, as clients call it."""
     generation, (width, height) = done.generation, done.image_size
-    return {
-        "object": "regions",
-        "model": model,
-        "width": width,
-        "height": height,
-        "text": generation.text,
-        "regions": [to_json(region) for region in select(generation.regions, **request.narrow)],
-        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
-        "finish_reason": generation.finish_reason,
-        "usage": usage(generation),
-    }
+    return Regions(
+        model=model,
+        width=width,
+        height=height,
+        text=generation.text,
+        regions=regions_of(select(generation.regions, **narrow(request))),
+        malformed=[Malformed(**malformed_to_json(malformed)) for malformed in generation.malformed],
+        finish_reason=generation.finish_reason,  # type: ignore[arg-type]  # never cancelled
+        usage=usage(generation),
+    )
