@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import json
 import re
 import socket
@@ -14,9 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from helpers.server import CHAT, chat, data_uri, raw, refused, serving
 from helpers.service import SCENE, service
 from test_service import png_header
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from pg_mlx.serving.http import fetch
 from pg_mlx.serving.http.errors import APIError
@@ -55,6 +59,23 @@ def test_connections_are_bounded(shared: Service):
             assert response.headers["connection"] == "close" and response.headers["retry-after"] == "1"
         time.sleep(0.1)
         assert client.get("/health").status_code == 200
+
+
+def test_uvicorn_still_has_what_the_server_changes_in_it():
+    """The server changes a class of uvicorn's that is not public: pyproject.toml bounds its version, and this says what
+    to look at before the bound is raised."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import ServerState
+
+    for method in ("connection_made", "data_received", "send_400_response", "connection_lost"):
+        assert callable(vars(H11Protocol).get(method)), method
+        assert vars(H11Protocol)[method].__code__.co_argcount == 2, method
+    config = uvicorn.Config(lambda *_: None, ws="none", lifespan="off", log_config=None)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        connection = H11Protocol(config, ServerState(), {}, loop)
+    for name in ("connections", "transport", "cycle", "conn", "app", "loop"):
+        assert hasattr(connection, name), name
+    assert "response_complete" in inspect.getsource(RequestResponseCycle.__init__)
 
 
 def test_slow_heads_and_slow_bodies_are_cut_off(client: httpx.Client):

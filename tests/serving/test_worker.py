@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.paths import ROOT
@@ -25,8 +26,9 @@ from pg_mlx.serving.service.service import ServingError
 from pg_mlx.serving.strict_json import BadJson
 from pg_mlx.serving.structs import Invalid
 from pg_mlx.serving.worker import schemas
-from pg_mlx.serving.worker.framing import Incoming, LineTooLong, line_of, parse
+from pg_mlx.serving.worker.framing import Incoming, LineTooLong, frame_lengths, line_of, parse
 from pg_mlx.serving.worker.pictures import confined
+from pg_mlx.serving.worker.worker import loading
 
 FUZZED_LINES = int(os.environ.get("PG_MLX_FUZZED_LINES", "300"))
 """10000 for a thorough run."""
@@ -138,6 +140,46 @@ def test_bad_requests_are_told_apart(worker: Raw):
     assert worker.ask("generate", prompt="ocr", images=[PATH], constrian=True)["code"] == "bad_request"
     assert worker.ask("generate", prompt="\ud800", images=[PATH])["code"] == "bad_request"
     assert worker.ask("generate", prompt="o" * 40_000, images=[PATH])["code"] == "too_large"
+
+
+HIDDEN = b'\n{"type":"shutdown","id":"hidden"}\n'
+
+
+@pytest.mark.parametrize("length", [float, lambda size: f"{size}e0", lambda size: f"{size / 10}e1"])
+def test_a_length_is_the_same_however_it_is_written(worker: Raw, length: Any):
+    """Else the worker would read the picture as lines, and a picture could hold any."""
+    for picture, kind in ((SCENE.read_bytes(), "done"), (HIDDEN, "error")):
+        image = f'{{"bytes": {length(len(picture))}}}'
+        text = f'{{"type": "generate", "id": "x", "prompt": "ocr", "max_tokens": 3.0, "images": [{image}]}}'
+        message = parse(text.encode())
+        assert frame_lengths(message) == [schemas.read(message).images[0].bytes] == [len(picture)]
+        worker.write(text.encode() + b"\n" + picture)
+        assert worker.until("x", "done", "error")["type"] == kind
+    assert worker.ask("stats")["state"] == "ready"
+
+
+def test_options_of_loading_come_from_the_message_and_else_from_the_flags():
+    flags = {"memory": "1GB", "layers_at_once": 2}
+    message = {"type": "load", "id": 1}
+    assert loading(schemas.read(message), flags) == flags
+    options = {
+        "dtype": "float32", "adapter_path": ["a"], "revision": "r", "max_memory": "8GB", "memory": 10**9,
+        "layers_at_once": 1, "mask_decoder": "m", "tokenizer": "t",
+    }  # fmt: skip
+    assert loading(schemas.read({**message, **options, "sliding_window": True}), flags) == {
+        **options,
+        "use_sliding_window": True,
+    }
+    assert set(schemas.ClientLoad.__struct_fields__) == {*options, "id", "model", "sliding_window"}
+
+
+def test_a_load_message_overrides_the_flags():
+    with Raw("--layers-at-once", "3") as raw:
+        raw.greet(load=False)
+        assert raw.ask("load", layers_at_once=0)["code"] == "bad_request"
+        assert raw.ask("load", memory="lots")["code"] == "bad_model"
+        assert raw.ask("load", layers_at_once=1, sliding_window=False, dtype="float16")["model"]["dtype"] == "float16"
+        assert raw.ask("generate", prompt="caption en", images=[PATH])["type"] == "done"
 
 
 def test_a_line_without_end_is_refused_and_passed_over(worker: Raw):
