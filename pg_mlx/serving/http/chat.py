@@ -146,6 +146,7 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
         async with aclosing(self.chunks):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:

@@ -29,7 +29,7 @@ def check_regions(value: Any) -> RegionsRequest:
 
 
 def named_images(asked: RegionsRequest) -> list[tuple[str, str]]:
-    """Of each picture its place in the request and its name: data URI, address or file."""
+    """The place of each picture in the request, and its name: data URI, address or file."""
     if asked.image is not UNSET:
         return [("image", asked.image)]
     return [(f"images[{index}]", image) for index, image in enumerate(asked.images or ())]

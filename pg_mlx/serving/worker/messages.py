@@ -12,12 +12,14 @@ Id = str | int
 
 
 def partial_message(request_id: Id, event: Text | RegionFound) -> Message:
+    """WorkerText or WorkerRegion."""
     if isinstance(event, Text):
         return {"type": "text", "id": request_id, "text": event.text}
     return {"type": "region", "id": request_id, "region": to_json(event.region)}
 
 
 def done_message(request_id: Id, event: Answered) -> Message:
+    """WorkerDone."""
     generation = event.generation
     width, height = event.image_size
     return {

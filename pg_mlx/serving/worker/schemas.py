@@ -100,7 +100,7 @@ class ClientLoad(ClientMessage, tag="load"):
 
 
 class ClientGenerate(ClientMessage, tag="generate"):
-    """Ask about pictures. Of each picture in `bytes`, in order, a frame of that length follows the line."""
+    """Ask about pictures. For each picture in `bytes`, in order, a frame of that length follows the line."""
 
     prompt: str
     images: Annotated[list[Picture], Meta(min_length=1)]

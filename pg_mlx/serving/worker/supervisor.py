@@ -224,7 +224,7 @@ class Supervisor:
 
 
 def _exit_code(worker: _Worker) -> int:
-    """Of a worker whose stdout has ended; one that goes on is killed."""
+    """The exit code of a worker whose stdout has ended. It is killed if it does not exit."""
     try:
         return worker.wait(timeout=5)
     except subprocess.TimeoutExpired:

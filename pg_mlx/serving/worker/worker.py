@@ -66,7 +66,7 @@ class Worker:
         self._over = threading.Event()
         self._code = 0
         self._shutdown_id: Id | None = None
-        """Of the `shutdown` message, which is answered last."""
+        """The id of the `shutdown` message, which is answered last."""
         self._commands: dict[type, Callable[[Any, Id, list[bytes]], None]] = {
             schemas.ClientHello: self._hello,
             schemas.ClientLoad: self._load,
