@@ -79,6 +79,14 @@ def given(struct: Struct, *names: str) -> dict[str, Any]:
 
 
 _AT = re.compile(r"(.*?)(?: - at `(?:key in )?\$\.?([^`]*)`)?", re.DOTALL)
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 
 
@@ -92,7 +100,8 @@ def _invalid(message: str) -> Invalid:
         name = ".".join(filter(None, (place, field[2][:100])))
         return Invalid(name, "is unknown" if unknown else "is missing", unknown)
     if what.startswith("Expected "):
-        return Invalid(place, "must be " + what[len("Expected ") :].replace("`", "").replace(", got", ", not"))
+        what = re.sub(r"`([^`]*)`", lambda found: " or ".join(_WORDS.get(n, n) for n in found[1].split(" | ")), what)
+        return Invalid(place, what.replace("Expected ", "must be ", 1).replace(", got ", ", not "))
     if what.startswith("Invalid "):
         return Invalid(place, "is none of the values it may have")
     return Invalid(place, what)
