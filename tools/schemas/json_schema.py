@@ -48,6 +48,8 @@ def _tidy(schema: Any, renamed: Callable[[str], str]) -> Any:
             tidy[key] = {name: _tidy(item, renamed) for name, item in value.items()}
         elif key == "default":
             tidy |= {} if value is None or value == "" else {key: value}
+        elif key == "anyOf":  # null last: versions of msgspec differ
+            tidy[key] = _tidy(sorted(value, key=lambda one: one == {"type": "null"}), renamed)
         elif key not in ("title", "discriminator"):
             tidy[key] = _tidy(value, renamed)
     return tidy

@@ -17,6 +17,7 @@ from ..structs import Malformed, given
 from .body import check, parse
 from .chat import regions_of, usage
 from .errors import APIError, bad_request
+from .events import in_thread
 from .schemas import Regions, RegionsRequest
 
 
@@ -80,11 +81,16 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
         await form.close()
     if not pictures:
         raise bad_request("there is no picture: send one as a file called image", "image")
-    named = {name: value if name in _TEXTS else _value(value) for name, value in fields.items()}
-    return check({name: value for name, value in named.items() if value is not None}, RegionsRequest), pictures
+    return await in_thread(_check_form, fields), pictures
 
 
 _TEXTS = frozenset({"model", "prompt"})
+
+
+def _check_form(fields: dict[str, str]) -> RegionsRequest:
+    """The request that the fields of a form are. Raises APIError."""
+    values = {name: text if name in _TEXTS else _value(text) for name, text in fields.items()}
+    return check({name: value for name, value in values.items() if value is not None}, RegionsRequest)
 
 
 def _value(text: str) -> Any:
