@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: messages go in, and each request's answers come out to its listener."""
+"""A worker process as its parent sees it: sends requests, and calls the listener of each with its messages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Child:
     """One worker process, from its start to its end. All methods may be called from any thread."""
 
     def __init__(self, command: Sequence[str]):
+        """Start it. command: what starts a worker. Raises ServingError."""
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         except OSError as error:
@@ -32,7 +33,8 @@ class Child:
         threading.Thread(target=self._read, name="pg_mlx client", daemon=True).start()
 
     def send(self, message: Message, listener: Callable[[Message], None], frames: Sequence[bytes] = ()) -> int:
-        """Returns the request's id. The listener gets all its messages; the last one may say that the worker died."""
+        """Send a request without its id. frames: that follow the line. Returns the id. The listener is called with all
+        messages of the request; the last one may be the error `worker_died`. Raises InputError or ServingError."""
         with self._lock:
             if self.ended:
                 raise ServingError("worker_died", "the worker has ended")
@@ -48,11 +50,12 @@ class Child:
                 for part in (data, *frames):
                     write_all(self._stdin.fileno(), part)
         except (OSError, ValueError):
-            pass  # it has died, which the reader sees
+            pass  # the worker has died: the reader sees that and calls the listener
         return request_id
 
     def ask(self, message: Message, on_other: Callable[[Message], None] = lambda message: None) -> Message:
-        """The last message. Raises ServingError if it is an error."""
+        """Send a request, and return its last message. on_other: called with those before it. Raises ServingError for
+        an error."""
         future: Future[Message] = Future()
 
         def listen(answer: Message) -> None:
@@ -68,12 +71,14 @@ class Child:
         return answer
 
     def cancel(self, request_id: int) -> None:
+        """Cancel a request, unless it is answered."""
         with self._lock:
             if self.ended or request_id not in self._listeners:
                 return
         self.send({"type": "cancel", "request": request_id}, lambda message: None)
 
     def close(self, timeout: float) -> None:
+        """End the worker once the accepted requests are answered. After `timeout` seconds it is killed."""
         try:
             self.send({"type": "shutdown"}, lambda message: None)
             self.process.wait(timeout)
@@ -82,7 +87,7 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        """It and its pipes are gone when this returns."""
+        """Kill the worker, and wait for its end."""
         self.process.kill()
         self.process.wait()
         self._stdin.close()

@@ -1,4 +1,4 @@
-"""A worker process for programs in Python: their own process loads no MLX, and survives whatever happens to the model.
+"""A worker process for programs in Python: their own process loads no MLX, and goes on whatever happens to the model.
 
     with Client("google/paligemma2-3b-mix-448") as client:
         print(client.generate("caption en", "cat.jpg").text)
@@ -45,7 +45,7 @@ class Region(TypedDict):
 
 @dataclass(frozen=True)
 class Answer:
-    """As pg_mlx.Generation, in plain types. width, height: of the first picture."""
+    """As pg_mlx.Generation, in plain types. width, height: of the first picture, in pixels."""
 
     text: str
     token_ids: list[int]
@@ -58,7 +58,7 @@ class Answer:
 
 
 Event = str | Region | Answer
-"""Of a stream: more text, a region that became complete, and at last the answer."""
+"""What a stream gives: more text, a region that has become complete, and at last the answer."""
 
 
 class Client:
@@ -72,8 +72,9 @@ class Client:
         progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
         **load: Any,
     ):
-        """model: folder or hub repository; the bundled demo if None. command: what starts a worker. progress: told the
-        stages of loading. load: other fields of the `load` message (dtype, revision, adapter_path, ...)."""
+        """model: folder or hub repository; the bundled demo if None. command: what starts a worker. progress: called
+        with each stage of loading, how much of it is done, and how much it is. load: other fields of the `load`
+        message (dtype, revision, adapter_path, ...)."""
         self._load = {"type": "load", **({} if model is None else {"model": str(model)}), **load}
         self._command, self._progress = list(command), progress
         self._lock = threading.Lock()
@@ -91,12 +92,12 @@ class Client:
 
     @property
     def pid(self) -> int | None:
-        """Of the worker, if one was started."""
+        """The process id of the worker, if one was started."""
         return self._worker.process.pid if self._worker else None
 
     def generate(self, prompt: str, image: Image | Sequence[Image], **options: Any) -> Answer:
         """The whole answer. options: other fields of the `generate` message (max_tokens, temperature, constrain,
-        deadline_s, ...). Raises ServingError, whose `code` tells failures apart."""
+        deadline_s, ...). Raises ServingError, whose `code` says which error it is."""
         *_, last = self.stream(prompt, image, stream=False, **options)
         assert isinstance(last, Answer)
         return last
@@ -117,8 +118,8 @@ class Client:
     def submit(
         self, listener: Callable[[Message], None], prompt: str, image: Image | Sequence[Image], **options: Any
     ) -> Callable[[], None]:
-        """What `stream` is made of: the listener is told the request's messages as they are, on another thread. Returns
-        a function that cancels it."""
+        """Send a request. The listener is called with its messages as they come, on another thread. Returns a function
+        that cancels the request. Raises InputError or ServingError."""
         line, frames = _generate(prompt, image, options)
         worker = self._running()
         request_id = worker.send(line, listener, frames)
@@ -129,7 +130,7 @@ class Client:
         return self._running().ask({"type": "stats"})
 
     def close(self, timeout: float = CLOSE_S) -> None:
-        """End the worker, once what was accepted is answered."""
+        """End the worker once the accepted requests are answered. After `timeout` seconds it is killed."""
         with self._lock:
             worker, self._worker = self._worker, None
         if worker:
@@ -165,6 +166,7 @@ class AsyncClient:
         await self.close()
 
     async def start(self) -> None:
+        """As Client.start."""
         await asyncio.to_thread(self._client.start)
 
     async def generate(self, prompt: str, image: Image | Sequence[Image], **options: Any) -> Answer:
@@ -197,14 +199,16 @@ class AsyncClient:
             cancel()
 
     async def stats(self) -> Message:
+        """As Client.stats."""
         return await asyncio.to_thread(self._client.stats)
 
     async def close(self, timeout: float = CLOSE_S) -> None:
+        """As Client.close."""
         await asyncio.to_thread(self._client.close, timeout)
 
 
 def event_of(message: Message) -> Event:
-    """Raises ServingError for an error message."""
+    """The event that a message is. Raises ServingError for an error message."""
     if message["type"] == "error":
         raise ServingError(message["code"], message["message"])
     if message["type"] == "done":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers.paths import ROOT
 
-WORKER_NEEDS = ("mlx", "mlx-cpu", "numpy", "pillow", "sentencepiece")
+WORKER_NEEDS = ("mlx", "mlx-cpu", "msgspec", "numpy", "pillow", "sentencepiece")
 VERSION = "{}.{}".format(*sys.version_info)
 
 

@@ -8,15 +8,16 @@ import queue
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
+from pg_mlx.serving.worker import framing
 from pg_mlx.serving.worker.framing import LAST
-from pg_mlx.serving.worker.schema import PATH
 
 WAIT_S = 120
-SCHEMA = json.loads(PATH.read_bytes())
+SCHEMA = json.loads(Path(framing.__file__).with_name("protocol.schema.json").read_bytes())
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:

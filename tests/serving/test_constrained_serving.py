@@ -64,7 +64,10 @@ def test_the_worker_and_its_client_constrain(answers: list[Generation], first: s
         assert client.generate(PROMPTS[2], SCENE, constrain=True, max_regions=1).text == first
         wrong = [(prompt, dict(constrain=True), words) for prompt, words in WRONG.items()]
         wrong += [("detect cat", dict(constrain="yes"), "constrain"), ("detect cat", dict(constrain=1), "constrain")]
-        wrong += [("detect cat", dict(max_regions=1), "max_regions"), ("detect cat", dict(max_regions=-1), "range")]
+        wrong += [
+            ("detect cat", dict(max_regions=1), "max_regions"),
+            ("detect cat", dict(max_regions=-1), "max_regions must be a whole number >= 0"),
+        ]
         for prompt, options, words in wrong:
             with pytest.raises(ServingError, match=words) as error:
                 client.generate(prompt, SCENE, **options)

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import pg_mlx.serving.http
-from pg_mlx.serving.http.chat import IGNORED, NEUTRAL
 from pg_mlx.serving.service.service import Service
 
 FUZZED_BODIES = int(os.environ.get("PG_MLX_FUZZED_BODIES", "150"))
@@ -49,12 +48,6 @@ def client(shared: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def validator(schema: Any) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator({**schema, "components": DOCUMENT["components"]})
-
-
-def test_the_document_tells_what_becomes_of_openais_parameters():
-    told = DOCUMENT["components"]["schemas"]["ChatRequest"]["properties"]
-    assert all(told[name]["enum"] == [*values, None] for name, values in NEUTRAL.items())
-    assert all("enum" not in told[name] for name in IGNORED)
 
 
 # --- what is sent -------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from helpers.service import CHECKPOINT, MIXED, SCENE, WILD, Asked, alone, loaded
 from PIL import Image
 
 from pg_mlx.checkpoint.load import LoadOptions
-from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.generation import Engine, SamplingOptions
 from pg_mlx.memory.residency import model_scratch_bytes
 from pg_mlx.ops import device
@@ -308,7 +307,7 @@ def test_what_was_known_before_a_failed_pass_is_sent_before_it(ops: str, monkeyp
     others = [alone(*mixed).text for mixed in MIXED]
     monkeypatch.setattr(Engine, "_advance", failing)
     with device.use(ops), Service() as running:
-        running.load(Source(CHECKPOINT, dtype="float32")).result()
+        running.load(CHECKPOINT, LoadOptions(dtype="float32")).result()
         bad, *good = [Asked(running, Ask(*asked)) for asked in (("caption fr", [SCENE], WILD), *MIXED)]
         text = ""
         while isinstance(event := bad.events.get(timeout=60), Text):

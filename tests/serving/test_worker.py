@@ -11,24 +11,30 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.paths import ROOT
 from helpers.service import CAT, MIXED, SCENE, WILD, alone
-from helpers.worker import CLIENT, WORKER, Raw
+from helpers.worker import CLIENT, SCHEMA, WORKER, Raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.error_codes import ERROR_CODES
 from pg_mlx.serving.service.service import ServingError
-from pg_mlx.serving.worker.framing import BadJson, Incoming, LineTooLong, parse
-from pg_mlx.serving.worker.schema import complaint, definitions
-from pg_mlx.serving.worker.worker import confined
+from pg_mlx.serving.strict_json import BadJson
+from pg_mlx.serving.structs import Invalid
+from pg_mlx.serving.worker import schemas
+from pg_mlx.serving.worker.framing import Incoming, LineTooLong, frame_lengths, line_of, parse
+from pg_mlx.serving.worker.pictures import confined
+from pg_mlx.serving.worker.worker import loading
 
 FUZZED_LINES = int(os.environ.get("PG_MLX_FUZZED_LINES", "300"))
 """10000 for a thorough run."""
 AT_ONCE = 25
+DEFINITIONS: dict[str, dict[str, object]] = SCHEMA["$defs"]
+MESSAGES = {name for name in DEFINITIONS if name.startswith(("client_", "worker_"))}
 
 PATH = {"path": str(SCENE)}
 LONG = dict(prompt="ocr", images=[PATH], max_tokens=8000, temperature=WILD.temperature, seed=WILD.seed)
@@ -50,7 +56,7 @@ def test_a_conversation_from_hello_to_bye():
         hello = raw.ask("hello", protocols=[1, 2], id="a")
         assert hello["protocol"] == 1 and set(hello["capabilities"]["pictures"]) == {"path", "base64", "bytes"}
         commands = hello["capabilities"]["commands"]
-        assert {f"client_{name}" for name in commands} == {name for name in definitions() if name[:7] == "client_"}
+        assert {f"client_{name}" for name in commands} == {name for name in MESSAGES if name[:7] == "client_"}
         assert raw.ask("generate", prompt="ocr", images=[PATH])["code"] == "not_loaded"
         assert raw.ask("load", model="/nothere/at/all")["code"] == "bad_model"
         loading = raw.say("load")
@@ -136,6 +142,46 @@ def test_bad_requests_are_told_apart(worker: Raw):
     assert worker.ask("generate", prompt="o" * 40_000, images=[PATH])["code"] == "too_large"
 
 
+HIDDEN = b'\n{"type":"shutdown","id":"hidden"}\n'
+
+
+@pytest.mark.parametrize("length", [float, lambda size: f"{size}e0", lambda size: f"{size / 10}e1"])
+def test_a_length_is_the_same_however_it_is_written(worker: Raw, length: Any):
+    """Else the worker would read the picture as lines, and a picture could hold any."""
+    for picture, kind in ((SCENE.read_bytes(), "done"), (HIDDEN, "error")):
+        image = f'{{"bytes": {length(len(picture))}}}'
+        text = f'{{"type": "generate", "id": "x", "prompt": "ocr", "max_tokens": 3.0, "images": [{image}]}}'
+        message = parse(text.encode())
+        assert frame_lengths(message) == [schemas.read(message).images[0].bytes] == [len(picture)]
+        worker.write(text.encode() + b"\n" + picture)
+        assert worker.until("x", "done", "error")["type"] == kind
+    assert worker.ask("stats")["state"] == "ready"
+
+
+def test_options_of_loading_come_from_the_message_and_else_from_the_flags():
+    flags = {"memory": "1GB", "layers_at_once": 2}
+    message = {"type": "load", "id": 1}
+    assert loading(schemas.read(message), flags) == flags
+    options = {
+        "dtype": "float32", "adapter_path": ["a"], "revision": "r", "max_memory": "8GB", "memory": 10**9,
+        "layers_at_once": 1, "mask_decoder": "m", "tokenizer": "t",
+    }  # fmt: skip
+    assert loading(schemas.read({**message, **options, "sliding_window": True}), flags) == {
+        **options,
+        "use_sliding_window": True,
+    }
+    assert set(schemas.ClientLoad.__struct_fields__) == {*options, "id", "model", "sliding_window"}
+
+
+def test_a_load_message_overrides_the_flags():
+    with Raw("--layers-at-once", "3") as raw:
+        raw.greet(load=False)
+        assert raw.ask("load", layers_at_once=0)["code"] == "bad_request"
+        assert raw.ask("load", memory="lots")["code"] == "bad_model"
+        assert raw.ask("load", layers_at_once=1, sliding_window=False, dtype="float16")["model"]["dtype"] == "float16"
+        assert raw.ask("generate", prompt="caption en", images=[PATH])["type"] == "done"
+
+
 def test_a_line_without_end_is_refused_and_passed_over(worker: Raw):
     worker.write(b'{"type":"stats","id":"' + b"x" * ((64 << 20) + 10) + b'"}\n')
     assert worker.next()["code"] == "too_large"
@@ -178,8 +224,8 @@ ids = st.integers(0, 9) | st.text(max_size=3) | st.integers(-5, 2**60) | st.none
 @st.composite
 def messages(draw: st.DrawFn) -> dict[str, object]:
     """Near to valid ones, some quite."""
-    kind = draw(st.sampled_from([*(name[7:] for name in definitions() if name.startswith("client_")), "x"]))
-    wanted = definitions().get(f"client_{kind}", {"properties": {}, "required": []})
+    kind = draw(st.sampled_from([*sorted(name[7:] for name in MESSAGES if name.startswith("client_")), "x"]))
+    wanted = DEFINITIONS.get(f"client_{kind}", {"properties": {}, "required": []})
     names = [name for name in wanted["properties"] if name in FIELDS] or ["seed"]
     chosen = {name for name in wanted["required"] if name in FIELDS}
     chosen |= set(draw(st.lists(st.sampled_from(names), max_size=4)))
@@ -190,9 +236,18 @@ def messages(draw: st.DrawFn) -> dict[str, object]:
     return message
 
 
+def valid(message: object) -> bool:
+    """Whether the worker accepts it, as a line."""
+    try:
+        schemas.read(parse(line_of(message)))  # type: ignore[arg-type]
+    except (BadJson, Invalid):
+        return False
+    return True
+
+
 def harmless(message: object) -> bool:
     """It does not end what the others are tried on, and does not answer for minutes."""
-    if not isinstance(message, dict) or complaint(message) is not None:
+    if not isinstance(message, dict) or not valid(message):
         return True
     if message["type"] == "generate":
         return message.get("max_tokens", 256) <= 4
@@ -258,7 +313,7 @@ def test_no_line_breaks_the_worker(worker: Raw, sent: list[bytes], last: int):
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(message=messages() | json_values)
 def test_what_the_worker_accepts_is_what_the_schema_says(message: object):
-    assert (complaint(message) is None) == CLIENT.is_valid(message)
+    assert valid(message) == CLIENT.is_valid(message)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -399,5 +454,5 @@ def test_the_documentation_tells_every_message_and_code_in_valid_examples():
             name = "client" if side == "→" else "worker"
             (CLIENT if side == "→" else WORKER).validate(message)
             told.add(f"{name}_{message['type']}")
-    assert told == {name for name in definitions() if name.startswith(("client_", "worker_"))}
+    assert told == MESSAGES
     assert all(f"`{code}` | {meaning}" in text for code, meaning in ERROR_CODES.items())

@@ -1,4 +1,4 @@
-"""The application: which address does what."""
+"""The ASGI application: what each address does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,22 +22,20 @@ from starlette.types import ASGIApp
 from ... import __version__
 from ..service.requests import Answered, Ask, RegionFound, Text
 from ..service.service import Service
-from . import chat, regions
-from .body import Bodies
+from . import chat, regions, schemas
+from .body import Bodies, parse
 from .errors import APIError, ClientGone, Json
-from .events import ask
+from .events import ask, in_thread
 from .metrics import Metrics
 from .middleware import Access, Guard
-from .schemas import parse
 from .settings import Settings
 from .sources import pictures
-from .threads import in_thread
 
 _FOLDER = Path(__file__).parent
 
 
 def application(service: Service, settings: Settings) -> ASGIApp:
-    """The ASGI application around a service, which the caller owns."""
+    """The ASGI application around a service. The caller closes the service."""
     return _Server(service, settings).application()
 
 
@@ -53,6 +50,7 @@ class _Server:
         self._created = int(time.time())
 
     def application(self) -> ASGIApp:
+        """Routes, and the middleware around them."""
         settings = self._settings
         app: ASGIApp = Starlette(
             routes=[
@@ -77,50 +75,56 @@ class _Server:
     # --- about the server -----------------------------------------------------------------------------
 
     async def page(self, request: Request) -> Response:
+        """The page."""
         return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
 
     async def health(self, request: Request) -> Response:
+        """Whether the server answers."""
         state = self._service.stats()["state"]
-        return Json({"status": state}, 200 if state == "ready" else 503)
+        return Json(schemas.Health(state), 200 if state == "ready" else 503)
 
     async def metrics(self, request: Request) -> Response:
+        """Figures for Prometheus."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
+        """The OpenAPI document."""
         return Json(self._openapi)
 
     async def models(self, request: Request) -> Response:
-        return Json({"object": "list", "data": [self._model()]})
+        """The list of the one model."""
+        return Json(schemas.Models([self._model()]))
 
     async def model(self, request: Request) -> Response:
-        self._known(request.path_params["name"])
+        """The model, if it has this name."""
+        self._check_model(request.path_params["name"])
         return Json(self._model())
 
-    def _model(self) -> dict[str, Any]:
-        info = self._service.model
-        about = {}
-        if info:
-            about = {
-                name: getattr(info, name) for name in ("model_type", "image_size", "image_tokens", "dtype", "device")
-            }
-        name = self._settings.model_name
-        return {"id": name, "object": "model", "created": self._created, "owned_by": "pg_mlx", **about}
+    def _model(self) -> schemas.Model:
+        model = schemas.Model(self._settings.model_name, self._created, "pg_mlx")
+        if info := self._service.model:
+            for name in ("model_type", "image_size", "image_tokens", "dtype", "device"):
+                setattr(model, name, getattr(info, name))
+        return model
 
-    def _known(self, name: str | None) -> None:
-        if name not in (None, self._settings.model_name):
+    def _check_model(self, name: str) -> None:
+        """Raises APIError if a request is for another model than this one. name: "" if the request gives none."""
+        if name not in ("", self._settings.model_name):
             there = self._settings.model_name
             raise APIError(404, "model_not_found", f"there is no such model here; there is {there}", "model")
 
     # --- answers --------------------------------------------------------------------------------------
 
     async def chat(self, request: Request) -> Response:
+        """An answer in OpenAI's form, whole or as a stream."""
         async with self._bodies.read(request) as body:
             _expect(request, "application/json")
-            asked = await in_thread(lambda: chat.read(parse(body)))
-            self._known(asked.model)
-            images = await pictures(asked.pictures, self._settings, self._service.limits)
+            asked = await in_thread(lambda: chat.check_chat(parse(body)))
+            self._check_model(asked.model)
+            prompt, named = chat.question(asked)
+            images = await pictures(named, self._settings, self._service.limits)
         seconds = self._settings.request_s
-        question = Ask(asked.prompt, images, asked.options, deadline_s=seconds, constrain=asked.constrain)
+        question = Ask(prompt, images, asked.options(), deadline_s=seconds, constrain=asked.constrain)
         events = self._ask(question, request)
         completion = chat.Completion(asked, self._settings.model_name)
         if asked.stream:
@@ -130,17 +134,18 @@ class _Server:
         return Json(await in_thread(completion.whole, done.generation))
 
     async def regions(self, request: Request) -> Response:
+        """An answer as boxes and masks."""
         limits = self._service.limits
         async with self._bodies.read(request) as body:
             if _expect(request, "application/json", "multipart/form-data") == "multipart/form-data":
                 asked, images = await regions.read_form(request.headers, body, limits)
-                self._known(asked.model)
+                self._check_model(asked.model)
             else:
-                asked = await in_thread(lambda: regions.read(parse(body)))
-                self._known(asked.model)
-                images = await pictures(asked.named, self._settings, limits)
-        seconds, constrained = self._settings.request_s, (asked.constrain, asked.enough)
-        question = Ask(asked.prompt, images, asked.options, asked.scores, seconds, *constrained)
+                asked = await in_thread(lambda: regions.check_regions(parse(body)))
+                self._check_model(asked.model)
+                images = await pictures(regions.named_images(asked), self._settings, limits)
+        seconds, constrained = self._settings.request_s, (asked.constrain, regions.enough(asked))
+        question = Ask(asked.prompt, images, asked.options(), regions.wants_scores(asked), seconds, *constrained)
         done = await _last(self._ask(question, request))
         return Json(await in_thread(regions.answer, asked, done, self._settings.model_name))
 
@@ -161,7 +166,9 @@ async def _last(events: AsyncGenerator[Text | RegionFound | Answered, None]) -> 
 
 
 def _expect(request: Request, *kinds: str) -> str:
-    """Also keeps web pages out that ask without asking first: what they may send unasked is no JSON."""
+    """The Content-Type, if it is one of these kinds. Raises APIError otherwise.
+
+    This keeps out web pages that send a request without a preflight, too: such a request cannot be JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in kinds:
         raise APIError(415, "bad_request", f"the Content-Type must be {' or '.join(kinds)}")
@@ -169,7 +176,7 @@ def _expect(request: Request, *kinds: str) -> str:
 
 
 def content_security_policy(page: str) -> str:
-    """Allows the page its own script and style, by their hashes, and questions to its own server; nothing else."""
+    """The header by which the page may use its own script and style (by their hashes) and ask its own server only."""
 
     def hashes(tag: str) -> str:
         blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)

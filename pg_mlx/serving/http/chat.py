@@ -1,185 +1,152 @@
-"""/v1/chat/completions: OpenAI's protocol over a model that does not chat. The text of the last user message is the
-prompt, as "detect cat"; its pictures are the ones asked about."""
+"""/v1/chat/completions: OpenAI's protocol for a model that does not chat. The text of the last user message is the
+prompt, such as "detect cat"; its pictures are the pictures of the question."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET, to_builtins
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...generation import Generation, SamplingOptions
+from ...generation import Generation
+from ...regions import Region as FoundRegion
 from ...regions.export import to_json
 from ..service.requests import Answered, RegionFound, Text
+from ..structs import Region
+from .body import check
 from .errors import APIError, ClientGone, bad_request, dumps
-from .schemas import Fields, sampling
-from .threads import in_thread
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "stop": ([],),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-}
-"""Parameters of OpenAI's that would change the answer, and the values with which they do not."""
-
-IGNORED = frozenset(
-    {
-        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "reasoning_effort", "verbosity", "parallel_tool_calls"),
-    }
+from .events import in_thread
+from .schemas import (
+    NEUTRAL,
+    AnswerMessage,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ImagePart,
+    TextPart,
+    Usage,
+    UserMessage,
 )
-"""Those that change nothing in it."""
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    model: str | None
-    prompt: str
-    pictures: list[tuple[str, str]]
-    """Place in the request, and data URI, address or file."""
-    options: SamplingOptions
-    stream: bool
-    usage: bool
-    """At the end of the stream."""
-    regions: bool
-    """Tell boxes and masks beside the text; not in OpenAI's protocol."""
-    constrain: bool
-    """As in Ask; not in OpenAI's protocol."""
-
-
-def read(value: Any) -> ChatRequest:
-    """Raises APIError."""
-    fields = Fields(value)
-    prompt, pictures = _messages(fields)
-    stream = fields.boolean("stream")
-    options = fields.take("stream_options")
-    if options is not None and not stream:
+def check_chat(value: Any) -> ChatRequest:
+    """The chat request that a parsed body is. Raises APIError."""
+    asked = check(value, ChatRequest)
+    if asked.stream_options is not UNSET and not asked.stream:
         raise bad_request("stream_options is only allowed with stream", "stream_options")
-    streaming = Fields(options or {}, "stream_options")
-    request = ChatRequest(
-        model=fields.string("model", "") or None,
-        prompt=prompt,
-        pictures=pictures,
-        options=sampling(fields),
-        stream=stream,
-        usage=streaming.boolean("include_usage"),
-        regions=fields.boolean("regions"),
-        constrain=fields.boolean("constrain"),
-    )
-    streaming.without({}, frozenset({"include_obfuscation"}))
-    fields.without(NEUTRAL, IGNORED)
-    return request
+    for name, allowed in NEUTRAL.items():
+        if not any(_same(getattr(asked, name), other) for other in allowed):
+            raise APIError(400, "unsupported_parameter", f"{name} is not supported by this model", name)
+    return asked
 
 
-def _messages(fields: Fields) -> tuple[str, list[tuple[str, str]]]:
-    """Prompt and pictures of the last message of the user's; its pictures may be in an earlier one."""
+def _same(value: Any, other: Any) -> bool:
+    """In JSON true is not 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def question(asked: ChatRequest) -> tuple[str, list[tuple[str, str]]]:
+    """The prompt, and of each picture its place in the request and its name (data URI, address or file): those of the
+    last message of a user, whose pictures may be in an earlier one. Raises APIError."""
     prompt: str | None = None
-    pictures: list[tuple[str, str]] = []
-    for place, item in fields.items("messages"):
-        message = Fields(item, place)
-        role = message.string("role")
-        if role not in ("user", "system", "developer", "assistant", "tool", "function"):
-            raise bad_request(f"{place}.role is none that OpenAI has", f"{place}.role")
-        if role == "user":
-            prompt, own = _content(message)
-            pictures = own or pictures
+    images: list[tuple[str, str]] = []
+    for index, message in enumerate(asked.messages):
+        if isinstance(message, UserMessage):
+            prompt, own = _content(message.content, f"messages[{index}].content")
+            images = own or images
     if prompt is None:
         raise bad_request("there is no message of the role user", "messages")
-    if not pictures:
+    if not images:
         raise bad_request("there is no picture: send one as a part of type image_url", "messages")
-    return prompt, pictures
+    return prompt, images
 
 
-def _content(message: Fields) -> tuple[str, list[tuple[str, str]]]:
-    content = message.take("content")
+def _content(content: str | list[TextPart | ImagePart], place: str) -> tuple[str, list[tuple[str, str]]]:
+    """The texts of a message with spaces between, and its pictures as in `question`."""
     if isinstance(content, str):
         return content, []
-    holder = Fields({"content": content}, message.name("")[:-1])
-    texts, pictures = list[str](), list[tuple[str, str]]()
-    for place, item in holder.items("content"):
-        part = Fields(item, place)
-        kind = part.string("type")
-        if kind == "text":
-            texts.append(part.string("text"))
-        elif kind == "image_url":
-            image = Fields(part.take("image_url"), f"{place}.image_url")
-            pictures.append((f"{place}.image_url.url", image.string("url")))
+    texts, images = list[str](), list[tuple[str, str]]()
+    for index, part in enumerate(content):
+        if isinstance(part, TextPart):
+            texts.append(part.text)
         else:
-            raise bad_request(f"{place}.type is neither text nor image_url", f"{place}.type")
-    return " ".join(texts), pictures
+            images.append((f"{place}[{index}].image_url.url", part.image_url.url))
+    return " ".join(texts), images
 
 
 class Completion:
-    """One answer in OpenAI's words."""
+    """One answer in OpenAI's form, whole or as events of a stream."""
 
     def __init__(self, request: ChatRequest, model: str):
-        self._request = request
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        """model: its name, as clients call it."""
+        self._regions = request.regions
+        self._usage = request.stream_options is not UNSET and request.stream_options.include_usage
+        self._head: dict[str, Any] = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model,
+        }  # fmt: skip
 
-    def whole(self, generation: Generation) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": generation.text, "refusal": None}
-        if self._request.regions:
-            message["regions"] = [to_json(region) for region in generation.regions]
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": generation.finish_reason}
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage(generation)}
+    def whole(self, generation: Generation) -> ChatCompletion:
+        """The answer without streaming."""
+        message = AnswerMessage(generation.text)
+        if self._regions:
+            message.regions = regions_of(generation.regions)
+        choices = [Choice(message, generation.finish_reason)]  # type: ignore[arg-type]  # never cancelled
+        return ChatCompletion(**self._head, choices=choices, usage=usage(generation))
 
     def begin(self) -> bytes:
+        """The first event."""
         return self._chunk({"role": "assistant", "content": ""})
 
     def more(self, event: Text | RegionFound) -> bytes:
+        """The event for more text or a region; empty for a region that was not asked for."""
         if isinstance(event, Text):
             return self._chunk({"content": event.text})
-        return self._chunk({"regions": [to_json(event.region)]}) if self._request.regions else b""
+        return self._chunk({"regions": [to_json(event.region)]}) if self._regions else b""
 
     def end(self, generation: Generation) -> bytes:
+        """The last events."""
         last = self._chunk({}, generation.finish_reason)
-        if self._request.usage:
-            last += self._event({"choices": [], "usage": usage(generation)})
+        if self._usage:
+            last += self._event({"choices": [], "usage": to_builtins(usage(generation))})
         return last + b"data: [DONE]\n\n"
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return self._event({"choices": [choice], **({"usage": None} if self._request.usage else {})})
+        return self._event({"choices": [choice], **({"usage": None} if self._usage else {})})
 
     def _event(self, rest: dict[str, Any]) -> bytes:
         return b"data: " + dumps({**self._head, "object": "chat.completion.chunk", **rest}) + b"\n\n"
 
 
-def usage(generation: Generation) -> dict[str, int]:
-    """Picture rows count as prompt tokens, the token that ends an answer as one of it."""
+def regions_of(regions: Sequence[FoundRegion]) -> list[Region]:
+    """Regions as the answers hold them."""
+    return [Region(**to_json(region)) for region in regions]
+
+
+def usage(generation: Generation) -> Usage:
+    """The tokens read and written."""
     read, written = generation.stats.prompt_tokens, generation.stats.decode_tokens
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return Usage(read, written, read + written)
 
 
 class EventStream(Response):
-    """Server-sent events. A failure after the first one is told as an event, as OpenAI does it."""
+    """Server-sent events. A failure after the first one is sent as an event, as OpenAI does it."""
 
     media_type = "text/event-stream"
 
     def __init__(self, chunks: AsyncGenerator[bytes, None]):
+        """chunks: closed at the end, also if the client hangs up."""
         super().__init__()
         self.chunks = chunks
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
         async with aclosing(self.chunks):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -199,7 +166,8 @@ async def stream(
     first: Text | RegionFound | Answered,
     rest: AsyncGenerator[Text | RegionFound | Answered, None],
 ) -> AsyncGenerator[bytes, None]:
-    """first: was waited for, so that what fails before it gets a status of its own."""
+    """The events of an answer, as bytes. first: has been waited for, so that a failure before it gets a status of its
+    own. rest: the events after it; closed at the end."""
     async with aclosing(rest):
         yield completion.begin()
         event = first

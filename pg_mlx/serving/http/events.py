@@ -1,10 +1,14 @@
-"""From the service's threads to the server's event loop."""
+"""Between the server's event loop and threads: the events of an answer, and work that would hold up the loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import functools
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
 
+import anyio.to_thread
+from anyio.lowlevel import RunVar
 from starlette.types import Receive
 
 from ..error_codes import ServingError
@@ -12,21 +16,38 @@ from ..service.requests import Answered, Ask, Event, Failed, RegionFound, Text
 from ..service.service import Service
 from .errors import APIError, ClientGone
 
+T = TypeVar("T")
+
+THREADS = 2
+"""How many pieces of work run in threads at a time: each may need three times the memory of what it works on."""
+
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("pg_mlx_threads")
+
+
+async def in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """What `work` returns, computed in a thread: for large JSON, and masks of large pictures."""
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(THREADS)
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(functools.partial(work, *arguments), limiter=limiter)
+
 
 async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerator[Text | RegionFound | Answered, None]:
-    """The events of an answer, of which Answered is the last. Closing the generator cancels the request, and so does a
-    client that hangs up (ClientGone). Raises APIError for a failure, at the first step if it is refused at once.
+    """The events of an answer; the last one is Answered. Closing the generator cancels the request, and so does a
+    client that hangs up (raises ClientGone). Raises APIError for a failure, at the first step if the service refuses.
 
-    receive: of the request, whose body has been read.
+    receive: of the HTTP request, whose body has been read.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event | ClientGone] = asyncio.Queue()
 
-    def hear(event: Event) -> None:
+    def listen(event: Event) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
     try:
-        cancel = service.submit(question, hear)
+        cancel = service.submit(question, listen)
     except ServingError as error:
         raise APIError.of(error) from None
     watcher = asyncio.create_task(_watch(receive, events))
@@ -46,6 +67,7 @@ async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerat
 
 
 async def _watch(receive: Receive, events: asyncio.Queue[Event | ClientGone]) -> None:
+    """Report a client that hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
     events.put_nowait(ClientGone())

@@ -1,4 +1,4 @@
-"""Fetching a picture for a stranger: from public addresses only, and nothing that goes on for ever."""
+"""Fetches a picture from an address that a client gives: public addresses only, within limits of bytes and seconds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import h11
 from .errors import APIError
 
 _TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
-"""IPv6 that a gateway turns into whatever IPv4 address it holds."""
+"""IPv6 networks whose addresses hold an IPv4 address, to which a gateway would connect."""
 
 
 async def fetch(url: str, place: str, limit: int, seconds: float) -> bytes:
-    """What the address answers, up to a number of bytes and seconds. Raises APIError, which names the place in the
-    request and never what was found at an address that is not public.
+    """The bytes of the picture at an address. place: of the address in the request. limit: of the bytes. Raises
+    APIError, which never repeats anything that was found at an address that is not public.
 
     The name is resolved once, and the connection goes to the address that was looked at. Redirects are not followed.
     """
@@ -79,7 +79,7 @@ async def _fetch(url: str, limit: int) -> bytes:
 
 
 async def resolve(host: str, port: int) -> str:
-    """The address of a host all of whose addresses are public."""
+    """An IP address of a host. Raises an error if any of the host's addresses is not public."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
@@ -88,7 +88,7 @@ async def resolve(host: str, port: int) -> str:
 
 
 def is_public(text: str) -> bool:
-    """Whether it is an address of the internet at large: not of this machine, of a local network, or set apart."""
+    """Whether an IP address is public: not of this machine, a local network, or a reserved range."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Figures for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ..service.requests import Answered
 from ..service.service import Service
 
 PATHS = frozenset({"/", "/health", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/models", "/v1/regions"})
-"""Paths that count by themselves; strangers invent any number of others."""
+"""Paths that are counted by name; all others count as one, since clients may invent any number of them."""
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
+    """The figures of one server."""
+
     def __init__(self, service: Service):
         self._registry = CollectorRegistry()
         make: Any = dict(registry=self._registry)
@@ -31,13 +33,14 @@ class Metrics:
         self._registry.register(_OfService(service))
 
     def request(self, path: str, status: int, seconds: float) -> str:
-        """Count one. Returns the path as it was counted."""
+        """Count a request. Returns the path that it was counted under."""
         path = path if path in PATHS else "/v1/models" if path.startswith("/v1/models/") else "other"
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
         return path
 
     def answer(self, done: Answered) -> None:
+        """Count an answer."""
         stats = done.generation.stats
         self._first.observe(stats.time_to_first_token_s)
         self._queued.observe(done.queue_s)
@@ -45,11 +48,12 @@ class Metrics:
         self._tokens.labels("completion").inc(stats.decode_tokens)
 
     def text(self) -> bytes:
+        """All figures in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class _OfService:
-    """The service's own figures, as they are when asked for."""
+    """The service's own figures, as of the moment when they are read."""
 
     def __init__(self, service: Service):
         self._service = service

@@ -1,4 +1,5 @@
-"""Around every request: a bound on slow readers, headers for browsers, a measure, and a net under it all."""
+"""Middleware. Guard, the outermost, sets write timeouts, adds security headers, counts requests, and answers 500
+after an unexpected error. Access refuses requests by their head: wrong host name, other origin, no API key."""
 
 from __future__ import annotations
 
@@ -23,17 +24,18 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20
-"""How much of a refused body is still taken in and thrown away: a client that writes first and reads later would find
-its connection reset, and not learn why."""
+"""How long, and how much, of a refused body is still read and dropped. Without it the connection of a client that
+writes its whole body before it reads would be reset, and the client would not see the error."""
 
 
 class Guard:
-    """The outermost application. What fails inside costs its own request a 500 and the log a line without secrets."""
+    """The outermost middleware. An unexpected error gives its own request a 500, and the log a line without secrets."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics):
         self._app, self._settings, self._metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         exchange = _Exchange(scope, receive, send, self._settings.write_s)
@@ -41,13 +43,13 @@ class Guard:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
-            if not isinstance(error, TimeoutError | OSError):  # those are its client's
+            if not isinstance(error, TimeoutError | OSError):  # those are the client's: too slow, or gone
                 print(f"pg_mlx: a request failed: {type(error).__name__}", file=sys.stderr)
             if not exchange.status:
                 failed = APIError(500, "failed", f"unexpected failure ({type(error).__name__})")
                 await failed.response()(scope, exchange.receive, exchange.send)
             elif not exchange.complete:
-                raise  # which is how a server is told to break the connection off
+                raise  # the server then closes the connection, by which the client sees that the answer is not whole
         finally:
             seconds = time.perf_counter() - began
             path = self._metrics.request(scope["path"], exchange.status, seconds)
@@ -56,33 +58,40 @@ class Guard:
 
 
 class _Exchange:
+    """One request and its response. seconds: until the client must have taken what is sent.
+
+    status: of the response, 0 before it. complete: whether all of it was sent.
+    """
+
     def __init__(self, scope: Scope, receive: Receive, send: Send, seconds: float):
         self.status, self.complete = 0, False
         self._receive, self._send, self._seconds = receive, send, seconds
         self._read = not any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
     async def receive(self) -> Message:
+        """The next piece of the body."""
         message = await self._receive()
         self._read = message["type"] == "http.disconnect" or not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
+        """Send a piece of the response. Raises TimeoutError."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             given = {name for name, _ in message["headers"]}
             message["headers"] += [header for header in HEADERS if header[0] not in given]
-            if not self._read:  # or what is left of the body could drip in for ever
+            if not self._read:  # otherwise the rest of the body could come in slowly for ever
                 message["headers"].append((b"connection", b"close"))
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         with anyio.fail_after(self._seconds):
             if last and self.status != 408 and not self._read:
                 await self._send({**message, "more_body": True})
-                await self._linger()
+                await self._drop_body()
                 message = {"type": "http.response.body", "body": b""}
             await self._send(message)
         self.complete = last
 
-    async def _linger(self) -> None:
+    async def _drop_body(self) -> None:
         left = LINGER_BYTES
         with anyio.move_on_after(LINGER_S):
             while left > 0 and not self._read:
@@ -90,21 +99,23 @@ class _Exchange:
 
 
 OPEN = frozenset({"/", "/health", "/openapi.json"})
-"""What is told without a key: nothing about the model or anybody's requests."""
+"""Paths that need no key: they show nothing about the model or anybody's requests."""
 
 
 class Access:
-    """Refuses before anything of a request but its head is read."""
+    """Refuses a request by its head, before its body is read."""
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = objection(scope, self._settings) if scope["type"] == "http" else None
+        """Answer with the refusal, or run the application."""
+        refused = refusal(scope, self._settings) if scope["type"] == "http" else None
         await (refused.response() if refused else self._app)(scope, receive, send)
 
 
-def objection(scope: Scope, settings: Settings) -> APIError | None:
+def refusal(scope: Scope, settings: Settings) -> APIError | None:
+    """Why this request is not answered; None if it is."""
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if settings.hosts is not None and _without_port(host) not in settings.hosts:
@@ -131,6 +142,6 @@ def _may_ask(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 
 
 def _equal(given: str, key: str) -> bool:
-    """In a time that tells nothing about the key, its length neither."""
+    """Compares in a time that does not depend on the key, not even on its length."""
     digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in (given, key))
     return hmac.compare_digest(*digests)

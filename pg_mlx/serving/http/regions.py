@@ -1,75 +1,54 @@
-"""/v1/regions: boxes and masks, without a conversation around them. JSON or a form with files."""
+"""/v1/regions: boxes and masks without a conversation around them. The request is JSON, or a form with files."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
-from ...errors import InputError
-from ...generation import SamplingOptions
-from ...regions.export import malformed_to_json, to_json
+from ...regions.export import malformed_to_json
 from ...regions.select import RegionFilter
 from ..service.limits import Limits
 from ..service.requests import Answered
-from .chat import usage
-from .errors import bad_request
-from .schemas import Fields, sampling
+from ..structs import Malformed, given
+from .body import check, parse
+from .chat import regions_of, usage
+from .errors import APIError, bad_request
+from .events import in_thread
+from .schemas import Regions, RegionsRequest
 
 
-@dataclass(frozen=True)
-class RegionsRequest:
-    model: str | None
-    prompt: str
-    named: list[tuple[str, str]]
-    """Place in the request, and data URI, address or file."""
-    options: SamplingOptions
-    scores: bool
-    constrain: bool
-    kept: RegionFilter
+def check_regions(value: Any) -> RegionsRequest:
+    """The regions request that a parsed body is. Raises APIError."""
+    asked = check(value, RegionsRequest)
+    if (asked.image is UNSET) == (asked.images is UNSET):
+        raise bad_request("there must be either image or images", "image" if asked.image is UNSET else "images")
+    return asked
+
+
+def named_images(asked: RegionsRequest) -> list[tuple[str, str]]:
+    """The place of each picture in the request, and its name: data URI, address or file."""
+    if asked.image is not UNSET:
+        return [("image", asked.image)]
+    return [(f"images[{index}]", image) for index, image in enumerate(asked.images or ())]
+
+
+def kept(asked: RegionsRequest) -> RegionFilter:
     """Which regions of the answer are returned."""
-
-    @property
-    def enough(self) -> int | None:
-        """As RegionFilter.enough."""
-        return self.kept.enough(self.constrain, self.scores)
+    return RegionFilter(**given(asked, "min_score", "dedup_iou", "max_regions"))
 
 
-def read(value: Any, text: bool = False) -> RegionsRequest:
-    """text: of a form. Raises APIError."""
-    fields = Fields(value, text=text)
-    named = list[tuple[str, str]]()
-    if (image := fields.take("image")) is not None:
-        named = [(place, item) for place, item in Fields({"image": [image]}).items("image")]
-        if fields.take("images") is not None:
-            raise bad_request("there are both image and images", "images")
-    elif not text:
-        named = list(fields.items("images"))
-    for place, item in named:
-        if not isinstance(item, str):
-            raise bad_request(f"{place} must be a string", place)
-    try:
-        kept = RegionFilter(
-            min_score=fields.number("min_score", 0, 1),
-            dedup_iou=fields.number("dedup_iou", 0, 1),
-            max_regions=fields.integer("max_regions", 1, 1_000_000),
-        )
-    except InputError as error:
-        raise bad_request(str(error)) from None
-    request = RegionsRequest(
-        model=fields.string("model", "") or None,
-        prompt=fields.string("prompt"),
-        named=named,
-        options=sampling(fields),
-        scores=fields.boolean("scores") or kept.min_score is not None,
-        constrain=fields.boolean("constrain"),
-        kept=kept,
-    )
-    fields.without({}, frozenset())
-    return request
+def enough(asked: RegionsRequest) -> int | None:
+    """As RegionFilter.enough."""
+    return kept(asked).enough(asked.constrain, wants_scores(asked))
+
+
+def wants_scores(asked: RegionsRequest) -> bool:
+    """Whether scores have to be computed."""
+    return asked.scores or asked.min_score is not UNSET
 
 
 async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[RegionsRequest, list[bytes]]:
@@ -93,7 +72,7 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
                 if name not in ("image", "images"):
                     raise bad_request(f"a file is called {name[:100]!r}, but must be called image", name[:100])
                 pictures.append(await value.read())
-            elif name in fields or name == "image":
+            elif name in fields or name in ("image", "images"):
                 raise bad_request(f"{name[:100]!r} is given twice, or is no file", name[:100])
             else:
                 fields[name] = value
@@ -101,20 +80,36 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
         await form.close()
     if not pictures:
         raise bad_request("there is no picture: send one as a file called image", "image")
-    return read(fields, text=True), pictures
+    return await in_thread(_check_form, fields), pictures
 
 
-def answer(request: RegionsRequest, done: Answered, model: str) -> dict[str, Any]:
-    """As `pg-mlx generate --format json` tells it."""
+_TEXTS = frozenset({"model", "prompt"})
+
+
+def _check_form(fields: dict[str, str]) -> RegionsRequest:
+    """The request that the fields of a form are. Raises APIError."""
+    values = {name: text if name in _TEXTS else _value(text) for name, text in fields.items()}
+    return check({name: value for name, value in values.items() if value is not None}, RegionsRequest)
+
+
+def _value(text: str) -> Any:
+    """A field of a form that is no text, written as in JSON. What is no JSON stays text, which is then refused."""
+    try:
+        return parse(text.encode())
+    except (APIError, UnicodeEncodeError):
+        return text
+
+
+def answer(request: RegionsRequest, done: Answered, model: str) -> Regions:
+    """The answer, with the regions that the request asks for. model: its name, as clients call it."""
     generation, (width, height) = done.generation, done.image_size
-    return {
-        "object": "regions",
-        "model": model,
-        "width": width,
-        "height": height,
-        "text": generation.text,
-        "regions": [to_json(region) for region in request.kept.select(generation.regions)],
-        "malformed": [malformed_to_json(malformed) for malformed in generation.malformed],
-        "finish_reason": generation.finish_reason,
-        "usage": usage(generation),
-    }
+    return Regions(
+        model=model,
+        width=width,
+        height=height,
+        text=generation.text,
+        regions=regions_of(kept(request).select(generation.regions)),
+        malformed=[Malformed(**malformed_to_json(malformed)) for malformed in generation.malformed],
+        finish_reason=generation.finish_reason,  # type: ignore[arg-type]  # never cancelled
+        usage=usage(generation),
+    )

@@ -1,132 +1,277 @@
-"""Reading a JSON object, or a form, field by field. Whatever is wrong in it is a `APIError` that names the field."""
+"""Every request and answer of the HTTP interface. `openapi.json` is generated from these structs
+(`python -m tools.write_schemas`), and requests are checked by them.
+
+The fields of a request that are null are left out before (body.parse): null is as good as absent everywhere.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ...errors import InputError
 from ...generation import SamplingOptions
 from ...generation.sampling import MAX_TOKENS
-from .errors import APIError, bad_request
+from ..structs import Count, Device, Dtype, FinishReason, Malformed, ModelType, Positive, Region, State, UInt64, Unit
+from .errors import bad_request
 
 
-def parse(body: bytes) -> Any:
-    """JSON as the standard has it: in UTF-8, without NaN. Raises APIError."""
-    try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-    except RecursionError:
-        raise bad_request("the body is nested too deep") from None
-    except ValueError as error:  # malformed, not UTF-8, or a number of thousands of digits
-        reason = str(error).partition(":")[0] if isinstance(error, json.JSONDecodeError) else "it is not UTF-8 text"
-        raise bad_request(f"the body is no JSON: {reason}") from None
+def _only(*values: Any) -> Meta:
+    return Meta(extra_json_schema={"enum": [*values, None]})
 
 
-def _no_constant(name: str) -> float:
-    raise json.JSONDecodeError(f"{name} is no number", "", 0)
+_only_false = Meta(extra_json_schema={"type": ["boolean", "null"], "enum": [False, None]})
+"""Not _only(False): to Python that is the same as _only(0), and `Annotated` would give both the same object."""
+_Ignored = Annotated[Any, Meta(description="Ignored.")]
+_Seed = Annotated[
+    int,
+    Meta(ge=-(2**63), extra_json_schema={"maximum": 2**64 - 1}, description="Negative ones count from 2^64 down."),
+]
+_Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+_Constrain = Annotated[
+    bool, Meta(description="Let a detect or segment answer be nothing but records with labels out of the prompt.")
+]
+_Image = Annotated[
+    str, Meta(description="A data URI in base64, an http(s) address (--allow-urls) or a file (--allow-files).")
+]
 
 
-class Fields:
-    """The fields of an object. null is as good as absent. Those nobody has taken at the end are refused."""
-
-    def __init__(self, value: Any, place: str = "", text: bool = False):
-        """place: where it stands in the request. text: numbers and booleans are written as text, as in a form."""
-        if not isinstance(value, dict):
-            raise bad_request(f"{place or 'the body'} is no object", place or None)
-        self._left: dict[str, Any] = {name: item for name, item in value.items() if item is not None}
-        self._place, self._text = place, text
-
-    def name(self, field: str) -> str:
-        return f"{self._place}.{field}" if self._place else field
-
-    def take(self, field: str) -> Any:
-        return self._left.pop(field, None)
-
-    def string(self, field: str, default: str | None = None) -> str:
-        value = self.take(field)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str):
-            raise bad_request(f"{self.name(field)} must be a string", self.name(field))
-        return value
-
-    def boolean(self, field: str) -> bool:
-        value = self._scalar(field)
-        if value is None:
-            return False
-        if not isinstance(value, bool):
-            raise bad_request(f"{self.name(field)} must be true or false", self.name(field))
-        return value
-
-    def number(self, field: str, least: float = -math.inf, most: float = math.inf) -> float | None:
-        value = self._scalar(field)
-        if value is None:
-            return None
-        largest = sys.float_info.max  # JSON has whole numbers beyond it
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not max(least, -largest) <= value <= min(most, largest)
-        ):
-            span = f" from {least:g} to {most:g}" if math.isfinite(least) and math.isfinite(most) else ""
-            raise bad_request(f"{self.name(field)} must be a number{span}", self.name(field))
-        return value
-
-    def integer(self, field: str, least: int = -(2**63), most: int = 2**64 - 1) -> int | None:
-        value = self.number(field)
-        if value is None:
-            return None
-        if value != int(value) or not least <= value <= most:
-            raise bad_request(f"{self.name(field)} must be a whole number from {least} to {most}", self.name(field))
-        return int(value)
-
-    def items(self, field: str) -> Iterator[tuple[str, Any]]:
-        """Of a list that is not empty: each item, and its place."""
-        value = self.take(field)
-        if not isinstance(value, list) or not value:
-            raise bad_request(f"{self.name(field)} must be a list that is not empty", self.name(field))
-        return ((f"{self.name(field)}[{index}]", item) for index, item in enumerate(value))
-
-    def without(self, neutral: Mapping[str, tuple[Any, ...]], ignored: frozenset[str]) -> None:
-        """Refuse what the model cannot do, unless it asks for nothing, and what nobody knows."""
-        for field, value in self._left.items():
-            if field in ignored or (field in neutral and any(_same(value, other) for other in neutral[field])):
-                continue
-            reason = "is not supported by this model" if field in neutral else "is unknown"
-            raise APIError(400, "unsupported_parameter", f"{self.name(field)[:100]} {reason}", self.name(field)[:100])
-
-    def _scalar(self, field: str) -> Any:
-        value = self.take(field)
-        if self._text and isinstance(value, str):
-            try:
-                return json.loads(value)
-            except (ValueError, RecursionError):
-                return value
-        return value
+# --- requests -----------------------------------------------------------------------------------------
 
 
-def _same(value: Any, other: Any) -> bool:
-    """In JSON true is not 1."""
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
+class Sampling(Struct, kw_only=True):
+    """How the tokens of an answer are chosen; greedily without a temperature."""
+
+    max_tokens: _Tokens = SamplingOptions.max_tokens
+    max_completion_tokens: Annotated[_Tokens, Meta(description="In place of max_tokens.")] | UnsetType = UNSET
+    temperature: Annotated[float, Meta(ge=0)] = SamplingOptions.temperature
+    top_p: Annotated[float, Meta(gt=0, le=1)] = SamplingOptions.top_p
+    top_k: UInt64 = SamplingOptions.top_k
+    min_p: Unit = SamplingOptions.min_p
+    seed: _Seed | UnsetType = UNSET
+
+    def options(self) -> SamplingOptions:
+        """Raises APIError."""
+        tokens = self.max_tokens if self.max_completion_tokens is UNSET else self.max_completion_tokens
+        seed = None if self.seed is UNSET else self.seed % 2**64
+        try:
+            return SamplingOptions(tokens, self.temperature, self.top_p, self.top_k, self.min_p, seed)
+        except InputError as error:
+            raise bad_request(str(error), str(error).partition(" ")[0]) from None
 
 
-def sampling(fields: Fields) -> SamplingOptions:
-    """Greedy unless told otherwise. Negative seeds, which OpenAI has, count from the top."""
-    most = fields.integer("max_tokens", 1, MAX_TOKENS)
-    newer = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
-    seed = fields.integer("seed")
-    given = {
-        "max_tokens": newer if newer is not None else most,
-        "temperature": fields.number("temperature"),
-        "top_p": fields.number("top_p"),
-        "top_k": fields.integer("top_k", 0),
-        "min_p": fields.number("min_p"),
-        "seed": None if seed is None else seed % 2**64,
-    }
-    try:
-        return SamplingOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    except InputError as error:
-        raise bad_request(str(error), str(error).partition(" ")[0]) from None
+class ImageUrl(Struct):
+    """A picture, as OpenAI names it."""
+
+    url: _Image
+    detail: _Ignored = None
+
+
+class TextPart(Struct, tag_field="type", tag="text"):
+    """Text of a message."""
+
+    text: str
+
+
+class ImagePart(Struct, tag_field="type", tag="image_url"):
+    """A picture of a message."""
+
+    image_url: ImageUrl
+
+
+class UserMessage(Struct, tag_field="role", tag="user"):
+    """The last one's text is the prompt; its pictures are asked about, or an earlier one's if it has none."""
+
+    content: str | Annotated[list[TextPart | ImagePart], Meta(min_length=1)]
+
+
+class SystemMessage(Struct, tag_field="role", tag="system"):
+    """Ignored."""
+
+
+class DeveloperMessage(Struct, tag_field="role", tag="developer"):
+    """Ignored."""
+
+
+class AssistantMessage(Struct, tag_field="role", tag="assistant"):
+    """Ignored."""
+
+
+class ToolMessage(Struct, tag_field="role", tag="tool"):
+    """Ignored."""
+
+
+class FunctionMessage(Struct, tag_field="role", tag="function"):
+    """Ignored."""
+
+
+Message = UserMessage | SystemMessage | DeveloperMessage | AssistantMessage | ToolMessage | FunctionMessage
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """Only together with `stream`."""
+
+    include_usage: Annotated[bool, Meta(description="Send the usage as the last event.")] = False
+    include_obfuscation: _Ignored = None
+
+
+class ChatRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
+    """OpenAI's parameters that would change the answer in ways that are not built may only have the values with which
+    they do not. null is as good as absent."""
+
+    model: str = ""
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    stream: bool = False
+    stream_options: StreamOptions | UnsetType = UNSET
+    regions: Annotated[
+        bool, Meta(description="Add boxes and masks as message.regions, or delta.regions; not in OpenAI's protocol.")
+    ] = False
+    constrain: _Constrain = False
+    n: Annotated[Any, _only(1)] = None
+    stop: Annotated[Any, _only([])] = None
+    tools: Annotated[Any, _only([])] = None
+    tool_choice: Annotated[Any, _only("none", "auto")] = None
+    functions: Annotated[Any, _only([])] = None
+    function_call: Annotated[Any, _only("none", "auto")] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    logprobs: Annotated[Any, _only_false] = None
+    top_logprobs: Annotated[Any, _only(0)] = None
+    logit_bias: Annotated[Any, _only({})] = None
+    frequency_penalty: Annotated[Any, _only(0)] = None
+    presence_penalty: Annotated[Any, _only(0)] = None
+    modalities: Annotated[Any, _only(["text"])] = None
+    audio: Annotated[Any, _only()] = None
+    prediction: Annotated[Any, _only()] = None
+    web_search_options: Annotated[Any, _only()] = None
+    metadata: _Ignored = None
+    parallel_tool_calls: _Ignored = None
+    prompt_cache_key: _Ignored = None
+    prompt_cache_retention: _Ignored = None
+    reasoning_effort: _Ignored = None
+    safety_identifier: _Ignored = None
+    service_tier: _Ignored = None
+    store: _Ignored = None
+    user: _Ignored = None
+    verbosity: _Ignored = None
+
+
+NEUTRAL: dict[str, list[Any]] = {
+    name: meta.extra_json_schema["enum"]
+    for name, hint in get_type_hints(ChatRequest, include_extras=True).items()
+    for meta in getattr(hint, "__metadata__", ())
+    if meta.extra_json_schema and "enum" in meta.extra_json_schema
+}
+"""OpenAI's parameters that would change the answer, and the values with which they do not (None: not given)."""
+
+
+class RegionsRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
+    """The pictures are image or images. null is as good as absent."""
+
+    model: str = ""
+    prompt: str
+    image: _Image | UnsetType = UNSET
+    images: Annotated[list[_Image], Meta(min_length=1)] | UnsetType = UNSET
+    scores: Annotated[bool, Meta(description="Give regions a score.")] = False
+    min_score: Annotated[Unit, Meta(description="Leave out regions below.")] | UnsetType = UNSET
+    dedup_iou: Annotated[Unit, Meta(description="Leave out regions that overlap a better one more.")] | UnsetType = (
+        UNSET
+    )
+    max_regions: Annotated[int, Meta(ge=1, le=1_000_000)] | UnsetType = UNSET
+    constrain: _Constrain = False
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+class ErrorObject(Struct):
+    """OpenAI's form of an error."""
+
+    message: Annotated[str, Meta(description="For people; may change.")]
+    type: str
+    param: Annotated[str | None, Meta(description="The field of the request that is wrong.")]
+    code: str
+
+
+class Error(Struct):
+    """In place of an answer."""
+
+    error: ErrorObject
+
+
+class Health(Struct):
+    """Whether the server answers."""
+
+    status: State
+
+
+class Model(Struct):
+    """The model; what is known of it once it is loaded."""
+
+    id: str
+    created: int
+    owned_by: str
+    object: Literal["model"] = "model"
+    model_type: ModelType | UnsetType = UNSET
+    image_size: Positive | UnsetType = UNSET
+    image_tokens: Positive | UnsetType = UNSET
+    dtype: Dtype | UnsetType = UNSET
+    device: Device | UnsetType = UNSET
+
+
+class Models(Struct):
+    """A list of one."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class Usage(Struct):
+    """Picture rows count as prompt tokens, the token that ends an answer as one of it."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+
+
+class AnswerMessage(Struct):
+    """The text of an answer, and its regions if the request asked for them."""
+
+    content: str
+    regions: list[Region] | UnsetType = UNSET
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class Choice(Struct):
+    """The answer; there is one only."""
+
+    message: AnswerMessage
+    finish_reason: FinishReason
+    index: Literal[0] = 0
+    logprobs: None = None
+
+
+class ChatCompletion(Struct):
+    """An answer in OpenAI's form."""
+
+    id: str
+    created: int
+    model: str
+    choices: Annotated[list[Choice], Meta(min_length=1, max_length=1)]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Regions(Struct):
+    """An answer as boxes and masks."""
+
+    model: str
+    width: Annotated[int, Meta(ge=1, description="Of the first picture, in pixels.")]
+    height: Positive
+    text: str
+    regions: list[Region]
+    malformed: list[Malformed]
+    finish_reason: FinishReason
+    usage: Usage
+    object: Literal["regions"] = "regions"

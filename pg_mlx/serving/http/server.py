@@ -1,4 +1,9 @@
-"""The process: a socket, uvicorn on it, and an orderly end."""
+"""The server process: a socket, uvicorn, and the end after SIGTERM or Ctrl-C.
+
+uvicorn has no limit on the time of a request's head, and answers too many connections and broken HTTP in plain text. So
+a class of uvicorn's that is not public is changed here; pyproject.toml bounds its version, and a test checks what is
+used.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +44,12 @@ def serve(
     drain_s: float,
     stage: Stage = lambda name, done, of: None,
 ) -> int:
-    """Answer until SIGTERM (returns 0), Ctrl-C (130) or a failure of the model's that only a new process mends (1).
-    The model is loaded meanwhile. Raises InputError or ServingError if it cannot be."""
+    """Serve until SIGTERM (returns 0), Ctrl-C (130), or a failure of the model after which a new process is needed (1).
+
+    The model is loaded while the server answers already. listener: bound; the caller closes it. drain_s: seconds for
+    the last answers. stage: called with the stages of loading. Raises InputError or ServingError if the model cannot be
+    loaded.
+    """
     service = Service(limits, on_broken=lambda: server.stop(1))
     server = Server(application(service, settings), settings, drain_s)
     loading = service.load(path_or_repo, options, stage)
@@ -55,7 +64,7 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises InputError."""
+    """A socket at this address. port: 0 for any free one. Raises InputError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
@@ -65,7 +74,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_at(path: Path) -> socket.socket:
-    """A Unix socket that only this user may use; one that a killed server left is replaced. Raises InputError."""
+    """A Unix socket that only this user may use. A file that a killed server left is replaced. Raises InputError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
@@ -87,9 +96,10 @@ def _answers(path: Path) -> bool:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which ends with an exit code, and does not wait for those who connect and say nothing."""
+    """uvicorn's server, with an exit code, and with limits on connections and on the time of a request's head."""
 
     def __init__(self, app: Any, settings: Settings, drain_s: float):
+        """app: an ASGI application. drain_s: seconds for the last answers."""
         self.code = 0
 
         class Protocol(_Protocol):
@@ -114,13 +124,15 @@ class Server(uvicorn.Server):
         )
 
     def stop(self, code: int) -> None:
-        """Take nothing more, and end when what was accepted is answered. From any thread; the second time at once."""
+        """Accept nothing more, and end when the accepted requests are answered; at once if called again. code: of the
+        exit, unless there is one already. May be called from any thread."""
         self.code = self.code or code
         self.force_exit = self.should_exit
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """While uvicorn serves: SIGTERM and Ctrl-C stop it."""
         loop = asyncio.get_running_loop()
         codes = {signal.SIGTERM: 0, signal.SIGINT: 130}
         try:
@@ -136,8 +148,7 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """One connection. uvicorn bounds how long it stays idle between requests, but not how long a head takes. One too
-    many is refused as everything else is, which uvicorn would do in plain text."""
+    """One connection, which is closed if the head of a request does not come in time."""
 
     seconds: float
     most: int
@@ -154,12 +165,12 @@ class _Protocol(H11Protocol):
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
-            self._head_is_there()
+            self._stop_timer()
         elif self._head is None and (self.cycle is None or self.cycle.response_complete):
             self._head = self.loop.call_later(self.seconds, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
-        """As every other refusal, not as uvicorn words it."""
+        """Answer broken HTTP with an error in JSON."""
         response = APIError(400, "bad_request", "this is no HTTP, or broken").response()
         headers = [*response.raw_headers, (b"connection", b"close")]
         events = h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(response.body)), h11.EndOfMessage()
@@ -171,10 +182,10 @@ class _Protocol(H11Protocol):
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_there()
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _head_is_there(self) -> None:
+    def _stop_timer(self) -> None:
         if self._head:
             self._head.cancel()
             self._head = None

@@ -1,4 +1,4 @@
-"""Pictures as a request names them: data URIs, and where it is allowed addresses and files."""
+"""Pictures as a request names them: data URIs, and addresses and files where the server allows them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ..error_codes import ServingError
 from ..service.limits import Limits
 from ..service.requests import read_file
 from .errors import APIError, bad_request
+from .events import in_thread
 from .fetch import fetch
 from .settings import Settings
-from .threads import in_thread
 
 _DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
 
 
 async def pictures(named: Sequence[tuple[str, str]], settings: Settings, limits: Limits) -> list[bytes]:
-    """The bytes of each picture. named: the place of each in the request, and its name there. Raises APIError."""
+    """The bytes of each picture file. named: the place of each picture in the request, and its name there. Raises
+    APIError."""
     if len(named) > limits.pictures:
         raise APIError(413, "too_large", f"a request has 1 to {limits.pictures} pictures, not {len(named)}")
     return [await _picture(name, place, settings, limits) for place, name in named]
@@ -56,7 +57,8 @@ def _from_data(name: str, place: str, limit: int) -> bytes:
 
 
 def _from_file(name: str, place: str, folders: Sequence[Path], limit: int) -> bytes:
-    """A file in one of the folders, symbolic links followed first. All others are told apart by nothing."""
+    """The bytes of a file in one of the folders, symbolic links followed first. For every other name the error is the
+    same: it must not say which files there are."""
     refused = APIError(400, "bad_image", f"{place}: there is no such picture that may be read", place)
     if name[:5].lower() == "file:":
         address = urlsplit(name)

@@ -9,7 +9,8 @@ PARENT_POLL_S = 0.5
 
 
 def guarded_pipes() -> tuple[int, int]:
-    """Descriptors for the protocol alone: what libraries print goes to stderr, and stdin is empty for them."""
+    """Descriptors for the protocol, in and out. From now on stdin is empty, and what is printed to stdout goes to
+    stderr: no library can read or write the protocol."""
     incoming, outgoing = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     empty = os.open(os.devnull, os.O_RDONLY)
@@ -19,7 +20,8 @@ def guarded_pipes() -> tuple[int, int]:
 
 
 def end_with_parent(parent: int) -> None:
-    """A parent that is killed cannot say goodbye, and its other children may hold our stdin open."""
+    """End this process when its parent has ended: a killed parent sends no message, and its other children may hold our
+    stdin open. Never returns."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(1)

@@ -1,7 +1,7 @@
-"""`pg-mlx worker --supervise`: a thin process in front of a worker, which outlives it.
+"""`pg-mlx worker --supervise`: a small process in front of a worker, which starts another one when the worker dies.
 
-It passes lines and frames on, and looks at types and ids only. When the worker dies, the requests in flight fail with
-"worker_died", a new one is greeted and given the model that was loaded, and the conversation goes on. Loads no MLX.
+It passes lines and frames on, and reads types and ids only. When a worker dies, the requests in flight fail with
+"worker_died", and the new worker gets the client's `hello` and the last `load` that succeeded. Loads no MLX.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import time
 from collections.abc import Sequence
 
 from ...errors import InputError
+from ..strict_json import BadJson
 from .framing import (
     ANSWER_BYTES,
     LAST,
     LINE_BYTES,
-    BadJson,
     Incoming,
     LineTooLong,
     Message,
@@ -31,44 +31,45 @@ from .framing import (
     write_all,
 )
 from .processes import end_with_parent
-from .schema import id_of
+from .schemas import id_of
 
 QUICK_S = 10.0
 GIVE_UP = 3
-"""So many workers in a row that answer nothing, and die before they are ready or QUICK_S seconds after: no other would
-do better."""
+"""After so many workers in a row that answered nothing, and died before they were ready or within QUICK_S seconds, no
+other is started."""
 
 _KEPT = ("hello", "load")
 _Worker = subprocess.Popen[bytes]
 
 
 class Supervisor:
-    """Reads requests until stdin ends or a client says shutdown, or the system SIGTERM. Ends with its parent."""
+    """Passes requests on until stdin ends, the client sends `shutdown`, or SIGTERM comes. Ends with its parent."""
 
     def __init__(self, incoming: int, outgoing: int, parent: int, command: Sequence[str]):
-        """parent: its process id, asked for as early as possible. command: what starts a worker."""
+        """parent: the parent's process id, read as early as possible. command: what starts a worker."""
         self._in, self._out, self._parent, self._command = Incoming(incoming), outgoing, parent, command
         self._writing = threading.Lock()
         self._changed = threading.Condition()
         self._worker: _Worker | None = None
         self._ready = False
-        """Whether the worker is greeted and has its model: only then requests are passed on."""
+        """Whether the worker has had its `hello` and `load`: only then requests are passed on."""
         self._open: dict[str | int, list[Message]] = {}
-        """Requests in flight, of those that are not kept only the type; several if a client uses an id twice."""
+        """Requests in flight by id; several if the client uses an id twice. Only `hello` and `load` are kept whole."""
         self._hello: Message | None = None
         self._load: Message | None = None
         self._ending = False
 
     def run(self) -> int:
-        """Returns the exit code: 0; 1 if it gave up, or the worker died while ending; 2 as the worker's."""
+        """Serve until the end. Returns the exit code: 0; 1 if it gave up, or the worker died while ending; 2 if that
+        was the worker's."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         threading.Thread(target=end_with_parent, args=(self._parent,), name="parent", daemon=True).start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         failures = 0
         while True:
-            lived = self._live_one_life()
-            code = self._bury()
+            lived = self._run_worker()
+            code = self._fail_in_flight()
             if self._ending:
                 return 0 if code in (0, -signal.SIGTERM) else 1
             if code == InputError.exit_code:
@@ -78,11 +79,11 @@ class Supervisor:
             if failures == GIVE_UP:
                 return 1
 
-    def _live_one_life(self) -> bool:
-        """One worker from its start to the end of its stdout. Returns whether it answered anything, or was ready for
-        some time."""
+    def _run_worker(self) -> bool:
+        """Start a worker and pass on what it says until its stdout ends. Returns whether it answered anything, or was
+        ready for QUICK_S seconds."""
         try:
-            # A group of its own: Ctrl-C in a terminal comes to us alone, who tell the worker once.
+            # In a group of its own: Ctrl-C in a terminal reaches this process only, which ends the worker once.
             self._worker = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
             )
@@ -102,7 +103,7 @@ class Supervisor:
                 self._changed.notify_all()
             began = time.monotonic()
             while (line := incoming.line()) is not None:
-                answered |= self._take_note(parse(line))
+                answered |= self._note_answer(parse(line))
                 self._write(line)
         except (BadJson, LineTooLong, KeyError, TypeError) as error:  # no type, or an id that is none
             _note(f"the worker does not keep to the protocol: {type(error).__name__}: {error}")
@@ -110,7 +111,7 @@ class Supervisor:
         return answered or time.monotonic() - began >= QUICK_S
 
     def _prepare(self, worker: _Worker, incoming: Incoming) -> bool:
-        """Say again what made the last worker ready. False if this one has died."""
+        """Send the new worker the `hello` and `load` of the last one. False if it died."""
         for message in (self._hello, self._load):
             if message is None:
                 continue
@@ -125,9 +126,9 @@ class Supervisor:
                 _note(f"the new worker refuses to {message['type']}: {answer['message']}")
         return True
 
-    def _bury(self) -> int | None:
-        """Fail what was in flight. Returns the exit code of the worker; None if it never started."""
-        code = None if self._worker is None else _ended(self._worker)
+    def _fail_in_flight(self) -> int | None:
+        """Send each request in flight its error. Returns the exit code of the worker; None if it never started."""
+        code = None if self._worker is None else _exit_code(self._worker)
         with self._changed:
             self._ready, self._worker = False, None
             unanswered = [(name, request) for name, requests in self._open.items() for request in requests]
@@ -156,7 +157,7 @@ class Supervisor:
         worker.stdin.close()
 
     def _pass_on(self, message: Message, line: bytes) -> None:
-        """A line, and the frames behind it."""
+        """Send the worker a line and the frames that follow it."""
         worker = self._ready_worker(message)
         assert worker.stdin is not None
         pieces = self._in.pieces(sum(frame_lengths(message)))
@@ -164,12 +165,12 @@ class Supervisor:
             write_all(worker.stdin.fileno(), line)
             for piece in pieces:
                 write_all(worker.stdin.fileno(), piece)
-        except OSError:  # it has died, which `run` sees and tells
+        except OSError:  # it has died: `run` sees that, and the frames are skipped
             for _ in pieces:
                 pass
 
     def _ready_worker(self, message: Message | None = None) -> _Worker:
-        """Wait for it. A request is in flight from then on, so that its death cannot be missed."""
+        """The worker, once it is ready. The message, if there is one, is in flight from then on."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready)
             if message is not None and (name := id_of(message)) is not None:
@@ -180,8 +181,8 @@ class Supervisor:
 
     # --- from the worker to the client ----------------------------------------------------------------
 
-    def _take_note(self, message: Message) -> bool:
-        """Returns whether a request got its answer."""
+    def _note_answer(self, message: Message) -> bool:
+        """Update the requests in flight. Returns whether this is the answer to one of them."""
         kind, name = message["type"], message["id"]
         with self._changed:
             requests = self._open.get(name, [])
@@ -222,8 +223,8 @@ class Supervisor:
         os._exit(1)
 
 
-def _ended(worker: _Worker) -> int:
-    """The exit code of one whose stdout has ended."""
+def _exit_code(worker: _Worker) -> int:
+    """The exit code of a worker whose stdout has ended. It is killed if it does not exit."""
     try:
         return worker.wait(timeout=5)
     except subprocess.TimeoutExpired:

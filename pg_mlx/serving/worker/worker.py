@@ -1,18 +1,18 @@
-"""`pg-mlx worker`: a service behind stdin and stdout. The protocol is told in docs/protocol.md."""
+"""`pg-mlx worker`: a service behind stdin and stdout. docs/protocol.md describes the protocol."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import UNSET
 
 from ... import __version__
 from ...checkpoint.load import LoadOptions
@@ -24,22 +24,22 @@ from ..service.limits import Limits
 from ..service.requests import Answered, Ask, Event, Failed
 from ..service.runner import ModelInfo
 from ..service.service import Service
-from .framing import LINE_BYTES, VERSION, BadJson, Incoming, LineTooLong, Message, Outgoing, frame_lengths
+from ..strict_json import BadJson
+from ..structs import Invalid, given
+from . import schemas
+from .framing import LINE_BYTES, VERSION, Incoming, LineTooLong, Message, Outgoing, frame_lengths
 from .messages import Id, done_message, partial_message
+from .pictures import read_picture
 from .processes import end_with_parent
-from .schema import complaint, id_of
 
-_OPTIONS = tuple(field.name for field in fields(SamplingOptions))
-_PLAIN = ("logprobs", "deadline_s", "constrain", "max_regions")
-_INTEGERS = ("max_tokens", "top_k", "seed", "max_regions")
-_LOADING = {name: name for name in ("dtype", "adapter_path", "revision", "mask_decoder")}
-_LOADING["sliding_window"] = "use_sliding_window"
-"""Fields of a `load` message, and which of LoadOptions each one is."""
-_TOLD_LIMITS = ("batch_size", "queue", "pictures", "picture_bytes", "prompt_characters", "prefix_tokens")
+_SAMPLING = tuple(field.name for field in fields(SamplingOptions))
+_ASKING = ("logprobs", "deadline_s", "constrain", "max_regions")
+_LOADING = ("dtype", "adapter_path", "revision", "max_memory", "memory", "layers_at_once", "mask_decoder", "tokenizer")
+_LIMITS = ("batch_size", "queue", "pictures", "picture_bytes", "prompt_characters", "prefix_tokens")
 
 
 class Worker:
-    """Reads requests until stdin ends, a client says shutdown or the system SIGTERM; then finishes what was accepted.
+    """Reads requests until stdin ends, the client sends `shutdown`, or SIGTERM comes; then finishes the accepted ones.
     Its process ends with its parent."""
 
     def __init__(
@@ -52,8 +52,8 @@ class Worker:
         loading: LoadOptions | None = None,
         model: str | Path = CHECKPOINT,
     ):
-        """parent: its process id, asked for as early as possible. folders: those that pictures may be read from; None
-        for all. loading, model: what a `load` message means by the fields that it leaves out."""
+        """parent: the parent's process id, read as early as possible. folders: pictures are read from these only; None
+        for any. loading, model: what a `load` message means by the fields that it leaves out."""
         self._parent = parent
         self._in = Incoming(incoming)
         self._out = Outgoing(outgoing, on_closed=lambda: os._exit(1))
@@ -66,18 +66,28 @@ class Worker:
         """Requests not answered yet; those that can be cancelled with the function that does it."""
         self._over = threading.Event()
         self._code = 0
-        self._farewell: Id | None = None
+        self._shutdown_id: Id | None = None
+        """The id of the `shutdown` message, which is answered last."""
+        self._commands: dict[type, Callable[[Any, Id, list[bytes]], None]] = {
+            schemas.ClientHello: self._hello,
+            schemas.ClientLoad: self._load,
+            schemas.ClientGenerate: self._generate,
+            schemas.ClientCancel: self._cancel,
+            schemas.ClientStats: self._stats,
+            schemas.ClientUnload: self._unload,
+            schemas.ClientShutdown: self._shutdown,
+        }
 
     def run(self) -> int:
-        """Returns the exit code: 0, or 1 if the model broke and a new process should take over."""
+        """Serve until the end. Returns the exit code: 0, or 1 if the model failed and a new process is needed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         threading.Thread(target=end_with_parent, args=(self._parent,), name="parent", daemon=True).start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         self._over.wait()
         self._service.close()
-        if self._farewell is not None:
-            self._out.send({"type": "bye", "id": self._farewell})
+        if self._shutdown_id is not None:
+            self._send(schemas.WorkerBye(self._shutdown_id))
         self._out.close()
         return self._code
 
@@ -113,21 +123,22 @@ class Worker:
             return True
         if message is None:
             return False
-        request_id = id_of(message)
-        wrong = complaint(message)
+        request_id = schemas.id_of(message)
         frames = self._frames(message, request_id)
         if frames is None:
             return False
         if frames == [] and frame_lengths(message):
-            return True  # refused, and passed over
-        if request_id is None or wrong:
-            self._fail(request_id, "bad_request", wrong or "it has no id")
+            return True  # refused, and the frames were skipped
+        try:
+            command = schemas.read(message)
+        except Invalid as invalid:
+            self._fail(request_id, "bad_request", str(invalid))
         else:
-            self._handle(message, request_id, frames)
+            self._run_command(command, frames)
         return True
 
     def _frames(self, message: Message, request_id: Id | None) -> list[bytes] | None:
-        """The pictures behind a line, or none if they are too large. None if they end too early."""
+        """The frames that follow a line; empty if they are too large, which is reported. None if stdin ends first."""
         lengths = frame_lengths(message)
         limits = self._limits
         largest = max(lengths, default=0)
@@ -143,9 +154,9 @@ class Worker:
             frames.append(frame)
         return frames
 
-    def _handle(self, message: Message, request_id: Id, frames: list[bytes]) -> None:
-        kind = message["type"]
-        if not self._greeted and kind != "hello":
+    def _run_command(self, command: schemas.Client, frames: list[bytes]) -> None:
+        request_id = command.id
+        if not self._greeted and not isinstance(command, schemas.ClientHello):
             self._fail(request_id, "hello_first", "say hello first")
             return
         with self._lock:
@@ -154,61 +165,57 @@ class Worker:
                 return
             self._open[request_id] = None
         try:
-            getattr(self, f"_{kind}")(message, request_id, frames)
+            self._commands[type(command)](command, request_id, frames)
         except ServingError as error:
             self._answer_error(request_id, error.code, str(error))
         except InputError as error:
             self._answer_error(request_id, "bad_request", str(error))
         except Exception as error:
-            print(f"pg-mlx worker: {kind} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"pg-mlx worker: {type(command).__name__} failed: {type(error).__name__}: {error}", file=sys.stderr)
             self._answer_error(request_id, "failed", f"unexpected failure ({type(error).__name__})")
 
-    def _hello(self, message: Message, request_id: Id, _: list[bytes]) -> None:
-        if VERSION not in message["protocols"]:
+    def _hello(self, message: schemas.ClientHello, request_id: Id, _: list[bytes]) -> None:
+        if VERSION not in message.protocols:
             raise ServingError("unsupported_protocol", f"only version {VERSION} is spoken here")
         self._greeted = True
-        limits = {"line_bytes": LINE_BYTES, **{name: getattr(self._limits, name) for name in _TOLD_LIMITS}}
-        capabilities = {
-            "commands": ["hello", "load", "generate", "cancel", "stats", "unload", "shutdown"],
-            "pictures": ["path", "base64", "bytes"],
-            "limits": limits,
-        }
-        self._answer(request_id, type="hello", protocol=VERSION, version=__version__, capabilities=capabilities)
+        limits = schemas.Limits(LINE_BYTES, **{name: getattr(self._limits, name) for name in _LIMITS})
+        commands = ["hello", "load", "generate", "cancel", "stats", "unload", "shutdown"]
+        capabilities = schemas.Capabilities(commands, ["path", "base64", "bytes"], limits)
+        self._answer(schemas.WorkerHello(request_id, VERSION, __version__, capabilities))
 
-    def _load(self, message: Message, request_id: Id, _: list[bytes]) -> None:
-        given = {field: message[name] for name, field in _LOADING.items() if name in message}
+    def _load(self, message: schemas.ClientLoad, request_id: Id, _: list[bytes]) -> None:
+        model = self._model if message.model is UNSET else message.model
         try:
-            options = replace(self._loading, **given)
+            options = loading(message, self._loading)
         except InputError as error:
             raise ServingError("bad_model", str(error)) from None
 
-        def stage(name: str, done: int, of: int) -> None:
-            self._out.send({"type": "progress", "id": request_id, "stage": name, "done": done, "of": of})
+        def stage(name: Any, done: int, of: int) -> None:
+            self._send(schemas.WorkerProgress(request_id, name, done, of))
 
-        def loaded(info: ModelInfo) -> Message:
-            return {"type": "loaded", "model": asdict(info)}
+        def loaded(info: ModelInfo) -> schemas.Worker:
+            return schemas.WorkerLoaded(request_id, _model(info))
 
-        self._later(self._service.load(message.get("model", self._model), options, stage), request_id, loaded)
+        self._later(self._service.load(model, options, stage), request_id, loaded)
 
-    def _unload(self, _: Message, request_id: Id, __: list[bytes]) -> None:
-        self._later(self._service.unload(), request_id, lambda _: {"type": "unloaded"})
+    def _unload(self, _: schemas.ClientUnload, request_id: Id, __: list[bytes]) -> None:
+        self._later(self._service.unload(), request_id, lambda _: schemas.WorkerUnloaded(request_id))
 
-    def _later(self, future: Future[Any], request_id: Id, answer: Any) -> None:
-        def tell(done: Future[Any]) -> None:
+    def _later(self, future: Future[Any], request_id: Id, answer: Callable[[Any], schemas.Worker]) -> None:
+        def on_done(done: Future[Any]) -> None:
             error = done.exception()
             if isinstance(error, ServingError):
                 self._answer_error(request_id, error.code, str(error))
             else:
-                self._answer(request_id, **answer(done.result()))
+                self._answer(answer(done.result()))
 
-        future.add_done_callback(tell)
+        future.add_done_callback(on_done)
 
-    def _generate(self, message: Message, request_id: Id, frames: list[bytes]) -> None:
+    def _generate(self, message: schemas.ClientGenerate, request_id: Id, frames: list[bytes]) -> None:
         following = iter(frames)
-        images = [next(following) if "bytes" in image else self._picture(image) for image in message["images"]]
-        options = SamplingOptions(**_given(message, _OPTIONS))
-        question = Ask(message["prompt"], images, options, **_given(message, _PLAIN))
-        stream = message.get("stream", True)
+        images = [read_picture(picture, following, self._folders) for picture in message.images]
+        options = SamplingOptions(**given(message, *_SAMPLING))
+        question = Ask(message.prompt, images, options, **given(message, *_ASKING))
 
         def listen(event: Event) -> None:
             if isinstance(event, Failed):
@@ -216,7 +223,7 @@ class Worker:
             elif isinstance(event, Answered):
                 self._close(request_id)
                 self._out.send(lambda: done_message(request_id, event))
-            elif stream:
+            elif message.stream:
                 self._out.send(lambda: partial_message(request_id, event))
 
         cancel = self._service.submit(question, listen)
@@ -224,62 +231,54 @@ class Worker:
             if request_id in self._open:
                 self._open[request_id] = cancel
 
-    def _picture(self, image: dict[str, str]) -> bytes | Path:
-        if "base64" in image:
-            try:
-                return base64.b64decode(image["base64"], validate=True)
-            except (binascii.Error, ValueError):
-                raise ServingError("bad_image", "a picture is no base64") from None
-        return confined(image["path"], self._folders)
-
-    def _cancel(self, message: Message, request_id: Id, _: list[bytes]) -> None:
+    def _cancel(self, message: schemas.ClientCancel, request_id: Id, _: list[bytes]) -> None:
         with self._lock:
-            cancel = self._open.get(message["request"])
+            cancel = self._open.get(message.request)
         if cancel:
             cancel()
-        self._answer(request_id, type="cancelled", found=cancel is not None)
+        self._answer(schemas.WorkerCancelled(request_id, cancel is not None))
 
-    def _stats(self, _: Message, request_id: Id, __: list[bytes]) -> None:
+    def _stats(self, _: schemas.ClientStats, request_id: Id, __: list[bytes]) -> None:
         model = self._service.model
-        self._answer(request_id, type="stats", **self._service.stats(), model=model and asdict(model))
+        loaded = None if model is None else _model(model)
+        self._answer(schemas.WorkerStats(request_id, **self._service.stats(), model=loaded))
 
-    def _shutdown(self, _: Message, request_id: Id, __: list[bytes]) -> None:
-        if self._farewell is not None:
+    def _shutdown(self, _: schemas.ClientShutdown, request_id: Id, __: list[bytes]) -> None:
+        if self._shutdown_id is not None:
             raise ServingError("shutting_down", "shutdown was said before")
-        self._farewell = request_id
+        self._shutdown_id = request_id
         self._end(0)
 
     # --- answers --------------------------------------------------------------------------------------
 
-    def _answer(self, request_id: Id, **message: Any) -> None:
-        self._close(request_id)
-        self._out.send({"type": message.pop("type"), "id": request_id, **message})
+    def _send(self, message: schemas.Worker) -> None:
+        self._out.send(schemas.plain(message))
+
+    def _answer(self, message: schemas.Worker) -> None:
+        """The last message of a request."""
+        if message.id is not None:
+            self._close(message.id)
+        self._send(message)
 
     def _answer_error(self, request_id: Id, code: str, message: str) -> None:
-        self._close(request_id)
-        self._fail(request_id, code, message)
+        self._answer(schemas.WorkerError(request_id, code, message))
 
     def _fail(self, request_id: Id | None, code: str, message: str) -> None:
-        self._out.send({"type": "error", "id": request_id, "code": code, "message": message})
+        self._send(schemas.WorkerError(request_id, code, message))
 
     def _close(self, request_id: Id) -> None:
-        """It may be used again."""
+        """The id may be used again."""
         with self._lock:
             self._open.pop(request_id, None)
 
 
-def confined(path: str, folders: list[Path] | None) -> Path:
-    """The file that a path leads to, links followed. Raises ServingError if it is in none of the folders."""
-    try:
-        resolved = Path(path).resolve()
-    except (OSError, RuntimeError, ValueError):
-        raise ServingError("bad_image", "the path cannot be followed") from None
-    if folders is not None and not any(resolved.is_relative_to(folder) for folder in folders):
-        raise ServingError("bad_image", "pictures are not read from there")
-    return resolved
+def loading(message: schemas.ClientLoad, flags: LoadOptions) -> LoadOptions:
+    """How a model is loaded. What the message does not give is as the flags say. Raises InputError."""
+    options = given(message, *_LOADING)
+    if message.sliding_window is not UNSET:
+        options["use_sliding_window"] = message.sliding_window
+    return replace(flags, **options)
 
 
-def _given(message: Message, names: Sequence[str]) -> dict[str, Any]:
-    """Those fields that there are. JSON knows one kind of number."""
-    present = ((name, message[name]) for name in names if name in message)
-    return {name: int(value) if name in _INTEGERS else value for name, value in present}
+def _model(info: ModelInfo) -> schemas.Model:
+    return schemas.Model(**asdict(info))

@@ -1,0 +1,1 @@
+"""The documents of the two interfaces, made from the structs that describe them."""
