@@ -23,7 +23,7 @@ from .tensors import Source
 
 
 @dataclass(frozen=True)
-class Piece:
+class StackPiece:
     """archive[key][index], its dimensions regrouped: groups ((0, 2), (1,)) turns [N, D, H] into [N * H, D]."""
 
     key: str
@@ -70,7 +70,7 @@ class BigVisionArchive(Source):
         member = self._archive.members[f"params/{self._pieces[name].key}"]
         return prod(self.shapes[name]) * member.dtype.itemsize
 
-    def _shape(self, piece: Piece) -> tuple[int, ...]:
+    def _shape(self, piece: StackPiece) -> tuple[int, ...]:
         dims = self._dims[piece.key][len(piece.index) :]
         if sum(map(len, piece.groups)) != len(dims):
             raise ValueError(f"{piece.key} has {len(dims)} dimensions")
@@ -122,25 +122,28 @@ _VECTOR = ((0,),)
 _TRANSPOSED = ((1,), (0,))
 
 
-def _pieces(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Piece]]:
-    yield f"{VISION}.embeddings.patch_embedding.weight", Piece("img/embedding/kernel", (), ((3,), (0,), (1,), (2,)))
-    yield f"{VISION}.embeddings.patch_embedding.bias", Piece("img/embedding/bias", (), _VECTOR)
-    yield f"{VISION}.embeddings.position_embedding.weight", Piece("img/pos_embedding", (0,), ((0,), (1,)))
+def _pieces(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, StackPiece]]:
+    yield (
+        f"{VISION}.embeddings.patch_embedding.weight",
+        StackPiece("img/embedding/kernel", (), ((3,), (0,), (1,), (2,))),
+    )
+    yield f"{VISION}.embeddings.patch_embedding.bias", StackPiece("img/embedding/bias", (), _VECTOR)
+    yield f"{VISION}.embeddings.position_embedding.weight", StackPiece("img/pos_embedding", (0,), ((0,), (1,)))
     yield from _vision_layers(dims)
     yield from _norm(f"{VISION}.post_layernorm", "img/Transformer/encoder_norm", ())
-    yield f"{CONNECTOR}.weight", Piece("img/head/kernel", (), _TRANSPOSED)
-    yield f"{CONNECTOR}.bias", Piece("img/head/bias", (), _VECTOR)
-    yield f"{TEXT}.embed_tokens.weight", Piece("llm/embedder/input_embedding", (), ((0,), (1,)))
-    yield f"{TEXT}.norm.weight", Piece("llm/final_norm/scale", (), _VECTOR)
+    yield f"{CONNECTOR}.weight", StackPiece("img/head/kernel", (), _TRANSPOSED)
+    yield f"{CONNECTOR}.bias", StackPiece("img/head/bias", (), _VECTOR)
+    yield f"{TEXT}.embed_tokens.weight", StackPiece("llm/embedder/input_embedding", (), ((0,), (1,)))
+    yield f"{TEXT}.norm.weight", StackPiece("llm/final_norm/scale", (), _VECTOR)
     yield from _text_layers(dims)
 
 
-def _norm(name: str, key: str, index: tuple[int, ...]) -> Iterator[tuple[str, Piece]]:
-    yield f"{name}.weight", Piece(f"{key}/scale", index, _VECTOR)
-    yield f"{name}.bias", Piece(f"{key}/bias", index, _VECTOR)
+def _norm(name: str, key: str, index: tuple[int, ...]) -> Iterator[tuple[str, StackPiece]]:
+    yield f"{name}.weight", StackPiece(f"{key}/scale", index, _VECTOR)
+    yield f"{name}.bias", StackPiece(f"{key}/bias", index, _VECTOR)
 
 
-def _vision_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Piece]]:
+def _vision_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, StackPiece]]:
     root = "img/Transformer/encoderblock"
     stacked = f"{root}/LayerNorm_0/scale" in dims
     if stacked:
@@ -155,17 +158,17 @@ def _vision_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Piec
         yield from _norm(f"{name}.layer_norm2", f"{key}/LayerNorm_1", index)
         for part in ("query", "key", "value"):
             projection = f"{name}.self_attn.{part[0]}_proj"
-            yield f"{projection}.weight", Piece(f"{attention}/{part}/kernel", index, ((1, 2), (0,)))
-            yield f"{projection}.bias", Piece(f"{attention}/{part}/bias", index, ((0, 1),))
-        yield f"{name}.self_attn.out_proj.weight", Piece(f"{attention}/out/kernel", index, ((2,), (0, 1)))
-        yield f"{name}.self_attn.out_proj.bias", Piece(f"{attention}/out/bias", index, _VECTOR)
+            yield f"{projection}.weight", StackPiece(f"{attention}/{part}/kernel", index, ((1, 2), (0,)))
+            yield f"{projection}.bias", StackPiece(f"{attention}/{part}/bias", index, ((0, 1),))
+        yield f"{name}.self_attn.out_proj.weight", StackPiece(f"{attention}/out/kernel", index, ((2,), (0, 1)))
+        yield f"{name}.self_attn.out_proj.bias", StackPiece(f"{attention}/out/bias", index, _VECTOR)
         for number, layer in ((0, "fc1"), (1, "fc2")):
             dense = f"{key}/MlpBlock_0/Dense_{number}"
-            yield f"{name}.mlp.{layer}.weight", Piece(f"{dense}/kernel", index, _TRANSPOSED)
-            yield f"{name}.mlp.{layer}.bias", Piece(f"{dense}/bias", index, _VECTOR)
+            yield f"{name}.mlp.{layer}.weight", StackPiece(f"{dense}/kernel", index, _TRANSPOSED)
+            yield f"{name}.mlp.{layer}.bias", StackPiece(f"{dense}/bias", index, _VECTOR)
 
 
-def _text_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Piece]]:
+def _text_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, StackPiece]]:
     root = "llm/layers"
     gemma2 = f"{root}/post_ffw_norm/scale" in dims
     norms = {"pre_attention_norm": "input_layernorm", "pre_ffw_norm": "post_attention_layernorm"}
@@ -184,11 +187,11 @@ def _text_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Piece]
             kv = f"{root}/attn/kv_einsum/w"
             places = [(f"{root}/attn/q_einsum/w", (i,)), (kv, (i, 0)), (kv, (i, 1))]
         for part, (key, index) in zip("qkv", places, strict=True):
-            yield f"{name}.self_attn.{part}_proj.weight", Piece(key, index, heads)
-        yield f"{name}.self_attn.o_proj.weight", Piece(f"{root}/attn/attn_vec_einsum/w", (i,), ((2,), (0, 1)))
+            yield f"{name}.self_attn.{part}_proj.weight", StackPiece(key, index, heads)
+        yield f"{name}.self_attn.o_proj.weight", StackPiece(f"{root}/attn/attn_vec_einsum/w", (i,), ((2,), (0, 1)))
         for number, part in enumerate(("gate", "up")):
             groups = ((0,), (1,)) if flipped else _TRANSPOSED
-            yield f"{name}.mlp.{part}_proj.weight", Piece(f"{root}/mlp/gating_einsum", (i, number), groups)
-        yield f"{name}.mlp.down_proj.weight", Piece(f"{root}/mlp/linear", (i,), _TRANSPOSED)
+            yield f"{name}.mlp.{part}_proj.weight", StackPiece(f"{root}/mlp/gating_einsum", (i, number), groups)
+        yield f"{name}.mlp.down_proj.weight", StackPiece(f"{root}/mlp/linear", (i,), _TRANSPOSED)
         for norm, stored in norms.items():
-            yield f"{name}.{stored}.weight", Piece(f"{root}/{norm}/scale", (i,), _VECTOR)
+            yield f"{name}.{stored}.weight", StackPiece(f"{root}/{norm}/scale", (i,), _VECTOR)

@@ -28,7 +28,7 @@ from ..linear import Embedding
 from ..paligemma import PaliGemma
 
 
-class Text(NamedTuple):
+class AnsweredPrompt(NamedTuple):
     """A prompt about one of the pictures, and the answer whose tokens are to be predicted."""
 
     picture: int
@@ -78,7 +78,7 @@ class Streamed:
         mx.eval(features)
         return features
 
-    def hidden(self, features: Sequence[mx.array], texts: Sequence[Text]) -> list[mx.array]:
+    def hidden(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
         """For each text the final-normed states [len(answer), D] that predict its answer's tokens, each given the
         picture, the prompt and the answer before it."""
         decoder = self._model.language_model
@@ -103,7 +103,7 @@ class Streamed:
         decoder.embed_tokens = self._embedding(slice(start, stop))
         return decoder.head
 
-    def _rows(self, features: Sequence[mx.array], texts: Sequence[Text]) -> list[mx.array]:
+    def _rows(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
         """What the decoder reads, [1, N + T, D] a text. An answer's last token predicts nothing and is left out."""
         decoder = self._model.language_model
         ids = [[*text.prefix, *text.answer[:-1]] for text in texts]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .layerwise import Streamed, Text
+from .layerwise import AnsweredPrompt, Streamed
 
 ROWS, POSITIONS = 16384, 256
 """Rows of the vocabulary, and positions, whose logits are compared at a time: 16 MiB of float32."""
@@ -70,7 +70,11 @@ def predict(source: Reading, result: Reading, vocabulary: int) -> Predictions:
 
 
 def box_drifts(
-    source: Reading, result: Reading, texts: Sequence[Text], sizes: Sequence[tuple[int, int]], locations: range
+    source: Reading,
+    result: Reading,
+    texts: Sequence[AnsweredPrompt],
+    sizes: Sequence[tuple[int, int]],
+    locations: range,
 ) -> list[float]:
     """Pixels between the two models' preferred locations, at every position whose answer has one.
 

@@ -26,7 +26,7 @@ from ..generation import SamplingOptions
 from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
 from ..processor import Processor, load_image
-from .layerwise import Streamed, Text
+from .layerwise import AnsweredPrompt, Streamed
 from .metrics import Reading, box_drifts, feature_error, predict
 from .samples import Sample, default_samples
 
@@ -165,7 +165,7 @@ def _check_comparable(source: PaliGemmaConfig, result: PaliGemmaConfig, vocabula
         raise InputError(f"the tokenizer has {vocabulary} pieces, the embedding only {rows} rows")
 
 
-def _read(name: str, model: Streamed, pictures: Sequence[mx.array], texts: Sequence[Text]) -> Reading:
+def _read(name: str, model: Streamed, pictures: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> Reading:
     features = model.features(pictures)
     hidden = mx.concatenate(model.hidden(features, texts))
     if not mx.isfinite(hidden).all().item():
@@ -190,12 +190,12 @@ class _Ticks:
 
 def _prepare(
     samples: Iterable[Sample], processor: Processor
-) -> tuple[list[mx.array], list[tuple[int, int]], list[Text]]:
+) -> tuple[list[mx.array], list[tuple[int, int]], list[AnsweredPrompt]]:
     """Pixels [1, H, W, 3] and original (width, height) of each distinct picture, and the samples without answers."""
     numbers: dict[Any, int] = {}
     pictures: list[mx.array] = []
     sizes: list[tuple[int, int]] = []
-    texts: list[Text] = []
+    texts: list[AnsweredPrompt] = []
     for sample in samples:
         key = str(sample.image) if isinstance(sample.image, (str, Path)) else id(sample.image)
         if key not in numbers:
@@ -203,7 +203,7 @@ def _prepare(
             image = load_image(sample.image)
             pictures.append(mx.array(processor.pixels(image))[None])
             sizes.append(image.size)
-        texts.append(Text(numbers[key], processor.prompt_ids(sample.prompt), ()))
+        texts.append(AnsweredPrompt(numbers[key], processor.prompt_ids(sample.prompt), ()))
     return pictures, sizes, texts
 
 
@@ -211,10 +211,10 @@ def _answer(
     model: PaliGemma,
     processor: Processor,
     pictures: Sequence[mx.array],
-    texts: Sequence[Text],
+    texts: Sequence[AnsweredPrompt],
     max_tokens: int,
     tick: Callable[[], None],
-) -> list[Text]:
+) -> list[AnsweredPrompt]:
     """The texts with the model's greedy answers, which end with <eos> or after max_tokens. Sorted by picture."""
     answered = []
     for number, pixels in enumerate(pictures):

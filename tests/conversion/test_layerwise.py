@@ -31,9 +31,13 @@ from pg_mlx.checkpoint.load import build
 from pg_mlx.checkpoint.open import Checkpoint, open_local
 from pg_mlx.checkpoint.tensors import Source
 from pg_mlx.config import PaliGemmaConfig
-from pg_mlx.conversion.layerwise import Streamed, Text
+from pg_mlx.conversion.layerwise import AnsweredPrompt, Streamed
 
-TEXTS = [Text(0, [2, 9, 5], [7, 8, 1, 30]), Text(1, [2, 4], [3]), Text(0, [2, 50, 60, 70, 3], [90, 91])]
+TEXTS = [
+    AnsweredPrompt(0, [2, 9, 5], [7, 8, 1, 30]),
+    AnsweredPrompt(1, [2, 4], [3]),
+    AnsweredPrompt(0, [2, 50, 60, 70, 3], [90, 91]),
+]
 
 
 def assert_streams(raw: Json, source: Source, dtype: str = "float32", tolerance: float = 1e-5) -> None:
@@ -121,7 +125,7 @@ def test_streaming_holds_the_embedding_and_one_block(tmp_path: Path) -> None:
     def stream() -> None:
         streamed = Streamed(open_local(folder), "bfloat16")
         features = streamed.features([mx.zeros((1, 28, 28, 3))])
-        hidden = streamed.hidden(features, [Text(0, [2, 3], [4, 5])])
+        hidden = streamed.hidden(features, [AnsweredPrompt(0, [2, 3], [4, 5])])
         mx.eval(streamed.head(0, 4096)(hidden[0]))
 
     streaming, loading = peak(stream), peak(lambda: load_model(folder, dtype="bfloat16"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+from helpers.engine import alone, engine_of, examples, picture, requests
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine import alone, engine_of, examples, picture, requests
 
 from pg_mlx.generation import Engine, Recovery, Request, Row
 from pg_mlx.generation.recovery import _Reported

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Lock
 
 from ...generation import Answer, Request, Row
@@ -75,3 +76,9 @@ class Job:
         """End with "failed". The log has the details; the listener gets only the kind of error."""
         print(f"pg_mlx: a request failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         self.finish(Failed("failed", f"unexpected failure ({type(error).__name__})"))
+
+
+def seconds_left(jobs: Iterable[Job]) -> float | None:
+    """Seconds until the first deadline of these jobs; None if they have none."""
+    ends = [job.deadline_at for job in jobs if job.deadline_at is not None]
+    return min(max(0.0, min(ends) - time.perf_counter()), threading.TIMEOUT_MAX) if ends else None

@@ -17,7 +17,7 @@ import mlx.core as mx
 from ...checkpoint.load import LoadOptions
 from ..error_codes import ServingError
 from .commands import Commands
-from .jobs import Job, Listener
+from .jobs import Job, Listener, seconds_left
 from .limits import Limits
 from .requests import Answered, Ask, Event, Failed, check, prepare
 from .runner import ModelInfo, Runner, Stage
@@ -175,7 +175,7 @@ class Service:
         while True:
             with self._changed:
                 while not self._work():
-                    self._changed.wait(self._patience())
+                    self._changed.wait(seconds_left(self._waiting))
                 if self._stopped:
                     break
                 command = self._commands and not self._busy()
@@ -200,11 +200,6 @@ class Service:
 
     def _busy(self) -> bool:
         return bool(self._waiting or self._running)
-
-    def _patience(self) -> float | None:
-        """Seconds until the next deadline of a waiting request."""
-        ends = [job.deadline_at for job in self._waiting if job.deadline_at is not None]
-        return min(max(0.0, min(ends) - time.perf_counter()), threading.TIMEOUT_MAX) if ends else None
 
     def _advance(self, runner: Runner) -> None:
         with self._lock:
@@ -283,8 +278,6 @@ class Service:
             self._runner = None
             gc.collect()
             mx.clear_cache()
-
-    # --- the decoders' threads ------------------------------------------------------------------------
 
     def _prepare(self, job: Job, runner: Runner) -> None:
         question = job.question
