@@ -166,7 +166,10 @@ def load_with(
 
 
 def load_model_with(path: str | Path, options: LoadOptions, progress: Progress | None = None) -> PaliGemma:
-    """As `load_model`, with the options as one object, of which `revision` and `mask_decoder` play no part here."""
+    """As `load_model`, with the options as one object.
+
+    `revision` and `mask_decoder` have no effect, and the file `tokenizer` must exist but is not read.
+    """
     adapters, begin = open_adapters(options.adapter_path), time.perf_counter()
     model = _load(_open(Path(path), options), options, adapters, progress)
     model.load_s = time.perf_counter() - begin
