@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import pg_mlx
 from pg_mlx import InputError, PaliGemma, Processor
 from pg_mlx.cli import main
 from pg_mlx.generation import Engine, Generation, Request, SamplingOptions, Scheduler, Step, make_request
-from pg_mlx.ops import device
 from pg_mlx.threads import Prefetch
 
 Loaded = tuple[PaliGemma, Processor]
@@ -29,14 +28,8 @@ OPTIONS = dict(temperature=2.0, seed=3, max_tokens=6)
 BAD = b"no picture"
 
 
-@pytest.fixture(params=["cpu", "gpu"], scope="module")
-def ops(request: pytest.FixtureRequest) -> Iterator[str]:
-    with device.use(request.param):
-        yield request.param
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, ops: str) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 

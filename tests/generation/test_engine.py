@@ -17,41 +17,37 @@ from pg_mlx import InputError
 from pg_mlx.generation import FeatureCache, Picture, Request, Row, SamplingOptions
 from pg_mlx.generation import engine as engine_module
 from pg_mlx.generation import features as pictures_module
-from pg_mlx.ops import device
 
 plans = st.lists(st.tuples(requests(), st.integers(0, 4), st.none() | st.integers(0, 6)), min_size=1, max_size=7)
 
 
-@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "one pass ahead"])
 @kinds
 @examples
 @given(plan=plans, batch_size=st.integers(1, 4))
 def test_each_row_says_what_it_says_alone(
-    kind: str, ahead: bool, plan: list[tuple[Request, int, int | None]], batch_size: int
+    kind: str, plan: list[tuple[Request, int, int | None]], batch_size: int
 ) -> None:
     """Requests arrive some steps after one another, and some are cancelled some steps after that."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "_wanted", ahead)
-        engine = engine_of(kind, batch_size)
-        rows: list[Row] = []
-        seen: dict[Row, list[int]] = {}
-        cancel: dict[Row, int] = {}
+    engine = engine_of(kind, batch_size)
+    rows: list[Row] = []
+    seen: dict[Row, list[int]] = {}
+    cancel: dict[Row, int] = {}
 
-        def step() -> None:
-            for row in rows:
-                if cancel[row] == 0:
-                    row.cancel()
-                cancel[row] -= 1
-            for progress in engine.step():
-                seen[progress.row] += progress.token_ids
+    def step() -> None:
+        for row in rows:
+            if cancel[row] == 0:
+                row.cancel()
+            cancel[row] -= 1
+        for progress in engine.step():
+            seen[progress.row] += progress.token_ids
 
-        for request, pause, patience in plan:
-            for _ in range(pause):
-                step()
-            rows.append(engine.add(request))
-            seen[rows[-1]], cancel[rows[-1]] = [], -1 if patience is None else patience
-        while engine.busy:
+    for request, pause, patience in plan:
+        for _ in range(pause):
             step()
+        rows.append(engine.add(request))
+        seen[rows[-1]], cancel[rows[-1]] = [], -1 if patience is None else patience
+    while engine.busy:
+        step()
 
     for row, (request, _, _) in zip(rows, plan, strict=True):
         expected = alone(kind, request)

@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 
 from pg_mlx.generation import Engine, Recovery, Request, Row
 from pg_mlx.generation.recovery import _Reported
-from pg_mlx.ops import device
-
-paths = pytest.mark.parametrize("ops", ["cpu", "gpu"])
 
 
 class Spoiled(Engine):
@@ -44,64 +41,60 @@ class Spoiled(Engine):
             raise RuntimeError("no memory just now")
 
 
-@paths
 @examples
 @given(
     asked=st.lists(st.tuples(requests(), st.booleans()), min_size=1, max_size=6),
     breaks=st.lists(st.integers(1, 12), max_size=2),
     late=st.booleans(),
 )
-def test_each_row_is_reported_once_and_as_it_is_alone(ops: str, asked: list, breaks: list[int], late: bool) -> None:
+def test_each_row_is_reported_once_and_as_it_is_alone(asked: list, breaks: list[int], late: bool) -> None:
     bad = [request for request, is_bad in asked if is_bad]
-    with device.use(ops):
-        engine = Recovery(lambda: Spoiled([*breaks, 10**9], bad, late))
-        waiting = [request for request, _ in asked]
-        rows: list[Row] = []
-        seen, errors = defaultdict[Row, list[int]](list), dict[Row, Exception]()
-        ended: list[Row] = []
-        while waiting or engine.busy:
-            while waiting and engine.free:
-                rows.append(engine.add(waiting.pop(0)))
-            for progress in engine.step():
-                assert progress.row not in ended, "reported after its end"
-                seen[progress.row] += progress.token_ids
-                if progress.error:
-                    errors[progress.row] = progress.error
-                if progress.error or progress.row.finish_reason:
-                    ended.append(progress.row)
-        assert sorted(map(id, ended)) == sorted(map(id, rows))
-        for row in rows:
-            expected = alone("gemma2", row.request).token_ids
-            if row in errors:
-                assert seen[row] == expected[: len(seen[row])]
-                assert row.request in bad or str(errors[row]) == "no memory just now"
-            else:
-                assert seen[row] == row.token_ids == expected
+    engine = Recovery(lambda: Spoiled([*breaks, 10**9], bad, late))
+    waiting = [request for request, _ in asked]
+    rows: list[Row] = []
+    seen, errors = defaultdict[Row, list[int]](list), dict[Row, Exception]()
+    ended: list[Row] = []
+    while waiting or engine.busy:
+        while waiting and engine.free:
+            rows.append(engine.add(waiting.pop(0)))
+        for progress in engine.step():
+            assert progress.row not in ended, "reported after its end"
+            seen[progress.row] += progress.token_ids
+            if progress.error:
+                errors[progress.row] = progress.error
+            if progress.error or progress.row.finish_reason:
+                ended.append(progress.row)
+    assert sorted(map(id, ended)) == sorted(map(id, rows))
+    for row in rows:
+        expected = alone("gemma2", row.request).token_ids
+        if row in errors:
+            assert seen[row] == expected[: len(seen[row])]
+            assert row.request in bad or str(errors[row]) == "no memory just now"
+        else:
+            assert seen[row] == row.token_ids == expected
 
 
-@paths
 @examples
 @given(asked=st.lists(requests(), min_size=2, max_size=4), break_at=st.integers(2, 9), cancel_at=st.integers(1, 30))
 def test_a_row_cancelled_in_its_second_attempt_keeps_what_was_reported(
-    ops: str, asked: list[Request], break_at: int, cancel_at: int
+    asked: list[Request], break_at: int, cancel_at: int
 ) -> None:
-    with device.use(ops):
-        breaks = [break_at, 10**9]
-        engine = Recovery(lambda: Spoiled(breaks, [], False))
-        rows = [engine.add(request) for request in asked]
-        seen = defaultdict[Row, list[int]](list)
-        steps, failed = 0, set[Row]()
-        while engine.busy:
-            for progress in engine.step():
-                failed |= {progress.row} if progress.error else set()
-                seen[progress.row] += progress.token_ids
-            steps += 1
-            if steps == cancel_at:
-                rows[-1].cancel()
-        assert len(failed) <= 1  # if its neighbours were done when the pass broke
-        for row in set(rows) - failed:
-            assert seen[row] == row.token_ids and row.finish_reason
-            assert not row.request.logprobs or len(row.logprobs) == len(row.token_ids)
+    breaks = [break_at, 10**9]
+    engine = Recovery(lambda: Spoiled(breaks, [], False))
+    rows = [engine.add(request) for request in asked]
+    seen = defaultdict[Row, list[int]](list)
+    steps, failed = 0, set[Row]()
+    while engine.busy:
+        for progress in engine.step():
+            failed |= {progress.row} if progress.error else set()
+            seen[progress.row] += progress.token_ids
+        steps += 1
+        if steps == cancel_at:
+            rows[-1].cancel()
+    assert len(failed) <= 1  # if its neighbours were done when the pass broke
+    for row in set(rows) - failed:
+        assert seen[row] == row.token_ids and row.finish_reason
+        assert not row.request.logprobs or len(row.logprobs) == len(row.token_ids)
 
 
 def test_rows_that_fail_alone_are_counted_until_one_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from helpers.models import note_widths
 import pg_mlx
 from pg_mlx import PaliGemma, Processor
 from pg_mlx.generation import Answer, Engine, Generation, Picture, Request, SamplingOptions, Scheduler, Step
-from pg_mlx.ops import device
 from pg_mlx.threads import Prefetch
 
 TOKENS = (3, 7, 1, 5, 5, 2, 6, 4, 8, 3)
@@ -135,8 +134,8 @@ def test_nobody_runs_ahead_of_the_window(loaded, alone, window: int) -> None:
         assert index < unfinished + window
 
 
+@pytest.mark.ops("gpu", reason="the CPU encodes nothing ahead")
 def test_on_a_gpu_pictures_are_encoded_before_their_rows_enter(loaded, alone, monkeypatch) -> None:
-    monkeypatch.setattr(device, "_wanted", True)
     widths = note_widths(monkeypatch, "encode_image")
     prefills = note_widths(monkeypatch, "prefill")
     ends, texts, _ = run(loaded, 4)

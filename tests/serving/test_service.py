@@ -17,8 +17,8 @@ from PIL import Image
 
 from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import Engine, SamplingOptions
+from pg_mlx.generation.engine import PREFILL_TOKENS
 from pg_mlx.memory.residency import model_scratch_bytes
-from pg_mlx.ops import device
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
 from pg_mlx.serving.service.requests import Answered, Ask, Failed, RegionFound, Text, prepare
@@ -247,7 +247,7 @@ TOKEN_BYTES = 2 * 6 * 1 * 64 * 4
 def test_no_more_answers_run_than_memory_allows():
     options, features = SamplingOptions(max_tokens=40, temperature=9.0, seed=3), 64 << 20
     slots = 64 + len(loaded()[1].prompt_ids("ocr")) + 40 + 256
-    scratch = model_scratch_bytes(loaded()[0], 8192 // 64, 8192, Limits().batch_size)
+    scratch = model_scratch_bytes(loaded()[0], 8192 // 64, PREFILL_TOKENS, Limits().batch_size)
     with service() as unlimited:
         weights = unlimited.model.weight_bytes
     room = 5 * slots * TOKEN_BYTES  # for two rows and a half, which count twice
@@ -293,7 +293,6 @@ def test_cache_room_counts_rows_by_the_longest_until_all_have_left():
     assert room.fits(1, 150) and room.fits(2, 100) and not room.fits(2, 101) and not room.fits(3, 1)
 
 
-@pytest.mark.parametrize("ops", ["cpu", "gpu"])
 def test_what_was_known_before_a_failed_pass_is_sent_before_it(ops: str, monkeypatch: pytest.MonkeyPatch):
     """The pass fails in which the fourth token would be read; the answers beside it are whole."""
     advance, poison = Engine._advance, loaded()[1].prompt_ids("caption fr")
@@ -306,7 +305,7 @@ def test_what_was_known_before_a_failed_pass_is_sent_before_it(ops: str, monkeyp
     expected = alone("caption fr", (SCENE,), WILD_START).token_ids
     others = [alone(*mixed).text for mixed in MIXED]
     monkeypatch.setattr(Engine, "_advance", failing)
-    with device.use(ops), Service() as running:
+    with Service() as running:
         running.load(CHECKPOINT, LoadOptions(dtype="float32")).result()
         bad, *good = [Asked(running, Ask(*asked)) for asked in (("caption fr", [SCENE], WILD), *MIXED)]
         text = ""

@@ -51,12 +51,13 @@ class CacheRoom:
         lengths = list(slots)
         return 2 * len(lengths) * max(lengths, default=0) * self._token_bytes
 
-    def fits(self, running: int, slots: int) -> bool:
-        """Whether one more row that may need so many slots fits beside so many running rows."""
+    def fits(self, running: int, slots: int, scratch: int = 0) -> bool:
+        """Whether one more row that may need so many slots, and so many bytes of scratch memory while its prefix is
+        read, fits beside so many running rows."""
         if self._room_bytes is None:
             return True
         longest = max(slots, self._slots if running else 0)
-        return 2 * (running + 1) * longest * self._token_bytes <= self._room_bytes
+        return 2 * (running + 1) * longest * self._token_bytes + scratch <= self._room_bytes
 
     def enter(self, running: int, slots: int) -> None:
         """One more row enters beside so many running ones, and may need so many slots."""

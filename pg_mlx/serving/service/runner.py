@@ -106,9 +106,9 @@ class Runner:
         if prefix > self._limits.prefix_tokens:
             limit = self._limits.prefix_tokens
             raise ServingError("too_large", f"pictures and prompt are {prefix} tokens; the limit is {limit}")
-        if not self._room.fits(0, self._slots(request)):
-            needed = self._room.needed([self._slots(request)])
-            raise ServingError("out_of_memory", f"the answer may need {needed} bytes of cache; ask for fewer tokens")
+        if not self._fits(0, request):
+            needed = self._room.needed([self._slots(request)]) + self._more_scratch(request)
+            raise ServingError("out_of_memory", f"the answer may need {needed} bytes of memory; ask for fewer tokens")
 
     def drop_expired(self) -> None:
         """End the jobs that were cancelled or are past their deadline."""
@@ -122,7 +122,7 @@ class Runner:
         """Whether there is a place for it now, and memory. While requests of a failed pass are repeated, there is no
         place."""
         assert job.request is not None
-        return self._engine.free > 0 and self._room.fits(len(self._jobs), self._slots(job.request))
+        return self._engine.free > 0 and self._fits(len(self._jobs), job.request)
 
     def start(self, job: Job) -> None:
         """Let it enter with the next step. Raises InputError if the model does not read its pictures."""
@@ -174,6 +174,16 @@ class Runner:
         if generation:
             job.finish(Answered(generation, job.begun_at - job.submitted_at))
 
+    def _fits(self, running: int, request: Request) -> bool:
+        return self._room.fits(running, self._slots(request), self._more_scratch(request))
+
+    def _more_scratch(self, request: Request) -> int:
+        """Bytes that reading the prefix takes beyond what is reserved for every pass."""
+        prefix = self._prefix(request)
+        if prefix <= PREFILL_TOKENS or self._limits.memory_bytes is None:
+            return 0
+        return _scratch(self.model, self._limits, prefix) - _scratch(self.model, self._limits, PREFILL_TOKENS)
+
     def _prefix(self, request: Request) -> int:
         return len(request.pictures) * self.model.config.vision.num_patches + len(request.prompt_ids)
 
@@ -183,13 +193,12 @@ class Runner:
 
 
 def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
-    """What is left for caches. Raises ServingError if the model leaves nothing."""
+    """What is left for caches, and for prefixes longer than those that are read together. Raises ServingError if the
+    model leaves nothing."""
     per_token = model.config.text.cache_bytes(model.dtype.size)
     if limits.memory_bytes is None:
         return CacheRoom(per_token, None)
-    pictures = max(1, PATCHES // model.config.vision.num_patches)
-    tokens = max(PREFILL_TOKENS, limits.prefix_tokens)
-    scratch = model_scratch_bytes(model, pictures, tokens, limits.batch_size)
+    scratch = _scratch(model, limits, PREFILL_TOKENS)
     left = limits.memory_bytes - weights - limits.feature_bytes - scratch
     if left <= 0:
         raise ServingError(
@@ -198,3 +207,10 @@ def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
             f"and a pass {scratch}, which leaves none for answers",
         )
     return CacheRoom(per_token, left)
+
+
+def _scratch(model: PaliGemma, limits: Limits, tokens: int) -> int:
+    """Bytes of scratch memory for reading prefixes of so many tokens together, and for encoding as many pictures as go
+    through the tower at a time."""
+    pictures = max(1, PATCHES // model.config.vision.num_patches)
+    return model_scratch_bytes(model, pictures, tokens, limits.batch_size)
