@@ -59,7 +59,7 @@ def stream_batch(
     16 bits a batch may round otherwise. Closing the iterator ends everything.
     Raises InputError: at once for a bad option, lists that do not match, or constrained prompts that do not ask for
     regions; in its turn for a bad picture or prompt. A failure of the model is raised in its turn, too. In its turn
-    means: after the answers to all questions before it have been yielded, and no further question is begun.
+    means: after the answers to all questions before it have been yielded. Meanwhile no further picture is read.
     """
     read = AnswerOptions.read(options)
     if not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:

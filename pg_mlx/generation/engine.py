@@ -22,11 +22,11 @@ from .rows import Progress, Row
 from .sampling import Allowed, NextTokens, choose, needed
 
 ROOM = 256
-"""Slots by which the cache grows. Growing copies it, once in as many steps."""
+"""Slots by which the cache grows. Growing copies it, once in as many steps as this."""
 
 PREFILL_TOKENS = 2048
 """Prefix tokens that are read in one pass, unless a single row has more. Scratch memory grows with them (a 3B model's
-MLP takes 100 kB each in 16 bits), and beyond a thousand rows a matrix product gains nothing by more."""
+MLP takes 100 kB each in 16 bits), and beyond a thousand tokens a matrix product gains nothing by more."""
 
 
 class Engine:

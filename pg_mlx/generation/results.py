@@ -18,19 +18,21 @@ class Stats:
     load_s: float
     """Reading the checkpoint, before this generation."""
     vision_s: float
-    """SigLIP and connector, the picture's decoding and resizing not included."""
+    """SigLIP and connector, without the decoding and resizing of pictures."""
     prefill_s: float
-    """Picture rows and prompt through the decoder, up to the first token."""
+    """Image tokens and prompt through the decoder, up to the first token."""
     time_to_first_token_s: float
-    """From the call to the first token, everything included but loading."""
+    """From the call to the first token, with everything but loading."""
     prompt_tokens: int
-    """Picture rows and prompt tokens."""
+    """Image tokens and prompt tokens."""
     prefill_tps: float
+    """prompt_tokens a second of prefill_s."""
     decode_tokens: int
-    """Tokens decoded, <eos> included; decode_tps does not count the first, which prefill made."""
+    """Tokens of the answer, <eos> included."""
     decode_tps: float
+    """Tokens a second, without the first one, which prefill made."""
     peak_memory_bytes: int
-    """The most that MLX has held since the process started, loading included."""
+    """The most bytes that MLX has held since the process started, loading included."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class Generation:
     finish_reason: FinishReason
     stats: Stats
     regions: list[Region] = field(default_factory=list)
-    """The boxes and masks in the text, in its order, in the picture's pixels (the first one's, if there were several).
-    Scores only where log-probabilities were asked for."""
+    """The boxes and masks in the text, in its order, in pixels of the picture (of the first one, if there are several).
+    They have scores only if log-probabilities were asked for."""
     malformed: list[Malformed] = field(default_factory=list)
-    """What in the text looked like a region but was none."""
+    """Parts of the text that look like a region but are none, with the reason."""
     image_size: tuple[int, int] = field(kw_only=True)
     """Width and height in pixels of the picture, or of the first one: the pixels in which regions are given."""
 
@@ -68,18 +70,18 @@ class Generation:
 
 @dataclass(frozen=True)
 class Step:
-    """One token of a running answer: the text that became final with it (perhaps none yet).
+    """One token of a running answer.
 
-    The last Step has no token; it carries what text was still held back, the region that the answer ended with, and the
-    Generation.
+    The last Step has no token, but the rest of the text, the region that the answer ended with, and the Generation.
     """
 
     text: str
+    """The text that became final with this token; "" if its character is not complete yet."""
     token_id: int | None = None
     generation: Generation | None = None
     logprob: float | None = None
     """Natural logarithm of the token's probability before temperature and truncation, if it was asked for and the token
     was not forced."""
     regions: Sequence[Region] = ()
-    """Those whose records became complete with this token, which is when nothing more can belong to the label: at the
-    separator, or at the end. All steps together have the regions of the Generation."""
+    """Regions whose records became complete with this token. A record is complete when nothing more can belong to its
+    label: at the separator, or at the end. All steps together have the regions of the Generation."""

@@ -104,11 +104,11 @@ class NextTokens:
     consecutively."""
 
     tokens: mx.array
-    """int [choices], of all rows."""
+    """int [positions], of all rows."""
     counts: tuple[int, ...]
     """How many of them belong to each row."""
     logprobs: mx.array | None = None
-    """float32 [choices], each token's log-probability before temperature and truncation, among the ids that were
+    """float32 [positions], each token's log-probability before temperature and truncation, among the ids that were
     allowed; None if no row asked for it."""
 
     @property
@@ -142,7 +142,7 @@ class NextTokens:
 
 
 def needed(allowed: Sequence[Allowed], vocab: range) -> Ids:
-    """The ids whose logits are needed, in order: the whole vocabulary, or what the guides allow between them."""
+    """The ids whose logits are needed, in order: the whole vocabulary, or all ids that any of the guides allows."""
     if any(ids is None for ids in allowed):
         return vocab
     spans = {ids for ids in allowed if isinstance(ids, range)}  # many rows have the same
@@ -157,10 +157,10 @@ def needed(allowed: Sequence[Allowed], vocab: range) -> Ids:
 def choose(
     samplers: Sequence[Sampler], logits: mx.array, asked: Sequence[Sequence[Allowed]], vocab: Ids, logprobs: bool
 ) -> NextTokens:
-    """The next token at each of N positions, from logits float32 [N, len(vocab)] of the ids in vocab.
+    """The next token at each position, from logits float32 [positions, len(vocab)] of the ids in vocab.
 
-    samplers: one a row. asked: for each row what is allowed at each of its positions, N in all. logprobs: whether
-    log-probabilities are wanted, too.
+    samplers: one for each row. asked: for each row what is allowed at each of its positions, in the order of the
+    logits. logprobs: whether log-probabilities are wanted, too.
     """
     counts = tuple(map(len, asked))
     places = [(sampler, allowed) for sampler, several in zip(samplers, asked, strict=True) for allowed in several]
@@ -184,13 +184,13 @@ def choose(
 
 
 def _ids(tokens: mx.array, ids: Ids) -> mx.array:
-    """The ids at these indices."""
+    """The ids at these indices, int [positions]."""
     if not isinstance(ids, range):
         return mx.array(ids)[tokens]
     return tokens + ids.start if ids.start else tokens
 
 
 def _logprobs(tokens: mx.array, logits: mx.array) -> mx.array:
-    """tokens int [N] are indices into logits [N, n]."""
+    """float32 [positions]: log-probabilities of tokens int [positions], indices into logits [positions, ids]."""
     chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1).squeeze(-1)
     return chosen - mx.logsumexp(logits, axis=-1)

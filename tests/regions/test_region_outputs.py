@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pg_mlx.regions import Region, rle
 from pg_mlx.regions.export import arrays, to_coco, to_json
 from pg_mlx.regions.reader import read_answer
-from pg_mlx.regions.select import iou, select
+from pg_mlx.regions.select import RegionFilter, iou, select
 
 SIZE = (60, 40)
 
@@ -198,3 +198,20 @@ def test_masks_are_decoded_in_one_call_and_land_in_their_regions():
 
 def test_regions_compare_by_what_the_model_said():
     assert region("cat", BOX, SIZE) == Region("cat", BOX, SIZE, decoded=blob())
+
+
+@pytest.mark.parametrize(
+    ("kept", "constrain", "scores", "expected"),
+    [
+        (RegionFilter(max_regions=3), True, False, 3),
+        (RegionFilter(max_regions=0), True, False, 0),
+        (RegionFilter(), True, False, None),
+        (RegionFilter(max_regions=3), False, False, None),
+        (RegionFilter(max_regions=3), True, True, None),
+        (RegionFilter(dedup_iou=0.5, max_regions=3), True, False, None),
+    ],
+)
+def test_an_answer_may_end_where_only_the_order_decides(
+    kept: RegionFilter, constrain: bool, scores: bool, expected: int | None
+) -> None:
+    assert kept.enough(constrain, scores) == expected
