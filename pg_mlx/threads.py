@@ -73,13 +73,18 @@ atexit.register(finish_running)
 
 
 def leave(code: int) -> NoReturn:
-    """End the program with this exit code, at once even if daemon threads are still working."""
+    """End the process with this exit code, without the shutdown of the Python interpreter.
+
+    The shutdown aborts if a thread is in C++ then. That includes threads which have ended for Python: MLX frees the
+    compiled functions of a thread when the system ends it, and needs the interpreter for that. Functions that are
+    registered with atexit are called, and stdout and stderr are flushed.
+    """
+    atexit.unregister(finish_running)  # nothing is waited for
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):  # closed, or none
             stream.flush()
-    if any(thread.daemon for thread in threading.enumerate()):
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)
 
 
 class Shared(Generic[R]):

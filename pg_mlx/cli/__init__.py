@@ -28,6 +28,11 @@ def command(argv: list[str] | None = None, program: str | None = None) -> NoRetu
         traceback.print_exc()
         code = 1
 
+    if "mlx.core" in sys.modules:
+        from ..ops import device
+
+        device.finish()
+
     from ..threads import leave
 
     leave(code)

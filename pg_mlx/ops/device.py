@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, cast
 
@@ -100,6 +101,12 @@ def evaluate_soon(*arrays: mx.array) -> None:
         mx.async_eval(arrays)
 
 
+def finish() -> None:
+    """Wait for what `evaluate_soon` and mx.async_eval have begun in this thread. Work that is still under way when its
+    thread or the process ends aborts the process."""
+    mx.synchronize()
+
+
 @functools.cache
 def warn_if_slow() -> None:
     """Say once, on stderr, that this Linux machine multiplies matrices with the reference BLAS."""
@@ -119,10 +126,16 @@ def fused(function: F) -> F:
 
     Compiling for the CPU backend starts a C++ compiler, 0.7 s for each function.
     """
-    compiled = mx.compile(function, shapeless=True)
+    of_thread = threading.local()  # emptied by Python when a thread ends, or MLX would need the interpreter after that
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        return compiled(*arguments) if gpu_ops() else function(*arguments)
+        if not gpu_ops():
+            return function(*arguments)
+        try:
+            compiled = of_thread.compiled
+        except AttributeError:
+            compiled = of_thread.compiled = mx.compile(function, shapeless=True)
+        return compiled(*arguments)
 
     return cast(F, call)

@@ -19,6 +19,10 @@ from pg_mlx.demo import CHECKPOINT
 from pg_mlx.measure import experiments, machine, stages, work
 from pg_mlx.measure.experiments import Sizes
 
+pytestmark = pytest.mark.ops(
+    "cpu", reason="it times the machine's own operations; those of a GPU in 16 bits take minutes on a CPU"
+)
+
 
 def multiplied(function: Callable[..., list[mx.array]], *arrays: mx.array) -> int:
     """Operations of the matrix products in the graph of function(*arrays)."""

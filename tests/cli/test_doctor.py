@@ -165,6 +165,7 @@ def test_another_device_is_compared_with_the_cpu(
     assert len(compared) == 1 + 2 * len(demo_check.PROMPTS) and all(check.healthy for check in compared)
 
 
+@pytest.mark.ops("gpu", reason="the GPU is pretended")
 def test_a_doctor_with_a_gpu_compares_both(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reference: demo_check.Run
 ) -> None:

@@ -20,7 +20,7 @@ PROMPTS = ("detect red circle", "caption en", "segment red circle", "ocr")
 def flags(prompts: tuple[str, ...] = PROMPTS, pictures: tuple[Path, ...] = (SCENE,), *more: object) -> list[str]:
     asked = [flag for prompt in prompts for flag in ("--prompt", prompt)]
     shown = [flag for picture in pictures for flag in ("--image", str(picture))]
-    return ["generate", "--model", str(CHECKPOINT), *asked, *shown, *map(str, more)]
+    return ["generate", "--model", str(CHECKPOINT), "--dtype", "float32", *asked, *shown, *map(str, more)]
 
 
 def answers(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> Any:

@@ -17,6 +17,8 @@ from pg_mlx.cli.options import add_model_options, bounded, load_options
 from pg_mlx.limits import MAX_BATCH_SIZE, MAX_PIXELS
 from pg_mlx.ops import device
 
+pytestmark = pytest.mark.ops("cpu", reason="it tries options, not what is computed")
+
 COMMANDS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     module.__name__.rpartition(".")[2]: module.parser for module in (bench, doctor, generate, serve, worker)
 }

@@ -12,8 +12,10 @@ from pathlib import Path
 import pg_mlx
 from helpers.commands import CAT
 from pg_mlx import Generation
+from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import SamplingOptions
+from pg_mlx.ops import device
 from pg_mlx.serving.service.limits import Limits
 from pg_mlx.serving.service.requests import Answered, Ask, Event, Failed, Text
 from pg_mlx.serving.service.service import Service
@@ -29,7 +31,7 @@ def service(**limits: int) -> Iterator[Service]:
     """One that is loaded. It ends at once, whatever runs."""
     running = Service(Limits(**limits))
     try:
-        running.load(CHECKPOINT).result()
+        running.load(CHECKPOINT, LoadOptions(dtype="float32")).result()
         yield running
     finally:
         running.close(timeout=0)
@@ -57,9 +59,14 @@ class Asked:
         return last.code
 
 
-@functools.cache
 def loaded() -> tuple[pg_mlx.PaliGemma, pg_mlx.Processor]:
-    return pg_mlx.load(CHECKPOINT)
+    """The demo, as the operations in use load it."""
+    return _loaded(device.gpu_ops())
+
+
+@functools.cache
+def _loaded(gpu_ops: bool) -> tuple[pg_mlx.PaliGemma, pg_mlx.Processor]:
+    return pg_mlx.load(CHECKPOINT, dtype="float32")
 
 
 @functools.cache

@@ -32,7 +32,7 @@ class Raw:
 
     def __init__(self, *arguments: str, code: str | None = None):
         """code: a program to run in place of the command."""
-        program = ["-c", code] if code else ["-m", "pg_mlx", "worker"]
+        program = ["-c", code] if code else ["-m", "pg_mlx", "worker", "--dtype", "float32"]
         self.process = subprocess.Popen(
             [sys.executable, *program, *arguments],
             stdin=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -113,3 +114,27 @@ def test_kernels_of_a_float_model_are_counted_as_on_a_gpu_at_real_width() -> Non
     counts["4 bits"] = decode_work.decode_kernels(model_of(raw, tensors)).total()
     print(counts)
     assert counts == {"float": 31, "4 bits": 34}
+
+
+COMPILED_IN_A_THREAD = """
+import threading
+import pg_mlx
+import mlx.core as mx
+from pg_mlx.ops import device
+from pg_mlx.ops.gelu import gelu
+
+def use() -> None:
+    with device.use("gpu"):
+        mx.eval(gelu(mx.ones((4, 4))))
+
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_thread_that_used_compiled_functions_does_not_abort_the_end_of_the_process() -> None:
+    """MLX keeps compiled functions for each thread and frees them after Python has joined it. With one function for all
+    threads 37 of 60 such programs ended in SIGABRT here."""
+    codes = [subprocess.run([sys.executable, "-c", COMPILED_IN_A_THREAD], check=False).returncode for _ in range(12)]
+    assert codes == [0] * 12

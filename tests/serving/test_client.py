@@ -18,6 +18,8 @@ from pg_mlx.client import Answer, AsyncClient, Client, ServingError
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.regions import rle
 
+pytestmark = pytest.mark.ops("cpu", reason="the worker behind the client is tested in test_worker.py")
+
 CAPTION = alone("caption en", (SCENE,), SamplingOptions()).text
 LONG = dict(max_tokens=8000, temperature=WILD.temperature, seed=WILD.seed)
 NODE = shutil.which("node")

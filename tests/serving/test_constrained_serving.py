@@ -55,7 +55,7 @@ def first() -> str:
 
 
 def test_the_worker_and_its_client_constrain(answers: list[Generation], first: str):
-    with Client() as client:
+    with Client(dtype="float32") as client:
         for prompt, expected in zip(PROMPTS, answers, strict=True):
             *_, answer = client.stream(prompt, SCENE, constrain=True, **HOT)
             assert isinstance(answer, Answer)

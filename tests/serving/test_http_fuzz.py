@@ -23,6 +23,8 @@ from PIL import Image
 import pg_mlx.serving.http
 from pg_mlx.serving.service.service import Service
 
+pytestmark = pytest.mark.ops("cpu", reason="it tries what is read, not what is computed")
+
 FUZZED_BODIES = int(os.environ.get("PG_MLX_FUZZED_BODIES", "150"))
 """10000 for a thorough run."""
 DOCUMENT = json.loads((Path(pg_mlx.serving.http.__file__).parent / "openapi.json").read_bytes())

@@ -26,6 +26,8 @@ from pg_mlx.serving.http import fetch
 from pg_mlx.serving.http.errors import APIError
 from pg_mlx.serving.service.service import Service
 
+pytestmark = pytest.mark.ops("cpu", reason="what is refused is not computed")
+
 
 @pytest.fixture(scope="module")
 def shared():

@@ -24,6 +24,8 @@ from PIL import Image
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.regions import Region
 
+pytestmark = pytest.mark.ops("cpu", reason="it tries the page")
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pg_mlx[browser]")
 
 RED = np.array([0xE6, 0x19, 0x4B])

@@ -22,6 +22,8 @@ from pg_mlx.serving.worker import schemas
 from tools.schemas import openapi, protocol
 from tools.write_schemas import documents
 
+pytestmark = pytest.mark.ops("cpu", reason="it tries what is read, not what is computed")
+
 
 @pytest.mark.parametrize("document", documents().items(), ids=lambda item: item[0].name)
 def test_the_committed_documents_are_those_made_from_the_structs(document: tuple[Any, str]):

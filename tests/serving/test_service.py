@@ -266,7 +266,7 @@ def test_no_more_answers_run_than_memory_allows():
 
 def test_caches_are_never_larger_than_was_counted():
     limits = Limits(batch_size=4)
-    runner = Runner(CHECKPOINT, LoadOptions(), limits, lambda *_: None)
+    runner = Runner(CHECKPOINT, LoadOptions(dtype="float32"), limits, lambda *_: None)
     jobs = [Job(Ask(*mixed), lambda event: None) for mixed in (*MIXED, *MIXED)]
     for job in jobs:
         job.prepared(prepare(job.question, runner.processor, limits))

@@ -44,7 +44,10 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc"),
+    pytest.mark.ops("cpu", reason="a supervisor computes nothing"),
+]
 
 
 def test_a_killed_worker_costs_the_requests_in_flight_only(supervised: Raw):

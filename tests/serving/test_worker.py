@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from helpers.worker import CLIENT, SCHEMA, WORKER, Raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.error_codes import ERROR_CODES
 from pg_mlx.serving.service.service import ServingError
@@ -41,7 +43,7 @@ LONG = dict(prompt="ocr", images=[PATH], max_tokens=8000, temperature=WILD.tempe
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Raw]:
+def worker(ops: str) -> Iterator[Raw]:
     with Raw() as running:
         yield running.greet()
 
@@ -158,18 +160,19 @@ def test_a_length_is_the_same_however_it_is_written(worker: Raw, length: Any):
     assert worker.ask("stats")["state"] == "ready"
 
 
+@pytest.mark.ops("cpu", reason="float copies are for the CPU")
 def test_options_of_loading_come_from_the_message_and_else_from_the_flags():
-    flags = {"memory": "1GB", "layers_at_once": 2}
+    flags = LoadOptions(dtype="float32", max_memory="9GB", layers_at_once=2)
     message = {"type": "load", "id": 1}
     assert loading(schemas.read(message), flags) == flags
+    assert loading(schemas.read({**message, "layers_at_once": 3}), flags) == replace(flags, layers_at_once=3)
     options = {
         "dtype": "float32", "adapter_path": ["a"], "revision": "r", "max_memory": "8GB", "memory": 10**9,
         "layers_at_once": 1, "mask_decoder": "m", "tokenizer": "t",
     }  # fmt: skip
-    assert loading(schemas.read({**message, **options, "sliding_window": True}), flags) == {
-        **options,
-        "use_sliding_window": True,
-    }
+    assert loading(schemas.read({**message, **options, "sliding_window": True}), flags) == LoadOptions(
+        **options, use_sliding_window=True
+    )
     assert set(schemas.ClientLoad.__struct_fields__) == {*options, "id", "model", "sliding_window"}
 
 

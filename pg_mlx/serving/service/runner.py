@@ -15,7 +15,7 @@ from ...errors import InputError, PgMlxError
 from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
-from ...memory.residency import model_scratch_bytes
+from ...memory.residency import held_bytes, model_scratch_bytes
 from ...ops import device
 from ...ops.device import dtype_name
 from ...paligemma import PaliGemma
@@ -55,7 +55,7 @@ class Runner:
 
     def __init__(self, path_or_repo: str | Path, options: LoadOptions, limits: Limits, stage: Stage):
         """Load as `pg_mlx.load` does, and answer once. Raises ServingError."""
-        started, before = time.perf_counter(), mx.get_active_memory()
+        started = time.perf_counter()
         stage("fetch", 0, 1)
         try:
             self.model, self.processor = load_with(path_or_repo, options, lambda done, of: stage("weights", done, of))
@@ -64,7 +64,7 @@ class Runner:
         except PgMlxError as error:
             raise ServingError("failed", str(error)) from None
         mx.set_cache_limit(limits.spare_bytes)  # loading has set one of its own
-        weights = mx.get_active_memory() - before
+        weights = held_bytes(self.model)
         self._room = _room(self.model, limits, weights)
         self._limits = limits
         self._jobs: dict[Row, Job] = {}
