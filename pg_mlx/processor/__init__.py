@@ -20,7 +20,7 @@ __all__ = ["Processor", "TextStream", "Tokenizer", "load_image", "to_pixels"]
 
 _RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 _MAX_CONFIG_BYTES = 1 << 20
-_PLACEHOLDERS = re.compile(r"(<image>|<bos>)+")
+_PLACEHOLDERS = re.compile(r"\A(?:<image>|<bos>)+|<image> ?|[ ]?<image>\Z")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class Processor:
 
 
 def plain_prompt(prompt: str) -> str:
-    """Without the <image> and <bos> that it may begin with."""
-    placeholders = _PLACEHOLDERS.match(prompt)
-    return prompt[placeholders.end() :] if placeholders else prompt
+    """Without every <image> in it, since pictures go first anyway, the <bos> that it may begin with, and what files made
+    on Windows bring: a byte order mark, and carriage returns at the ends of lines."""
+    prompt = prompt.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\r")
+    return _PLACEHOLDERS.sub("", prompt)
 
 
 def read_resample(path: Path) -> str:
