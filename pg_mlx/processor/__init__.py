@@ -20,7 +20,7 @@ __all__ = ["Processor", "TextStream", "Tokenizer", "load_image", "to_pixels"]
 
 _RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 _MAX_CONFIG_BYTES = 1 << 20
-_PLACEHOLDERS = re.compile(r"\A(?:<image>|<bos>)+|<image> ?|[ ]?<image>\Z")
+_PLACEHOLDERS = re.compile(r"\A(?:<image>|<bos>)+| ?<image>(?=\s*\Z)|<image> ?")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class Processor:
 
 
 def plain_prompt(prompt: str) -> str:
-    """Without every <image> in it, since pictures go first anyway, the <bos> that it may begin with, and what files made
-    on Windows bring: a byte order mark, and carriage returns at the ends of lines."""
+    """Without any <image>, since pictures go first anyway, without <bos> at its start, and without what files made on
+    Windows bring: a byte order mark, and carriage returns at the ends of lines. Raises InputError if it is not text."""
+    if not isinstance(prompt, str):
+        raise InputError(f"a prompt is text, not {type(prompt).__name__}")
     prompt = prompt.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\r")
     return _PLACEHOLDERS.sub("", prompt)
 

@@ -67,7 +67,7 @@ def load_image(source: Any, max_pixels: int | None = None, page: int | None = No
     image = decode(content, given.name, max_pixels)
     count = getattr(image, "n_frames", 1) if content.format in _FRAMED else content.pages
     if wanted is None and count > 1:
-        _warn(f"{given.name} has {count} {content.unit}, of which one is read; #page=2 behind its name chooses another")
+        _warn(f"{given.name} has {count} {content.unit}, of which one is read; #page=2 behind the name chooses", 3)
     return _finish(image, content, given.name)
 
 
@@ -133,7 +133,7 @@ def _finish(image: Image.Image, content: Content, name: str) -> Image.Image:
     upright = turned(_rgb(image, name, *options), content.orientation)
     if content.size is not None and content.halves and image.size != content.size:
         width, height = content.size
-        _warn(f"{name} has {width} x {height} pixels, more than the limit, and is read at half its width and height")
+        _warn(f"{name} has {width} x {height} pixels, more than the limit, and is read at half its width and height", 4)
         turn = content.orientation >= 5
         upright.full_size = (height, width) if turn else (width, height)  # type: ignore[attr-defined]
     return upright
@@ -182,5 +182,5 @@ def _stored_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _warn(text: str) -> None:
-    warnings.warn(" ".join(text.split()), PictureWarning, stacklevel=3)
+def _warn(text: str, level: int) -> None:
+    warnings.warn(" ".join(text.split()), PictureWarning, stacklevel=level)

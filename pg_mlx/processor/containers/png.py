@@ -69,7 +69,7 @@ def _is_ours(head: bytes) -> bool:
 
 
 def _white(body: bytes, depth: int, colour: int) -> int | tuple[int, int, int] | None:
-    """What is transparent, in the levels that Pillow gives: grey of any depth, and the upper 8 bits of 16-bit colours."""
+    """What is transparent, in the levels that Pillow gives: grey of any depth, or the upper half of 16-bit colours."""
     if colour == 0 and len(body) >= 2:
         level = int.from_bytes(body[:2], "big") & ((1 << depth) - 1)
         return level if depth == 16 else level * 255 // ((1 << depth) - 1)

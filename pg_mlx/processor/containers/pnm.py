@@ -16,6 +16,7 @@ _NUMBER = re.compile(rb"([+-]?[0-9.]{1,16})((?:[\s]|#[^\r\n]*[\r\n])*)")
 _COMMENT = re.compile(rb"#[^\r\n]*")
 _DIGITS = re.compile(rb"[\s0-9]*")
 _HEAD_BYTES = 1 << 16
+_MAX_COMMENTS = 10_000
 _MAX_PLAIN_BYTES = 64 << 20
 
 
@@ -43,6 +44,8 @@ def trim(data: bytes, page: int) -> Content:
         raise Damaged(f"its largest level is {levels}")
     if kind in b"123" and len(data) > _MAX_PLAIN_BYTES:
         raise Costly("more than 64 MiB of text; save it as a binary map")
+    if kind in b"123" and data.count(b"#") > _MAX_COMMENTS:
+        raise Costly(f"more than {_MAX_COMMENTS} comments; save it anew")
     return Content("PPM", b"", (width, height), make=partial(_make, data, at, int(kind), width, height, levels))
 
 
