@@ -31,6 +31,7 @@ _READERS = {
 _MAX_FRAME_PIXELS = 1 << 32
 """Frames before the one that is asked for, times their pixels."""
 _HALF = 2
+_JPEG_END = b"\xff\xd9"
 _QUIET = threading.Lock()
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"} | {
     7: "TRANSVERSE",
@@ -162,27 +163,29 @@ def _open(content: Content, data: bytes, name: str) -> Image.Image:
 def _without_end_mark(content: Content, half: tuple[int, int] | None, name: str) -> Image.Image | None:
     """A JPEG that lacks only its end mark; None if it lacks pixels too.
 
-    Two different ends are tried. If the pixels come out the same, none of them depended on what is missing.
+    Different ends are tried. If the pixels come out the same, none of them depended on what is missing.
     """
     data = content.data.rstrip(b"\xff")
-    if data.endswith(b"\xff\xd9"):
+    if data.endswith(_JPEG_END):
         return None
-    found = []
-    for filler in (b"", b"\x55" * 1024):
-        image = _open(content, b"".join((data, filler, b"\xff\xd9")), name)
+    first = None
+    for filler in (b"", b"\x55" * 1024, b"\xaa" * 1024):
+        image = _open(content, b"".join((data, filler, _JPEG_END)), name)
         if half:
             image.draft(None, half)
         try:
             image.load()
         except Exception:
             return None
-        found.append(image)
-    one, other = found
-    for top in range(0, one.height, 256):
-        strip = (0, top, one.width, min(top + 256, one.height))
-        if one.crop(strip).tobytes() != other.crop(strip).tobytes():
+        first = first or image
+        if not _same_pixels(first, image):
             return None
-    return one
+    return first
+
+
+def _same_pixels(one: Image.Image, other: Image.Image) -> bool:
+    strips = ((0, top, one.width, min(top + 256, one.height)) for top in range(0, one.height, 256))
+    return all(one.crop(strip).tobytes() == other.crop(strip).tobytes() for strip in strips)
 
 
 def _enable_heic(name: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .containers.ifd import orientation_of
 from .decoding import check_size, decode, no_such_page, quiet, read_content, reason, seek, turned
 from .pixels import from_array, to_pixels, to_rgb
 from .sources import Given, read_source
@@ -30,6 +31,8 @@ MAX_BYTES = 256 << 20
 MAX_PIXELS = 178_956_970
 """Pillow's own limit: a quarter of a gigabyte as RGB words, beyond nearly every camera."""
 _ORIENTATION = 0x0112
+_BYTES_PER_PIXEL = {"WEBP": 17, "JPEG": 10, "JPEG2000": 25, "AVIF": 14, "HEIF": 14, "TIFF": 13}
+"""Measured at 64 megapixels, with alpha where the format has it; 4 of them are the result."""
 _FRAMED = ("AVIF", "HEIF")
 """Formats whose reader alone can tell how many frames there are."""
 
@@ -93,6 +96,14 @@ def pages(source: Any, max_pixels: int | None = None) -> Iterator[Image.Image]:
         yield _finish(decode(content, given.name, max_pixels), content, given.name)
 
 
+def decoding_bytes(data: bytes) -> int:
+    """About how many bytes load_image takes at its peak for the first page, beside `data`; 0 where the header does not
+    say. Nothing is decoded. Raises what load_image does for bytes that are no picture."""
+    content = read_content(data, "the picture's bytes", 1)
+    width, height = content.size or (0, 0)
+    return width * height * _BYTES_PER_PIXEL.get(content.format, 9)
+
+
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels of the picture that load_image read: those of `image`, unless it was read smaller."""
     size: tuple[int, int] = getattr(image, "full_size", image.size)
@@ -130,12 +141,14 @@ def _frames(given: Given, count: int, max_pixels: int) -> Iterator[Image.Image]:
 def _finish(image: Image.Image, content: Content, name: str) -> Image.Image:
     """A decoded picture in RGB, upright, with its full size beside it if it was read smaller."""
     options = (content.white, content.inverted, content.levels, content.trusted_alpha)
-    upright = turned(_rgb(image, name, *options), content.orientation)
+    orientation = content.orientation
+    if content.format in ("WEBP", "AVIF"):  # their readers hand it on unread
+        orientation = orientation_of(image.info.get("exif", b""), image.info.get("xmp", b""))
+    upright = turned(_rgb(image, name, *options), orientation)
     if content.size is not None and content.halves and image.size != content.size:
         width, height = content.size
         _warn(f"{name} has {width} x {height} pixels, more than the limit, and is read at half its width and height", 4)
-        turn = content.orientation >= 5
-        upright.full_size = (height, width) if turn else (width, height)  # type: ignore[attr-defined]
+        upright.full_size = (height, width) if orientation >= 5 else (width, height)  # type: ignore[attr-defined]
     return upright
 
 

@@ -63,7 +63,7 @@ def _make(data: bytes, at: int, kind: int, width: int, height: int, levels: int)
         text = _COMMENT.sub(b" ", data[at:])
         if not _DIGITS.fullmatch(text):
             raise Damaged("it holds what is no number")
-        values = np.fromstring(text, np.int64, count, sep=" ") if text.strip() else np.zeros(0, np.int64)
+        values = np.fromstring(text, np.int64, sep=" ") if text.strip() else np.zeros(0, np.int64)
     elif kind == 4:
         row = -(-width // 8)
         packed = np.frombuffer(data, np.uint8, min(row * height, max(0, len(data) - at - 1)), at + 1)
