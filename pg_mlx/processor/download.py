@@ -48,13 +48,12 @@ def _has_folder(path: str | None) -> bool:
         return False
 
 
-def download(url: str, read: Callable[[Any, str], bytes]) -> bytes:
-    """What the address answers. read: takes the open answer and the name for messages. Raises InputError."""
+def download(url: str, name: str, read: Callable[[Any], bytes]) -> bytes:
+    """What the address answers. name: how messages call it. read: takes the open answer. Raises InputError."""
     import urllib.error  # half of this package's import time, were it imported above
     import urllib.parse
     import urllib.request
 
-    name = without_secrets(url)
     opener = urllib.request.OpenerDirector()  # the default one follows a redirect to ftp before anyone can look
     for handler in (
         urllib.request.ProxyHandler(),
@@ -71,7 +70,7 @@ def download(url: str, read: Callable[[Any, str], bytes]) -> bytes:
         with opener.open(request, timeout=URL_TIMEOUT_S) as response:
             if urllib.parse.urlsplit(response.geturl()).scheme not in ("http", "https"):
                 raise InputError(f"{name} leads away from http")
-            return read(response, name)
+            return read(response)
     except InputError:
         raise
     except urllib.error.HTTPError as error:

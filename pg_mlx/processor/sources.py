@@ -22,7 +22,9 @@ _DATA_HEAD = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR|Qk0|SUkq|TU0AK)[A-Za-z0-9+/=_\s-]{60,}")
 """The first bytes of pictures in base64; such a text is no path."""
-_SPACES = str.maketrans(dict.fromkeys(" \u202f\u2009\u2007\u2002\u2003\u200a", " ") | {"’": "'", "\u02bc": "'"})
+_SPACES = str.maketrans(
+    dict.fromkeys("\u00a0\u202f\u2009\u2007\u2002\u2003\u200a", " ") | {"\u2019": "'", "\u02bc": "'"}
+)
 _SHOWN = 300
 
 
@@ -119,7 +121,8 @@ def _read_name(name: str, max_bytes: int, is_text: bool) -> Given:
     if scheme in ("http", "https") and plain[len(scheme) :].startswith("://"):
         from .download import download
 
-        return Given(download(plain, lambda file, said: _read(file, said, max_bytes)), shown(plain), page)
+        name_shown = shown(plain)
+        return Given(download(plain, name_shown, lambda file: _read(file, name_shown, max_bytes)), name_shown, page)
     if scheme == "file" and plain[5:6] == "/":
         plain = _path_of(plain)
     elif plain[len(scheme) :].startswith("://") and scheme:

@@ -101,6 +101,7 @@ print(json.dumps([len(tried), before, ran.exists(), tried[-1]]))
     assert ran_by_pillow, done.stderr  # the test can fail
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Pillow's, about formats that it will drop
 def test_only_the_formats_of_the_list_are_read() -> None:
     """Every format that Pillow writes, read back or refused."""
     Image.init()
