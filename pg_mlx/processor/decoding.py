@@ -1,4 +1,4 @@
-"""Bytes to a decoded picture: one reader, sizes known before and checked after, nothing written to stderr."""
+"""Bytes to a decoded picture: one reader, and sizes that are known before and checked after."""
 
 from __future__ import annotations
 

@@ -33,6 +33,39 @@ RAW_SUFFIXES |= {
 }
 """How makers of cameras call their raw files."""
 
+PICTURE_SUFFIXES = {
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".dib",
+    ".tif",
+    ".tiff",
+}
+PICTURE_SUFFIXES |= {
+    ".avif",
+    ".avifs",
+    ".heic",
+    ".heics",
+    ".heif",
+    ".heifs",
+    ".hif",
+    ".jp2",
+    ".j2k",
+    ".jpc",
+    ".jpf",
+    ".jpx",
+    ".j2c",
+}
+PICTURE_SUFFIXES |= {".ico", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
+"""What files of the formats that are read are called; a folder's other files are no pictures."""
+
 _SAVE = "save it as JPEG or PNG"
 _RAW = "is a camera raw file, which is not developed here; export it as JPEG or PNG"
 _FILM = "is a film, not a picture; save a frame of it as PNG, as `ffmpeg -i FILM -frames:v 1 frame.png` does"

@@ -1,6 +1,6 @@
 """Pictures from anywhere in RGB, the right way up.
 
-Pictures come from strangers: bytes are counted, what they are is told by their first ones, and their headers are read
+Pictures may come from strangers. So bytes are counted, their first ones decide on the reader, and their headers are read
 before anything is decoded. sources.py finds the bytes, formats.py names them, containers/ takes out what makes pixels,
 decoding.py has Pillow decode that, pixels.py brings it to RGB.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .containers.ifd import orientation_of
 from .decoding import check_size, decode, no_such_page, quiet, read_content, reason, seek, turned
+from .notes import PictureWarning
 from .pixels import from_array, to_pixels, to_rgb
 from .sources import Given, read_source
 
@@ -35,10 +36,6 @@ _BYTES_PER_PIXEL = {"WEBP": 17, "JPEG": 10, "JPEG2000": 25, "AVIF": 14, "HEIF": 
 """Measured at 64 megapixels, with alpha where the format has it; 4 of them are the result."""
 _FRAMED = ("AVIF", "HEIF")
 """Formats whose reader alone can tell how many frames there are."""
-
-
-class PictureWarning(UserWarning):
-    """What somebody who asks about a picture should know: only one of its pages was read, or a smaller copy."""
 
 
 def load_image(source: Any, max_pixels: int | None = None, page: int | None = None) -> Image.Image:

@@ -21,7 +21,7 @@ from pg_mlx.ops.device import dtype_name
 from pg_mlx.processor import images
 from pg_mlx.processor.images import load_image, to_pixels
 
-FORMATS = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]
+FORMATS = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "ICO", "PPM", "JPEG2000", "AVIF"]
 MAGIC = {
     "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     "JPEG": b"\xff\xd8\xff\xe0",
@@ -29,6 +29,10 @@ MAGIC = {
     "TIFF": b"II*\0\x08\0\0\0",
     "WEBP": b"RIFF\x40\0\0\0WEBPVP8 ",
     "BMP": b"BM",
+    "ICO": b"\0\0\1\0\1\0",
+    "PPM": b"P6 ",
+    "JPEG2000": b"\xff\x4f\xff\x51",
+    "AVIF": b"\0\0\0\x18ftypavif",
 }
 
 

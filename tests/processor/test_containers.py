@@ -341,7 +341,7 @@ def test_the_pixels_of_large_pictures_are_those_of_small_ones() -> None:
     np.testing.assert_array_equal(loaded(saved(wide, compress_level=1)), np.asarray(expected))
 
 
-def test_what_decoding_takes_is_told_before() -> None:
+def test_what_decoding_takes_is_known_before() -> None:
     assert decoding_bytes(png(1000, 1000)) == 9_000_000
     assert decoding_bytes(saved(PICTURE, "WEBP")) > decoding_bytes(saved(PICTURE, "PNG"))
     assert decoding_bytes(io.BytesIO(saved(PICTURE, "JPEG")).getvalue()) == 350

@@ -10,6 +10,7 @@ from helpers.pictures import PICTURE, loaded, refusal, saved
 from PIL import Image
 
 from pg_mlx.errors import InputError
+from pg_mlx.processor import notes
 from pg_mlx.processor.images import PictureWarning, load_image, pages
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -34,6 +35,17 @@ def test_the_first_is_read_and_it_is_said_that_there_are_more(kind: str) -> None
         image = load_image(of_three(kind))
     assert is_colour(image, 0)
     assert len(said) == 1 and said[0].filename == __file__
+
+
+def test_commands_print_it_as_one_line_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "line\nbreak.tif"
+    path.write_bytes(of_three("TIFF"))
+    with warnings.catch_warnings():
+        notes.print_as_lines()
+        load_image(path)
+        load_image(path)
+    line = f"note: {tmp_path}/line break.tif has 3 pages, of which one is read; #page=2 behind the name chooses\n"
+    assert capsys.readouterr().err == 2 * line
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,7 +70,7 @@ def _is_ours(head: bytes) -> bool:
 
 def _white(body: bytes, depth: int, colour: int) -> int | tuple[int, int, int] | None:
     """What is transparent, in the levels that Pillow gives: grey of any depth, or the upper half of 16-bit colours."""
-    if colour == 0 and len(body) >= 2:
+    if colour == 0 and depth in (1, 2, 4, 8, 16) and len(body) >= 2:
         level = int.from_bytes(body[:2], "big") & ((1 << depth) - 1)
         return level if depth == 16 else level * 255 // ((1 << depth) - 1)
     if colour == 2 and depth == 16 and len(body) >= 6:
