@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 URL_TIMEOUT_S = 30.0
 _SAFE = "%/:=&?~+!$,;'@()*[]"
-_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_SHOWN = 500
+_MASKED = r"\1..."
 _SECRETS = re.compile(
     r"([?&;][^=&;#]*(?:token|sig|signature|key|secret|password|passwd|credential|auth)[^=&;#]*=)[^&;#]+", re.IGNORECASE
 )
 
 
 def without_secrets(url: str) -> str:
-    """The address as messages may show it: no user, password or key."""
-    return _SECRETS.sub(r"\1...", _USER.sub("", url))
+    """The beginning of an address as messages may show it: no user, no password, no key."""
+    scheme, separator, rest = url.partition("://")
+    end = min((at for mark in "/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    host = rest[:end].rpartition("@")[2]
+    return f"{scheme}{separator}{host[:_SHOWN]}{_SECRETS.sub(_MASKED, rest[end : end + _SHOWN])}"
 
 
 def tls_context() -> ssl.SSLContext:
@@ -66,7 +70,7 @@ def download(url: str, name: str, read: Callable[[Any], bytes]) -> bytes:
         opener.add_handler(handler)
     try:
         opener.add_handler(urllib.request.HTTPSHandler(context=tls_context()))
-        request = _request(url)
+        request = _request(url, name)
         with opener.open(request, timeout=URL_TIMEOUT_S) as response:
             if urllib.parse.urlsplit(response.geturl()).scheme not in ("http", "https"):
                 raise InputError(f"{name} leads away from http")
@@ -76,20 +80,21 @@ def download(url: str, name: str, read: Callable[[Any], bytes]) -> bytes:
     except urllib.error.HTTPError as error:
         raise InputError(f"cannot fetch {name}: the server answered {error.code}") from None
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; http.client's are below
-        raise InputError(
-            f"cannot fetch {name}: {without_secrets(str(getattr(error, 'reason', error)))[:300]}"
-        ) from None
+        raise InputError(f"cannot fetch {name}: {str(getattr(error, 'reason', error))[:300]}") from None
     except Exception as error:  # http.client.HTTPException: an answer that is no HTTP
         raise InputError(f"cannot fetch {name}: {type(error).__name__}") from None
 
 
-def _request(url: str) -> Any:
+def _request(url: str, name: str) -> Any:
     """A request for an address as people paste it: with spaces, umlauts in the host too, and with a password, which
     goes to that host only."""
     import urllib.parse
     import urllib.request
 
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # whose message may repeat a password
+        raise InputError(f"cannot fetch {name}: that is not an address") from None
     user, _, host = parts.netloc.rpartition("@")
     if not host.isascii():
         name, separator, port = host.partition(":")

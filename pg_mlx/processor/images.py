@@ -1,8 +1,8 @@
 """Pictures from anywhere in RGB, the right way up.
 
-Pictures may come from strangers. So bytes are counted, their first ones decide on the reader, and their headers are read
+Pictures may come from strangers. So bytes are counted, their first ones decide on the reader, and headers are read
 before anything is decoded. sources.py finds the bytes, formats.py names them, containers/ takes out what makes pixels,
-decoding.py has Pillow decode that, pixels.py brings it to RGB.
+decoding.py has Pillow decode that, and pixels.py brings it to RGB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_image(source: Any, max_pixels: int | None = None, page: int | None = No
     max_pixels: MAX_PIXELS if not given. A JPEG of up to four times as many is read at half its size, with a
     PictureWarning; full_size tells the other.
     page: which page of a TIFF, or frame of an animation, from 1; `#page=2` behind a path or address says it too. The
-    first if nobody says, with a PictureWarning if there are more.
+    default is the first, with a PictureWarning if there are more.
 
     A file or bytes are turned as EXIF says, and laid over white where they are transparent. A PIL image is so too if it
     comes straight from a file (its `format` is set); one that was made from another is taken as it is. Any mode and bit

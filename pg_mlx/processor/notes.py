@@ -12,7 +12,7 @@ class PictureWarning(UserWarning):
 
 
 def print_as_lines() -> None:
-    """Print each PictureWarning from now on as one line on stderr, every time. For commands; others stay as they are."""
+    """Print each PictureWarning as one line on stderr, every time. For commands. Others stay as they are."""
     show = warnings.showwarning
 
     def shown(

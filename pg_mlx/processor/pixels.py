@@ -45,7 +45,7 @@ def to_rgb(
     white: a grey level or colour that is transparent. inverted: 0 is white. levels: the largest value of more than 8
     bits; 0 says that the file does not tell. derived: the picture was made in Python, so a transparent colour that it
     remembers may be that of another picture; only a palette's, which goes with its indexes, counts.
-    trusted_alpha: False takes a picture whose alpha is 0 everywhere as opaque: nobody filled it.
+    trusted_alpha: False takes a picture whose alpha is 0 everywhere as opaque: it was never filled.
 
     What has alpha is laid over white. 32-bit integers have no range of their own: they are taken as 0..255 if none is
     larger, as 0..65535 if none is larger than that, else their largest value becomes white; negative ones are black.

@@ -45,9 +45,10 @@ def shown(name: str) -> str:
     if name[:5].lower() == "data:":
         kind = name[5:60].partition(",")[0].partition(";")[0] or "text/plain"
         return f"the data URI ({kind}, {len(name)} characters)"
+    length = len(name)
     if "://" in name[:64]:
         name = without_secrets(name)
-    return name if len(name) <= _SHOWN else f"{name[: _SHOWN - 100]} ... {name[-60:]} ({len(name)} characters)"
+    return name if len(name) <= _SHOWN else f"{name[: _SHOWN - 40]} ... ({length} characters)"
 
 
 def read_source(source: Any, max_bytes: int) -> Given | None:

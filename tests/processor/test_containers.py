@@ -234,6 +234,17 @@ def many_strips() -> bytes:
     return tiff(tags | {277: (3, 1, 1), 278: (4, 1, 4), 279: (4, 1_000_000, 200)}, b"\0" * 9_000_000)
 
 
+def large_tile() -> bytes:
+    packed = zlib.compress(b"\0" * (1 << 20))
+    tags = {256: (4, 1, 8), 257: (4, 1, 8), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 1), 277: (3, 1, 1)}
+    return tiff(tags | {322: (4, 1, 40_000), 323: (4, 1, 40_000), 324: (4, 1, -1), 325: (4, 1, len(packed))}, packed)
+
+
+def profiles_without_digits() -> bytes:
+    profile = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b" " * (4 << 20), 9))
+    return before_pixels(PNG, profile * 1000)
+
+
 SLOW: dict[str, Callable[[], bytes]] = {
     "scans of a JPEG": lambda: jpeg_of_scans(800, 6000),
     "few scans over many pixels": lambda: jpeg_of_scans(4000, 900),
@@ -243,10 +254,15 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "parts of a PNG": many_empty_idat,
     "run lengths": lambda: bitmap(16_000, 10_000, 8, 1, b"\1\0\0\0" * 10_000, 256),
     "a line of run lengths": lambda: bitmap(60_000_000, 1, 8, 1, b"\0\2\0\xff" * 4 + b"\0\1", 256),
+    "a header of other sizes": lambda: png(LARGE, LARGE, extra=png(8, 8)[8:33]),
     "comments of a map": lambda: b"P3\n10 10\n255\n" + b"#\n" * 1_000_000,
     "a header of comments": lambda: b"P6\n" + b"#\n" * 1_000_000 + b"8 8 255\n" + b"\0" * 192,
     "blocks of a GIF": lambda: gif_of(10)[:19] + b"!\xfe" + b"\1a" * 5_000_000 + b"\0" + gif_of(10)[19:],
     "strips of a TIFF": many_strips,
+    "directories over each other": lambda: tiff(
+        {256: (4, 1, 1)}, b"\xff" * 4 + b"\x40\x0d\x03\0" * 300_000, next_page=30
+    ),
+    "tiles of a TIFF": large_tile,
     "pages of a TIFF": lambda: tiff({256: (4, 1, 1)}, next_page=8),
 }
 
@@ -259,8 +275,9 @@ def test_what_would_keep_a_reader_busy_is_refused_at_once(kind: str) -> None:
     assert time.process_time() - start < PATIENCE_S
 
 
-def test_tags_that_lie_over_each_other_are_never_read() -> None:
+def test_side_data_that_costs_much_is_not_read() -> None:
     start = time.process_time()
+    np.testing.assert_array_equal(loaded(profiles_without_digits()), PICTURE)
     assert loaded(overlapping_tags()).shape == (4, 4, 3)
     assert time.process_time() - start < PATIENCE_S
 

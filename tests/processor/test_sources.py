@@ -139,6 +139,12 @@ def test_messages_are_bounded(tmp_path: Path) -> None:
     assert len(refusal("x" * 100_000, "xxx")) < 600
     assert len(refusal(f"http://127.0.0.1:1/{'y' * 100_000}", "yyy")) < 800
     assert shown("a.png") == "a.png"
+    for long in (
+        "http://u:secret" + "s" * 100_000 + "@h/a.png",
+        "http://h/?" + "token" * 50_000,
+        "http://" + "?" * 100_000,
+    ):
+        assert len(shown(long)) <= 400 and "secret" not in shown(long)
 
 
 # --- addresses ------------------------------------------------------------------------------------------
@@ -190,6 +196,8 @@ def test_messages_keep_passwords_and_keys_to_themselves(monkeypatch: pytest.Monk
         "ftp://user:secret@127.0.0.1/x.png",
         "http://127.0.0.1:1/x.png?X-Amz-Signature=secret&a=b",
         "http://127.0.0.1:1/x.png?token=secret",
+        "http://user:secret@h\u2100st/x.png",
+        "http://user:secret@[1/x.png",
     ):
         assert "secret" not in refusal(address, "/x.png")
     assert without_secrets("http://h/a@2x.png?page=2") == "http://h/a@2x.png?page=2"

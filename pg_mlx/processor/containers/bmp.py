@@ -15,11 +15,11 @@ _MAX_RUN_LENGTH_BYTES = 1 << 24
 
 def trim(data: bytes, page: int) -> Content:
     """The whole file: nothing in it can grow. Raises Damaged and Costly."""
-    width, height, _ = check(data[_FILE_HEADER:])
+    width, height, _ = check(memoryview(data)[_FILE_HEADER:])
     return Content("BMP", data, (width, height), trusted_alpha=False)
 
 
-def check(bitmap: bytes) -> tuple[int, int, int]:
+def check(bitmap: bytes | memoryview) -> tuple[int, int, int]:
     """Width, height and bits of a bitmap that begins with its own header. Raises Damaged and Costly."""
     try:
         length = struct.unpack_from("<I", bitmap)[0]

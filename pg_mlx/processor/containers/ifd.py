@@ -6,13 +6,15 @@ import re
 import struct
 from typing import NamedTuple
 
-from .content import Damaged
+from .content import Costly, Damaged
 
 ORIENTATION = 0x0112
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 _XMP_BYTES = 4 << 20
+_MAX_TAGS = 1 << 18
+"""In all directories of a file: ten thousand pages have fewer, and directories may lie over each other."""
 
 
 class Tag(NamedTuple):
@@ -37,7 +39,7 @@ class Tiff:
 
     def __init__(self, data: bytes, start: int = 0) -> None:
         """Reads the header only."""
-        self.data, self.start = data, start
+        self.data, self.start, self._tags_left = data, start, _MAX_TAGS
         head = data[start : start + 16]
         if head[:2] not in (b"II", b"MM"):
             raise Damaged("its tags have no byte order")
@@ -52,12 +54,18 @@ class Tiff:
             raise Damaged("its tags lie behind its end") from None
 
     def directory(self, offset: int) -> tuple[dict[int, Tag], int]:
-        """The tags of the directory at an offset, and the offset of the next one (0 if there is none)."""
+        """The tags of the directory at an offset, and the offset of the next one (0 if there is none).
+
+        Raises Damaged for one that is not there, Costly if the file has had too many.
+        """
         at = self.start + offset
         count, at = (self._number("Q", at), at + 8) if self.big else (self._number("H", at), at + 2)
         length = 20 if self.big else 12
         if offset <= 0 or count > 65535 or at + count * length > len(self.data):
             raise Damaged("its tags lie behind its end")
+        self._tags_left -= count
+        if self._tags_left < 0:
+            raise Costly(f"more than {_MAX_TAGS} tags; save it anew")
         tags: dict[int, Tag] = {}
         inline = 8 if self.big else 4
         for place in range(at, at + count * length, length):

@@ -20,7 +20,7 @@ _EXIF_BYTES = 4 << 20
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _GAIN_MAPS = (b"hdrgm:", b"hdrgainmap", b"GContainer", b"HDRGainMap")
-"""Words of XMP that say: what follows the picture is no picture of its own, but how bright this one is, or how far."""
+"""Words of XMP. They say that what follows the picture is a map of its brightness or depth, not another picture."""
 
 
 def trim(data: bytes, page: int) -> Content:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import re
 import struct
 import zlib
 
@@ -16,14 +15,17 @@ _NEEDED = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT"))
 _ANIMATED = frozenset((b"acTL", b"fcTL", b"fdAT"))
 _MAX_CHUNKS = 200_000
 _TEXT_BYTES = 4 << 20
-_HEX = re.compile(rb"\s*exif\s*\d+\s*", re.IGNORECASE)
+_MAX_TEXTS = 8
+_TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt"))
+_XMP = b"XML:com.adobe.xmp"
+_METADATA = frozenset((_XMP, b"Raw profile type exif", b"Raw profile type APP1", b"exif"))
 
 
 def trim(data: bytes, page: int) -> Content:
     """The PNG, its first picture or the frame `page` of an animation, from 1. Raises Damaged and Costly."""
     view, at, end = memoryview(data), len(SIGNATURE), len(data)
     kept: list[memoryview | bytes] = [SIGNATURE]
-    head, white, exif, xmp, frames, chunks = b"", b"", b"", b"", 1, 0
+    head, white, exif, xmp, frames, chunks, texts = b"", b"", b"", b"", 1, 0, 0
     wanted = _NEEDED | _ANIMATED if page > 1 else _NEEDED
     while at + 8 <= end:
         chunks += 1
@@ -42,9 +44,10 @@ def trim(data: bytes, page: int) -> Content:
             frames = max(1, struct.unpack_from(">I", data, at + 8)[0])
         elif kind == b"eXIf":
             exif = exif or bytes(body)
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
+        elif kind in _TEXTS and bytes(body[:80]).partition(b"\0")[0] in _METADATA and texts < _MAX_TEXTS:
+            texts += 1
             exif, xmp = _text(kind, body, exif, xmp)
-        if kind in wanted and not (kind == b"tRNS" and _is_ours(head)):
+        if kind in wanted and not (kind == b"tRNS" and _is_ours(head)) and not (kind == b"IHDR" and len(kept) > 1):
             kept.append(view[at:stop])
         at = stop
     if len(head) != 13:
@@ -79,10 +82,8 @@ def _white(body: bytes, depth: int, colour: int) -> int | tuple[int, int, int] |
 
 
 def _text(kind: bytes, body: memoryview, exif: bytes, xmp: bytes) -> tuple[bytes, bytes]:
-    """EXIF and XMP as some programs hide them in text, bounded; all other text is skipped unread."""
+    """EXIF and XMP as some programs hide them in text, bounded; those that were found before stay."""
     key = bytes(body[:80]).partition(b"\0")[0]
-    if key not in (b"XML:com.adobe.xmp", b"Raw profile type exif", b"Raw profile type APP1", b"exif"):
-        return exif, xmp
     rest = bytes(body[len(key) + 1 :])
     packed = kind == b"zTXt"
     if kind == b"iTXt":
@@ -92,10 +93,10 @@ def _text(kind: bytes, body: memoryview, exif: bytes, xmp: bytes) -> tuple[bytes
         rest = rest[1:]
     try:
         value = zlib.decompressobj().decompress(rest, _TEXT_BYTES) if packed else rest[:_TEXT_BYTES]
-        if key == b"XML:com.adobe.xmp":
+        if key == _XMP:
             return exif, xmp or value
-        if key == b"exif":
-            return exif or value, xmp
-        return exif or binascii.unhexlify(b"".join(_HEX.sub(b"", value, count=1).split())), xmp
+        if key != b"exif":  # ImageMagick's: a line break, a name, a length, and lines of hexadecimal digits
+            value = binascii.unhexlify(b"".join(value.split(b"\n")[3:]))
+        return exif or value, xmp
     except (zlib.error, binascii.Error):
         return exif, xmp

@@ -21,6 +21,7 @@ _JPEGS = frozenset((6, 7))
 _OLD_JPEG = 513
 _MAX_DIRECTORIES = 10_000
 _MAX_STRIPS = 1 << 18
+_MIN_TILE_PIXELS = 1 << 22
 
 
 def trim(data: bytes, page: int) -> Content:
@@ -91,10 +92,12 @@ def _check_parts(file: Tiff, tags: dict[int, Tag], size: tuple[int, int]) -> Non
     if needed > len(file.data) + (1 << 16):
         raise Damaged("its tags are larger than the file")
     offsets = file.numbers(tags.get(273) or tags.get(324), _MAX_STRIPS)
+    tile = file.number(tags.get(322), size[0]), file.number(tags.get(323), file.number(tags.get(278), size[1]))
+    if 322 in tags and tile[0] * tile[1] > 4 * max(size[0] * size[1], _MIN_TILE_PIXELS):
+        raise Costly(f"tiles of {tile[0]} x {tile[1]} pixels for {size[0]} x {size[1]}; save it anew")
     if file.number(tags.get(_COMPRESSION), 1) not in _JPEGS:
         return
     lengths = file.numbers(tags.get(279) or tags.get(325), _MAX_STRIPS)
-    tile = file.number(tags.get(322), size[0]), file.number(tags.get(323), file.number(tags.get(278), size[1]))
     pixels = min(tile[0], size[0]) * min(tile[1], size[1])
     walked = sum(
         scans_within(file.data, offset, offset + length) for offset, length in zip(offsets, lengths, strict=False)
