@@ -21,6 +21,8 @@ _JPEGS = frozenset((6, 7))
 _OLD_JPEG = 513
 _MAX_DIRECTORIES = 10_000
 _MAX_STRIPS = 1 << 18
+_SAMPLES, _MAX_SAMPLES = 277, 6
+"""Pillow reads no more."""
 _MIN_TILE_PIXELS = 1 << 22
 
 
@@ -87,7 +89,10 @@ def _refuse_raw(file: Tiff, directories: list[dict[int, Tag]], has_whole: bool) 
 
 
 def _check_parts(file: Tiff, tags: dict[int, Tag], size: tuple[int, int]) -> None:
-    """Strips and tiles are few enough, and JPEGs in them have no more scans than others."""
+    """Strips and tiles are few enough, and JPEGs in them have no more scans than others. Raises Damaged and Costly."""
+    samples = file.number(tags.get(_SAMPLES), 1)
+    if samples > _MAX_SAMPLES:
+        raise Damaged(f"it has {samples} values for each pixel")
     needed = sum(tag.size for number, tag in tags.items() if number in _NEEDED)
     if needed > len(file.data) + (1 << 16):
         raise Damaged("its tags are larger than the file")
