@@ -22,6 +22,11 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
 
 
+def before_pixels(data: bytes, extra: bytes) -> bytes:
+    """A PNG with parts put behind its header."""
+    return data[:33] + extra + data[33:]
+
+
 def tiff(values: dict[int, tuple[int, int, int]], data: bytes = b"", order: str = "<", next_page: int = 0) -> bytes:
     """A TIFF of one row of tags, each (type, count, value), and the bytes behind them; -1 is where those begin."""
     begin = 8 + 2 + 12 * len(values) + 4
