@@ -107,9 +107,11 @@ def run(argv: list[str], program: str) -> int:
 
     # What is cheap to get wrong is checked before anything large is loaded.
     from ..processor import plain_prompt
+    from ..processor.notes import print_as_lines
     from ..regions.prompt import RegionPrompt
     from ..regions.select import RegionFilter
 
+    print_as_lines()
     kept = RegionFilter(args.min_score, args.dedup_iou, args.max_regions)
     for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))

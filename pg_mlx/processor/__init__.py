@@ -23,7 +23,7 @@ RESAMPLES = {2: "bilinear", 3: "bicubic"}
 """How pictures are resized, by Pillow's numbers, as preprocessor_config.json has them."""
 
 _MAX_CONFIG_BYTES = 1 << 20
-_PLACEHOLDERS = re.compile(r"(<image>|<bos>)+")
+_PLACEHOLDERS = re.compile(r"\A(?:<image>|<bos>)+| ?<image>(?=\s*\Z)|<image> ?")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,12 @@ class Processor:
 
 
 def plain_prompt(prompt: str) -> str:
-    """Without the <image> and <bos> that it may begin with."""
-    placeholders = _PLACEHOLDERS.match(prompt)
-    return prompt[placeholders.end() :] if placeholders else prompt
+    """Without any <image>, since pictures go first anyway, without <bos> at its start, and without what files made on
+    Windows bring: a byte order mark, and carriage returns at the ends of lines. Raises InputError if it is not text."""
+    if not isinstance(prompt, str):
+        raise InputError(f"a prompt is text, not {type(prompt).__name__}")
+    prompt = prompt.removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\r")
+    return _PLACEHOLDERS.sub("", prompt)
 
 
 def read_resample(path: Path) -> str:

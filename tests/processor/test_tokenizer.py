@@ -257,13 +257,29 @@ def test_an_unfinished_character_is_held_back_and_flushed_as_a_replacement(small
 # --- prompts and settings -----------------------------------------------------------------------------
 
 
-def test_leading_placeholders_are_dropped(small):
+def test_placeholders_are_dropped(small):
     processor = Processor(small, 56)
     expected = processor.prompt_ids("a cat")
-    for prefix in ("<image>", "<bos>", "<image><image><bos>", "<bos><image>"):
-        assert processor.prompt_ids(f"{prefix}a cat") == expected
-    assert small.decode(processor.prompt_ids("a <image> cat <bos>")) == "a <image> cat <bos>\n"
+    for prompt in (
+        *(f"{prefix}a cat" for prefix in ("<image>", "<bos>", "<image><image><bos>", "<bos><image>")),
+        *("a cat<image>", "a cat <image>", "a <image> cat", "a <image>cat", "a cat <image>\n", "<image>a cat<image>"),
+    ):
+        assert processor.prompt_ids(prompt) == expected, prompt
+    assert small.decode(processor.prompt_ids("a cat <bos>")) == "a cat <bos>\n"
     assert processor.prompt_ids("<image> a cat") == processor.prompt_ids(" a cat") != expected
+
+
+@pytest.mark.parametrize("prompt", ["a cat\r\n", "a cat\r", "\ufeffa cat", "\ufeff<image>a cat\r\n"])
+def test_prompts_from_windows_are_read_as_others(small, prompt):
+    processor = Processor(small, 56)
+    assert processor.prompt_ids(prompt) == processor.prompt_ids("a cat")
+    assert processor.prompt_ids("a\r\nb") == processor.prompt_ids("a\nb")
+
+
+@pytest.mark.parametrize("prompt", [None, 1, ["a cat"], b"a cat"])
+def test_a_prompt_is_text(small, prompt):
+    with pytest.raises(InputError, match=type(prompt).__name__):
+        Processor(small, 56).prompt_ids(prompt)
 
 
 @pytest.mark.parametrize(
