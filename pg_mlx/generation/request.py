@@ -118,6 +118,6 @@ def _read(processor: Processor, source: Any, max_pixels: int | None) -> Picture:
 
 
 def resized(processor: Processor, image: Image.Image) -> Picture:
-    """The Picture of an image that `load_image` has read already, which is RGB and upright. Regions are in pixels of the
+    """The Picture of an image that `load_image` has read, in RGB and upright. Its regions are in pixels of the
     picture as it is stored, also where a smaller copy was read."""
     return Picture(images.to_pixels(image, processor.image_size, processor.resample), images.full_size(image))
