@@ -38,7 +38,7 @@ class BigVisionArchive(Source):
     """
 
     def __init__(self, path: Path):
-        self._archive = NpzArchive(path, prefix="params/")
+        self._archive = NpzArchive(path)
         self._dims = {key.removeprefix("params/"): m.shape for key, m in self._archive.members.items()}
         missing = {"img/pos_embedding", "llm/embedder/input_embedding", "img/head/kernel"} - set(self._dims)
         if missing:

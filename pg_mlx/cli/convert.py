@@ -66,7 +66,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
-    p.add_argument("--force", action="store_true", help="replace DST, once the new folder is complete")
+    p.add_argument("--force", action="store_true", help="replace DST, if a conversion wrote all that it holds, once the new folder is complete")
     p.add_argument("--dry-run", action="store_true", help="print what would be written; reads and downloads no weights")
     p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")
     p.add_argument("--upload-repo", metavar="REPO", help="then upload DST to this hub repository")
@@ -83,12 +83,14 @@ def run(argv: list[str], program: str) -> int:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
     from ..conversion import pipeline
+    from ..conversion.written import owned
+    from ..files.folder import check_target
 
     recipe = pipeline.choose_recipe(
         args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)
     )
-    if not args.dry_run and args.mlx_path.exists() and not args.force:
-        raise InputError(f"{args.mlx_path} exists already; choose another --mlx-path, or --force to replace it")
+    if not args.dry_run:
+        check_target(args.mlx_path, args.force, owned)  # before anything is downloaded
     conversion = pipeline.Conversion(
         args.hf_path,
         recipe,

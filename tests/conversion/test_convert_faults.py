@@ -40,7 +40,7 @@ def reached(event):
         os.kill(os.getpid(), number)
 
 def hook(event, arguments):
-    if event in ("open", "os.mkdir", "os.rename", "shutil.rmtree") and str(arguments[0]).startswith(parent):
+    if event in ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree") and str(arguments[0]).startswith(parent):
         reached(event)
 
 def add_chunks(self, name, *rest, add_chunks=ShardWriter.add_chunks):
@@ -102,8 +102,9 @@ def swap(events: list[str]) -> tuple[int, int]:
 
 # --- killed ---------------------------------------------------------------------------------------------
 
-POINTS = [*(number / 14 for number in range(14)), -2, -1, 0, 1, 2, 4]
-"""Fourteen parts of the run, and six distances from the first of the renames by which the folders change places."""
+POINTS = [*(number / 14 for number in range(14)), -2, -1, 0, 1, 2, 4, 8, 13]
+"""Fourteen parts of the run, and distances from the first of the renames by which the folders change places: the last
+ones are within the deletion of the old folder."""
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point:+}" if isinstance(point, int) else f"{point:.2f}")
@@ -214,13 +215,14 @@ def test_a_full_disk_is_one_line_and_leaves_all_as_it_was(source: Path, tmp_path
     )
     with mounted(tmp_path / "disk", "size=1m") as disk:
         (disk / "out").mkdir()
-        (disk / "out" / "precious.txt").write_text("mine")
+        (disk / "out" / "README.md").write_text("made for MLX by pg_mlx.")
+        before = contents(disk / "out")
         options = ["--hf-path", source, "--mlx-path", disk / "out", "--force", "--no-check"]
         python = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code]
         done = subprocess.run([*python, *map(str, options)], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr == f"convert.py: error: no space left to write {disk / 'out'}; nothing was changed\n"
-        assert contents(disk / "out") == {"precious.txt": b"mine"} and names(disk) == ["out"]
+        assert contents(disk / "out") == before and names(disk) == ["out"]
 
 
 def test_a_read_only_disk_is_one_line(source: Path, tmp_path: Path):
