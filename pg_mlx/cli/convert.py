@@ -66,7 +66,11 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
-    p.add_argument("--force", action="store_true", help="replace DST, if a conversion wrote all that it holds, once the new folder is complete")
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="replace DST, if a conversion wrote all that it holds, once the new folder is complete",
+    )
     p.add_argument("--dry-run", action="store_true", help="print what would be written; reads and downloads no weights")
     p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")
     p.add_argument("--upload-repo", metavar="REPO", help="then upload DST to this hub repository")

@@ -55,7 +55,7 @@ def write_tokenizer_json(model: Path, target: Path) -> None:
     found_first = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(text, normalized=True) for text in [*found_first, *LOCATIONS, *SEGMENTS]])
     tokenizer.add_special_tokens([AddedToken(IMAGE, normalized=False, special=True)])
-    target.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # Python names what fails, a full disk say
+    target.write_bytes(tokenizer.to_str(pretty=True).encode())  # not its own writer: Python says that a disk is full
 
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:

@@ -41,7 +41,9 @@ def read_header(path: Path) -> Header:
             if length is None or length > size - 8:
                 raise InputError(f"{path} is not a safetensors file, or it is truncated ({size} bytes)")
             if length > MAX_HEADER_BYTES:
-                raise InputError(f"{path}: its header has {length} bytes, and no model's has {MAX_HEADER_BYTES >> 20} MiB")
+                raise InputError(
+                    f"{path}: its header has {length} bytes, and no model's has {MAX_HEADER_BYTES >> 20} MiB"
+                )
             header = json.loads(file.read(length), parse_int=_integer, object_pairs_hook=_object)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None

@@ -130,7 +130,8 @@ def test_a_killed_conversion_spares_the_old_folder_and_the_next_one_succeeds(
 def test_a_killed_conversion_to_a_new_name_leaves_nothing_under_it(
     point: float, events: list[str], source: Path, right: bytes, tmp_path: Path
 ):
-    last = 2 + int(point * (swap(events)[0] - 2))
+    before = swap(events)[0] - 3 * len(PARTS_OF_A_FOLDER)  # there is no old folder whose files are looked at
+    last = 2 + int(point * (before - 2))
     assert signalled(signal.SIGKILL, last, source, tmp_path / "out").returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists() and len(names(tmp_path)) == 1
     convert(source, tmp_path / "out")  # no --force needed

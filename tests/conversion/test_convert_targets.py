@@ -119,7 +119,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to a file": (link("more.json", "config.json"), "more.json"),
     "a dangling link": (link("gone", "nowhere"), "gone"),
     "a known name that is a link": (
-        lambda target: ((target / "quality.json").symlink_to("config.json")),
+        lambda target: (target / "quality.json").symlink_to("config.json"),
         "quality.json",
     ),
     "a pipe": (lambda target: os.mkfifo(target / "pipe"), "pipe"),
@@ -213,7 +213,7 @@ def test_the_working_directory_is_never_replaced(
     target = copied(earlier, tmp_path / "out")
     monkeypatch.chdir(target)
     before = everything(tmp_path)
-    for name in (target, Path("."), Path(""), Path("../out"), Path("../out/../out")):
+    for name in (target, Path(), Path(), Path("../out"), Path("../out/../out")):
         with pytest.raises(InputError, match="the working directory"):
             convert(source, name, force=True)
     for name in ("..", "/"):
