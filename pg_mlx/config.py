@@ -178,8 +178,7 @@ def _positive(value: Any, name: str) -> float:
 
 def _shown(value: Any) -> str:
     """A value of config.json for a message, bounded."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    return repr(value)[:100]
 
 
 def _read_text(section: _Section) -> TextConfig:

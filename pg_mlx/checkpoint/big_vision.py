@@ -67,7 +67,7 @@ class BigVisionArchive(Source):
         return stored.pop() if len(stored) == 1 else mx.float32
 
     def read(self, name: str) -> mx.array:
-        """The tensor in the archive's dtype (float64 as float32), evaluated; only its own piece of the stack is read."""
+        """The tensor in the archive's dtype (float64 as float32), evaluated; only its piece of the stack is read."""
         piece = self._pieces[name]
         array = self._archive.read(f"{self._root}{piece.key}")[piece.index]
         order = [axis for group in piece.groups for axis in group]
@@ -192,8 +192,8 @@ def _text_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, StackP
         norms |= {"pre_ffw_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm"}
         norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
     gating = dims[f"{root}/mlp/gating_einsum"]
-    # [F, D] instead of [D, F], as Gemma's own releases have it. mlp/linear is [F, D] everywhere. If F equals D, shapes do
-    # not say which it is; then it is as big_vision writes it.
+    # [F, D] instead of [D, F], as Gemma's own releases have it. mlp/linear is [F, D] everywhere. If F equals D, shapes
+    # do not say which it is; then it is as big_vision writes it.
     flipped = gating[-2:] == dims[f"{root}/mlp/linear"][-2:] and gating[-2] != gating[-1]
     heads = ((0, 2), (1,))  # [heads, D, head_dim] -> [heads * head_dim, D]
     for i in range(gating[0]):

@@ -97,13 +97,9 @@ def headers(repo: str, revision: str | None = None) -> Headers:
             content = read_json(Path(hf_hub_download(repo, INDEX, revision=commit))) if INDEX in names else None
             weight_map = content.get("weight_map", {}) if isinstance(content, dict) else content and {}
             chosen, note = choose_weight_files(repo, names, weight_map)
+            read = HfApi().parse_safetensors_file_metadata
             with ThreadPoolExecutor(8) as pool:
-                found = pool.map(
-                    lambda name: HfApi().parse_safetensors_file_metadata(repo, name, revision=commit), chosen
-                )
-                files = {
-                    name: {k: vars(t) for k, t in one.tensors.items()} for name, one in zip(chosen, found, strict=True)
-                }
+                found = list(pool.map(lambda name: read(repo, name, revision=commit).tensors, chosen))
         except InputError:
             raise
         except malformed as error:
@@ -112,7 +108,8 @@ def headers(repo: str, revision: str | None = None) -> Headers:
             raise (explain(error, repo, revision) or unreachable(error, repo)) from error
     if note:
         print(f"pg_mlx: {note}", file=sys.stderr)
-    return Headers(config, files)
+    entries = ({key: vars(tensor) for key, tensor in tensors.items()} for tensors in found)
+    return Headers(config, dict(zip(chosen, entries, strict=True)))
 
 
 def _names(info: Any) -> list[str]:

@@ -58,6 +58,7 @@ def unreachable(error: Exception, repo: str) -> PgMlxError:
 
 
 def reason(error: Exception) -> str:
+    """Why the hub gave no answer, on one line."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -19,8 +19,8 @@ _ADDRESS = re.compile(
 
 
 def address(path_or_repo: str | Path, revision: str | None = None) -> tuple[str | Path, str | None]:
-    """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision). Anything else is
-    returned as it is. Raises InputError for the page of something that is no model."""
+    """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision). Anything else
+    is returned as it is. Raises InputError for the page of something that is no model."""
     found = _ADDRESS.fullmatch(str(path_or_repo))
     if not found or Path(path_or_repo).exists():
         return path_or_repo, revision

@@ -20,6 +20,7 @@ from . import hub
 from .adapters.merge import AdaptedSource, AdapterPath, open_adapters
 from .adapters.unpacked import UnpackedSource
 from .check import check
+from .hub_names import address, cached_snapshot, repository_of
 from .layouts import WeightSpec, infer_dimensions, weight_specs
 from .mask_decoder import find_mask_decoder
 from .other_forms import way_out, without_foreign_quantization
@@ -111,7 +112,7 @@ def open_checkpoint(
     tokenizer: a file or folder whose tokenizer replaces the checkpoint's. headers_only: download no weights.
     Raises InputError, and PgMlxError if the hub cannot be reached.
     """
-    path_or_repo, revision = hub.address(path_or_repo, revision)
+    path_or_repo, revision = address(path_or_repo, revision)
     if headers_only and Path(path_or_repo).suffix != ".npz":
         folder = hub.at_hand(path_or_repo, revision)
         checkpoint = _on_hub(str(path_or_repo), revision) if folder is None else open_local(folder, str(path_or_repo))
@@ -125,13 +126,13 @@ def locate(path_or_repo: str | Path, revision: str | None = None) -> Path:
 
     Raises InputError if there is none, and PgMlxError if the hub cannot be reached.
     """
-    path_or_repo, revision = hub.address(path_or_repo, revision)
+    path_or_repo, revision = address(path_or_repo, revision)
     if Path(path_or_repo).suffix != ".npz":
         return hub.resolve(path_or_repo, revision)
     path = _expanded(path_or_repo)
     if path.is_dir():
         return path
-    if not path.exists() and (repo := hub.repository_of(path_or_repo)):
+    if not path.exists() and (repo := repository_of(path_or_repo)):
         return hub.resolve_archive(repo, path.name, revision)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -145,7 +146,7 @@ def open_local(path: str | Path, name: str | None = None) -> Checkpoint:
         return _archive(path, path.name)
     if not path.is_dir():
         raise InputError(f"no such folder: {path}")
-    path, name = hub.cached_snapshot(path), name or str(path)
+    path, name = cached_snapshot(path), name or str(path)
     archives = archives_among(file.name for file in path.iterdir() if file.is_file())
     if archives and not ((path / "config.json").is_file() and any(path.glob("*.safetensors"))):
         if len(archives) > 1:

@@ -69,7 +69,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--force",
         action="store_true",
-        help="replace DST, if a conversion wrote all that it holds, once the new folder is complete",
+        help="replace DST, if convert wrote all that it holds",
     )
     p.add_argument("--dry-run", action="store_true", help="print what would be written; reads and downloads no weights")
     p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")

@@ -16,11 +16,13 @@ _POINTER_BYTES = 1024
 def open_regular(path: Path) -> IO[bytes]:
     """A file open to be read. Raises OSError, and InputError for a pipe or a device, which may never end, and for a
     pointer of Git LFS."""
-    file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")  # a pipe must not wait for a writer
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is a folder, not a file")
+    file = os.fdopen(descriptor, "rb")
     try:
         kind = os.fstat(file.fileno())
-        if stat.S_ISDIR(kind.st_mode):
-            raise InputError(f"{path} is a folder, not a file")
         if not stat.S_ISREG(kind.st_mode):
             raise InputError(f"{path} is a pipe or a device, not a file")
         if kind.st_size < _POINTER_BYTES and file.read(len(_POINTER)) == _POINTER:

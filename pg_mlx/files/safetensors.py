@@ -71,7 +71,7 @@ def check_header(path: str | Path, header: Mapping[str, Any], data_bytes: int | 
     other, without holes or overlap. data_bytes: what the file holds, where that is known. Raises InputError."""
     checked = {name: _check_entry(path, name, entry, data_bytes) for name, entry in header.items()}
     end = 0
-    for start, stop, name in sorted((*map(int, header[name]["data_offsets"]), name) for name in checked):
+    for start, stop, name in sorted((*header[name]["data_offsets"], name) for name in checked):
         if start != end:
             what = "overlaps the one before" if start < end else f"leaves {start - end} bytes unused before it"
             raise InputError(f"{path}: {name!r} {what}, so the file is damaged")

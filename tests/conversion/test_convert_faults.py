@@ -40,7 +40,8 @@ def reached(event):
         os.kill(os.getpid(), number)
 
 def hook(event, arguments):
-    if event in ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree") and str(arguments[0]).startswith(parent):
+    changes = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+    if event in changes and str(arguments[0]).startswith(parent):
         reached(event)
 
 def add_chunks(self, name, *rest, add_chunks=ShardWriter.add_chunks):

@@ -43,7 +43,7 @@ def everything(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            found[str(path.relative_to(folder))] = os.readlink(path)
+            found[str(path.relative_to(folder))] = str(path.readlink())
         elif path.is_file():
             found[str(path.relative_to(folder))] = path.read_bytes()
         else:
@@ -181,7 +181,7 @@ def test_what_convert_wrote_is_replaced(source: Path, earlier: Path, tmp_path: P
         assert json.loads((target / "config.json").read_text())["quantization"]["bits"] == 8
     (tmp_path / "link").symlink_to("copied")
     convert(source, tmp_path / "link", q_bits=4, force=True)
-    assert os.readlink(tmp_path / "link") == "copied"
+    assert str((tmp_path / "link").readlink()) == "copied"
     assert json.loads((tmp_path / "copied" / "config.json").read_text())["quantization"]["bits"] == 4
     assert names(tmp_path) == sorted([*kinds, "link"])
 
@@ -240,7 +240,7 @@ def test_targets_that_are_no_folder(force: bool, source: Path, tmp_path: Path) -
 def test_a_dangling_link_is_followed(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("made")
     convert(source, tmp_path / "link")
-    assert os.readlink(tmp_path / "link") == "made" and names(tmp_path / "made") == PARTS_OF_A_FOLDER
+    assert str((tmp_path / "link").readlink()) == "made" and names(tmp_path / "made") == PARTS_OF_A_FOLDER
 
 
 def test_mount_points_stay(source: Path, earlier: Path, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_what_appears_while_it_is_replaced_stays(source: Path, earlier: Path, tm
     def appear(what: str, done: int, total: int) -> None:
         (target / "late.txt").write_text("mine")
 
-    with pytest.raises(InputError, match="holds late.txt"):
+    with pytest.raises(InputError, match="holds late"):
         convert(source, target, force=True, progress=appear)
     assert (target / "late.txt").read_text() == "mine" and names(tmp_path) == ["out"]
 
