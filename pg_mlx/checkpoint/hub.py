@@ -114,7 +114,8 @@ def headers(repo: str, revision: str | None = None) -> Headers:
 
 def _names(info: Any) -> list[str]:
     """The files of a repository that are in no subfolder."""
-    return [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
+    files = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
+    return [name for name in files if not name.startswith("adapter_")]  # they are not downloaded either
 
 
 def space_file(space: str, name: str) -> Path:

@@ -171,7 +171,7 @@ def _on_hub(repo: str, revision: str | None) -> Checkpoint:
 
 def _archive(path: Path, name: str) -> Checkpoint:
     if path.suffix != ".npz":
-        raise InputError(f"{name} is a file, and a folder or an .npz archive is needed{way_out([path.name])}")
+        raise InputError(f"{path} is a file, but a folder or an .npz archive is needed{way_out([path.name])}")
     from .big_vision import BigVisionArchive  # and NumPy's part in it, which no other checkpoint needs
 
     source = BigVisionArchive(path)

@@ -74,7 +74,9 @@ def _indexed(place: str, weight_map: Any) -> list[str]:
         return []
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise InputError(f"{place}/{INDEX} has no weight_map")
-    names = sorted({str(name) for name in weight_map.values()})
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputError(f"{place}/{INDEX} names files that are no names")
+    names = sorted(set(weight_map.values()))
     if any(re.split(r"[/\\]", name)[-1] != name or name in ("", ".", "..") for name in names):
         raise InputError(f"{place}/{INDEX} names files outside its folder")
     return names

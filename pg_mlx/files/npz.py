@@ -70,7 +70,7 @@ class NpzArchive:
             member = _Member(info, shape, dtype, fortran_order, file.tell())
         if not isinstance(shape, tuple) or len(shape) > _MAX_RANK or not all(0 <= n < 1 << 63 for n in shape):
             raise ValueError(f"{info.filename} has shape {str(shape)[:100]}")
-        if dtype.kind not in "fiubV" or dtype.hasobject:
+        if dtype.kind not in "fiubV" or dtype.hasobject or not dtype.itemsize:
             raise ValueError(f"{info.filename} holds {dtype}, not plain numbers")
         if info.file_size != member.header_bytes + int(np.prod(shape, dtype=object)) * dtype.itemsize:
             raise ValueError(f"{info.filename} is {info.file_size} bytes long, which does not fit shape {shape}")
