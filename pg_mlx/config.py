@@ -103,7 +103,7 @@ class PaliGemmaConfig:
         inferred = inferred or {}
         if not isinstance(raw, Mapping):
             raise InputError("config.json does not hold a JSON object")
-        model_type = raw.get("model_type", "paligemma")
+        model_type = raw.get("model_type", raw.get("type", "paligemma"))  # "type": LeRobot's
         if model_type != "paligemma":
             raise InputError(f"config.json describes a model of type {model_type!r}, not 'paligemma'")
         text = _Section(raw, "text_config", inferred)

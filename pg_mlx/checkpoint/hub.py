@@ -148,7 +148,7 @@ def _local(given: str | Path) -> Path | None:
         if path.is_dir():
             return path
         if path.exists():
-            raise InputError(f"a folder is needed, and this is a file: {name}")
+            raise InputError(f"a folder is needed, and this is a file: {name}{way_out([path.name])}")
         if isinstance(given, Path) or given.startswith(".") or not REPOSITORY.fullmatch(given):
             bare = isinstance(given, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", given)
             hint = " (a hub repository is written owner/name)" if bare else ""

@@ -18,7 +18,8 @@ _FORMS = [
     (r"pytorch_model_fsdp.*|.*\.distcp|\.metadata", "an FSDP checkpoint in parts",
      "run `accelerate merge-weights FOLDER OTHER`, and copy config.json and the tokenizer there"),
     (r"rank_?\d+.*\.pt|.*_rank\d+\.pth?", "a checkpoint in parts, one a process", "merge it as its trainer explains"),
-    (r"pytorch_model.*\.bin(\.index\.json)?|.*\.(pt|pth|ckpt|bin)", "weights as PyTorch pickles them", _SAVE_AGAIN),
+    (r"pytorch_model.*\.bin(\.index\.json)?|.*\.(pt|pth|ckpt|bin)", "a PyTorch file, which may run any program when read",
+     _SAVE_AGAIN),
     (r".*\.gguf", "a GGUF file of llama.cpp",
      "use the repository that it was made from, and quantize that with convert.py -q"),
     (r".*\.(h5|keras)|model\.weights\.json", "a Keras checkpoint",
@@ -40,6 +41,8 @@ def way_out(names: Collection[str]) -> str:
         found = next((name for name in sorted(names) if re.fullmatch(pattern, name)), None)
         if found and found != "training_args.bin":
             return f". {found} is {what}: {advice}"
+    if len(names) == 1 and next(iter(names)).endswith(".safetensors"):
+        return "; name its folder, where config.json is, too"
     runs = [name for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     if runs:
         last = max(runs, key=lambda name: int(name.rpartition("-")[2]))

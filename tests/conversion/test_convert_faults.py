@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from helpers.checkpoints import PARTS_OF_A_FOLDER, WEIGHTS, contents, names
 from helpers.commands import ROOT, tiny_checkpoint
@@ -23,6 +24,7 @@ import pg_mlx
 from pg_mlx.conversion import pipeline
 from pg_mlx.errors import PgMlxError
 from pg_mlx.files import shards
+from pg_mlx.files.arrays import write_arrays
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
 
@@ -267,3 +269,30 @@ def test_writing_that_fails_is_one_line_and_leaves_all_as_it_was(
         convert(source, target, force=True)
     assert failed and "\n" not in str(caught.value) and caught.value.exit_code == 1
     assert contents(target) == contents(old) and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_side_files_count_when_there_is_too_little_room(
+    short: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Room for the weights alone is not enough; what is asked for is enough for all that is written."""
+    conversion = pipeline.Conversion(source)
+    needed = conversion._needed_space()
+    beside = sum(path.stat().st_size for path in conversion.checkpoint.side_files.values())
+    assert needed > conversion.expected_bytes() + beside
+    free = conversion.expected_bytes() if short == 1 else needed - 1
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(needed, 0, free))
+    with pytest.raises(PgMlxError, match="are free"):
+        conversion.run(tmp_path / "out", check=False)
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    conversion.run(tmp_path / "out", check=False)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert written <= needed
+
+
+def test_a_disk_that_is_full_for_the_masks_is_one_line(source: Path, tmp_path: Path):
+    """MLX's own writer would say nothing of it."""
+    with mounted(tmp_path / "disk", "size=64k") as disk, pytest.raises(OSError, match="No space left") as caught:
+        write_arrays(disk / "mask_decoder.weights", {"a": mx.zeros(100_000)})
+    assert caught.value.errno == errno.ENOSPC
