@@ -18,7 +18,7 @@ _FORMS = [
     (r"pytorch_model_fsdp.*|.*\.distcp|\.metadata", "an FSDP checkpoint in parts",
      "run `accelerate merge-weights FOLDER OTHER`, and copy config.json and the tokenizer there"),
     (r"rank_?\d+.*\.pt|.*_rank\d+\.pth?", "a checkpoint in parts, one a process", "merge it as its trainer explains"),
-    (r"pytorch_model.*\.bin(\.index\.json)?|.*\.(pt|pth|ckpt|bin)", "a PyTorch file, which may run any program when read",
+    (r"pytorch_model.*\.bin(\.index\.json)?|.*\.(pt|pth|ckpt|bin)", "a PyTorch file, which may hold a program",
      _SAVE_AGAIN),
     (r".*\.gguf", "a GGUF file of llama.cpp",
      "use the repository that it was made from, and quantize that with convert.py -q"),

@@ -11,6 +11,7 @@ from .other_forms import way_out
 
 INDEX = "model.safetensors.index.json"
 
+_MAX_FILES = 10_000
 _MASK_DECODER = "vae-oid.npz"
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _NOT_WEIGHTS = ("adapter", "optimizer", "consolidated", "training", "scheduler", "random_states")
@@ -77,6 +78,8 @@ def _indexed(place: str, weight_map: Any) -> list[str]:
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{place}/{INDEX} names files that are no names")
     names = sorted(set(weight_map.values()))
+    if len(names) > _MAX_FILES:
+        raise InputError(f"{place}/{INDEX} names {len(names)} files, more than any model has")
     if any(re.split(r"[/\\]", name)[-1] != name or name in ("", ".", "..") for name in names):
         raise InputError(f"{place}/{INDEX} names files outside its folder")
     return names
@@ -105,7 +108,7 @@ def _lacking(files: list[str]) -> list[str]:
     if not first:
         return []
     total, width = int(first[3]), len(first[2])
-    if total > 10_000:
+    if total > _MAX_FILES:
         raise InputError(f"{files[0]}: no model has {total} files")
     expected = (f"{first[1]}-{number + 1:0{width}}-of-{first[3]}.safetensors" for number in range(total))
     return [name for name in expected if name not in files]

@@ -25,6 +25,7 @@ from .regular import open_regular
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: the last two numbers are the lengths of name and extra
 _MAX_HEADER_BYTES = 64 << 10
 _MAX_RANK = 8
+_MAX_MEMBERS = 20_000
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, MemoryError, OverflowError),
     *(struct.error, SyntaxError, tokenize.TokenError, KeyError, IndexError, TypeError, AttributeError),
@@ -50,6 +51,8 @@ class NpzArchive:
         self._mapped: dict[str, np.ndarray] = {}
         try:
             self._zip = zipfile.ZipFile(open_regular(path))
+            if len(self._zip.namelist()) > _MAX_MEMBERS:
+                raise ValueError(f"it has more than {_MAX_MEMBERS} members")
             self.members = {
                 info.filename.removesuffix(".npy"): self._member(info)
                 for info in self._zip.infolist()
