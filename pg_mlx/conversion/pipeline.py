@@ -178,7 +178,7 @@ class Conversion:
     def _require_space(self, folder: Path) -> None:
         needed, free = self._needed_space(), shutil.disk_usage(folder).free
         if needed > free:
-            raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+            raise PgMlxError(f"the result needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free")
 
     def _needed_space(self) -> int:
         """Bytes of everything that will be written: weights, their header, and the files beside them."""

@@ -62,11 +62,18 @@ def _read(source: Source, name: str) -> mx.array:
         mx.eval(array)
     except RuntimeError as error:
         raise PgMlxError(f"{name} cannot be read; has its file been changed meanwhile? {error}") from None
-    if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
+    if mx.issubdtype(array.dtype, mx.floating) and not _is_finite(array):
         raise InputError(
             f"{name} holds NaN or infinite numbers: the training that made it has diverged, or its file is damaged"
         )
     return array
+
+
+def _is_finite(array: mx.array) -> bool:
+    """Whether all numbers are finite, looked at in slices, as they are packed."""
+    step = max(1, CHUNK_VALUES * array.shape[0] // max(1, array.size)) if array.ndim else 1
+    slices = (array[start : start + step] for start in range(0, array.shape[0], step)) if array.ndim else (array,)
+    return all(mx.isfinite(part).all().item() for part in slices)
 
 
 def _cast(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..checkpoint.mask_decoder import FILE_NAME
 from ..errors import InputError
 from ..files.folder import PARTIAL_MARK, holds
@@ -53,8 +52,7 @@ def fingerprint(path: Path) -> str:
 def write_manifest(folder: Path) -> None:
     """Write down what the files of a folder that is being written are."""
     files = {path.name: fingerprint(path) for path in sorted(folder.iterdir()) if path.name != PARTIAL_MARK}
-    content = {"pg_mlx": __version__, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps({"written_by": "pg_mlx", "files": files}, indent=1) + "\n")
 
 
 def owned(folder: Path) -> list[Path]:

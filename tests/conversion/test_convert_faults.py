@@ -205,7 +205,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 def test_too_little_room_is_said_before_anything_is_written(source: Path, tmp_path: Path):
     with mounted(tmp_path / "disk", "size=1m") as disk:
-        with pytest.raises(PgMlxError, match=r"only 0\.0 GB are free"):
+        with pytest.raises(PgMlxError, match=r"only 1\.0 MB are free"):
             pg_mlx.convert(source, disk / "out", check=False)
         assert names(disk) == []
 
