@@ -7,7 +7,7 @@ field that contradicts the tensors is an error.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,16 +103,15 @@ class PaliGemmaConfig:
         inferred = inferred or {}
         if not isinstance(raw, Mapping):
             raise InputError("config.json does not hold a JSON object")
-        model_type = raw.get("model_type", "paligemma")
+        model_type = raw.get("model_type", raw.get("type", "paligemma"))  # "type": LeRobot's
         if model_type != "paligemma":
             raise InputError(f"config.json describes a model of type {model_type!r}, not 'paligemma'")
         text = _Section(raw, "text_config", inferred)
         vision = _Section(raw, "vision_config", inferred)
-        tied = raw.get("tie_word_embeddings", text.raw.get("tie_word_embeddings", True))
         return cls(
             text=_read_text(text),
             vision=_read_vision(vision),
-            tie_word_embeddings=tied is not False,
+            tie_word_embeddings=is_tied(raw),
             image_token_index=_image_token(raw),
             quantization=_read_quantization(raw),
         )
@@ -127,6 +126,13 @@ INFERRED_NAMES = (
     "vision_config.patch_size",
 )
 """What tensors can tell. Widths are heads x head_dim, since a tensor cannot say how it is cut into heads."""
+
+
+def is_tied(raw: Mapping[str, Any]) -> bool:
+    """Whether config.json says that the head is the embedding, as in all published models."""
+    text = raw.get("text_config") if isinstance(raw, Mapping) else None
+    inner = text.get("tie_word_embeddings", True) if isinstance(text, Mapping) else True
+    return not isinstance(raw, Mapping) or raw.get("tie_word_embeddings", inner) is not False
 
 
 class _Section:
@@ -145,7 +151,7 @@ class _Section:
         if value is None:
             return inferred if inferred is not None else default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise InputError(f"config.json: {self.name}.{key} is {value!r}, not a positive integer")
+            raise InputError(f"config.json: {self.name}.{key} is {_shown(value)}, not a positive integer")
         if key == "num_hidden_layers" and value > MAX_LAYERS:
             raise InputError(f"config.json: {self.name}.{key} is {value}, but no model has more than {MAX_LAYERS}")
         if inferred is not None and inferred != value:
@@ -164,9 +170,15 @@ class _Section:
 
 
 def _positive(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise InputError(f"config.json: {name} is {value!r}, not a positive number")
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+    if not sound:
+        raise InputError(f"config.json: {name} is {_shown(value)}, not a positive number")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value of config.json for a message, bounded."""
+    return repr(value)[:100]
 
 
 def _read_text(section: _Section) -> TextConfig:
@@ -272,7 +284,7 @@ def _read_vision(section: _Section) -> VisionConfig:
 def _image_token(raw: Mapping[str, Any]) -> int:
     """Under either of two names; a file that leaves it out means 257152, whatever transformers' class default is."""
     value = raw.get("image_token_index", raw.get("image_token_id"))
-    return value if isinstance(value, int) else 257152
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 257152
 
 
 def _read_quantization(raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -21,6 +21,13 @@ from ..files.npz import NpzArchive
 from .layouts import CONNECTOR, TEXT, VISION
 from .tensors import Source
 
+_ROOTS = ("params/", "opt/target/", "")
+"""Where the parameters are in an archive, in the order in which big_vision looks: a training state of today or of the
+past, or the parameters alone, as the fine-tuning notebook saves them."""
+
+_DTYPES = {"f2": mx.float16, "V2": mx.bfloat16}
+"""NumPy's names of what is not read as float32. It has no bfloat16, and calls its two bytes void."""
+
 
 @dataclass(frozen=True)
 class StackPiece:
@@ -32,42 +39,48 @@ class StackPiece:
 
 
 class BigVisionArchive(Source):
-    """The tensors of a big_vision archive. Optimizer state (`opt/`, `chrono/`) is ignored.
+    """The tensors of a big_vision archive. Optimizer state and masks beside the parameters are ignored.
 
     Raises InputError if the archive is broken or is not a PaliGemma.
     """
 
     def __init__(self, path: Path):
-        self._archive = NpzArchive(path, prefix="params/")
-        self._dims = {key.removeprefix("params/"): m.shape for key, m in self._archive.members.items()}
+        self._archive = NpzArchive(path)
+        known = self._archive.members
+        self._root = next((root for root in _ROOTS if f"{root}img/pos_embedding" in known), _ROOTS[0])
+        self._dims = {key.removeprefix(self._root): m.shape for key, m in known.items() if key.startswith(self._root)}
         missing = {"img/pos_embedding", "llm/embedder/input_embedding", "img/head/kernel"} - set(self._dims)
         if missing:
-            raise InputError(f"{path} is not a PaliGemma archive: it lacks params/{min(missing)}")
+            raise InputError(f"{path} is not a PaliGemma archive: it lacks {self._root}{min(missing)}")
         try:
             self._pieces = dict(_pieces(self._dims))
             self.shapes = {name: self._shape(piece) for name, piece in self._pieces.items()}
-        except (KeyError, IndexError, ValueError) as error:
+            self._config = self._read_config()
+        except (KeyError, IndexError, ValueError, StopIteration, ZeroDivisionError) as error:
             raise InputError(f"{path} is not a PaliGemma archive as the original code writes it: {error}") from None
 
     @property
     def float_dtype(self) -> mx.Dtype:
-        """The dtype of the final norm, and so of float tensors in general."""
-        stored = self._archive.members["params/llm/final_norm/scale"].dtype
-        return {"f4": mx.float32, "f2": mx.float16}.get(stored.str[1:], mx.bfloat16)
+        """The dtype of its numbers: float32 where it has several, as when some were trained and the others frozen."""
+        members = (self._archive.members[f"{self._root}{piece.key}"] for piece in self._pieces.values())
+        stored = {_DTYPES.get(member.dtype.str[1:], mx.float32) for member in members}
+        return stored.pop() if len(stored) == 1 else mx.float32
 
     def read(self, name: str) -> mx.array:
-        """The tensor in the archive's dtype, evaluated; only its own piece of the stack is read."""
+        """The tensor in the archive's dtype (float64 as float32), evaluated; only its piece of the stack is read."""
         piece = self._pieces[name]
-        array = self._archive.read(f"params/{piece.key}")[piece.index]
+        array = self._archive.read(f"{self._root}{piece.key}")[piece.index]
         order = [axis for group in piece.groups for axis in group]
         array = np.ascontiguousarray(array.transpose(order)).reshape(self.shapes[name])
         if array.dtype.kind == "V":  # numpy has no bfloat16 and calls its two bytes void
             return mx.array(array.view(np.uint16)).view(mx.bfloat16)
+        if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+            array = array.astype(np.float32)
         return mx.array(array)
 
     def stored_bytes(self, name: str) -> int:
         """The size of a tensor in the archive, unpacked."""
-        member = self._archive.members[f"params/{self._pieces[name].key}"]
+        member = self._archive.members[f"{self._root}{self._pieces[name].key}"]
         return prod(self.shapes[name]) * member.dtype.itemsize
 
     def _shape(self, piece: StackPiece) -> tuple[int, ...]:
@@ -78,8 +91,11 @@ class BigVisionArchive(Source):
 
     def config(self) -> dict[str, Any]:
         """A complete config.json, made from the shapes. What shapes do not say is as in all published models."""
-        _, heads, width, head_dim = self._dims["llm/layers/attn/q_einsum/w"]
-        layers, _, kv_heads, *_ = self._dims["llm/layers/attn/kv_einsum/w"]
+        return self._config
+
+    def _read_config(self) -> dict[str, Any]:
+        layers, heads, head_dim, width = self._dims["llm/layers/attn/attn_vec_einsum/w"]
+        kv_heads = self.shapes[f"{TEXT}.layers.0.self_attn.k_proj.weight"][0] // head_dim
         gemma2 = "llm/layers/post_ffw_norm/scale" in self._dims
         vision_heads = next(dims[-2] for key, dims in self._dims.items() if key.endswith("_0/query/kernel"))
         side = self._dims["img/embedding/kernel"][0]
@@ -176,7 +192,9 @@ def _text_layers(dims: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, StackP
         norms |= {"pre_ffw_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm"}
         norms |= {"post_ffw_norm": "post_feedforward_layernorm"}
     gating = dims[f"{root}/mlp/gating_einsum"]
-    flipped = gating[-2] > gating[-1]  # [F, D] instead of [D, F], as Gemma's own releases have it
+    # [F, D] instead of [D, F], as Gemma's own releases have it. mlp/linear is [F, D] everywhere. If F equals D, shapes
+    # do not say which it is; then it is as big_vision writes it.
+    flipped = gating[-2:] == dims[f"{root}/mlp/linear"][-2:] and gating[-2] != gating[-1]
     heads = ((0, 2), (1,))  # [heads, D, head_dim] -> [heads * head_dim, D]
     for i in range(gating[0]):
         name = f"{TEXT}.layers.{i}"

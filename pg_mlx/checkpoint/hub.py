@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import re
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, PgMlxError
-
-_REPO = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+from ..files.json import read_json
+from .hub_errors import explain, one_line, reason, unreachable
+from .hub_names import REPOSITORY
+from .other_forms import way_out
+from .weight_files import INDEX, archives, choose_weight_files
 
 _NEEDED = [
     "config.json",
@@ -27,10 +30,14 @@ _NEEDED = [
     "added_tokens.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "generation_config.json",
     "mask_decoder.weights",
 ]
 # The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
+_TOKENIZERS = "*tokenizer*.model"
+"""Beside archives they have a name of their own."""
+
 _NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]
 
 
@@ -81,20 +88,34 @@ def headers(repo: str, revision: str | None = None) -> Headers:
     with _bars_on_a_terminal_only():
         try:
             # One commit for all. This request is also not repeated for half a minute where the hub is away.
-            commit = HfApi().model_info(repo, revision=revision or "main").sha
+            info = HfApi().model_info(repo, revision=revision or "main")
+            commit = info.sha
+            names = _names(info)
+            if "config.json" not in names and archives(names):
+                raise InputError(f"{repo} holds an archive, of which nothing is known before it is downloaded")
             config = Path(hf_hub_download(repo, "config.json", revision=commit))
-            found = HfApi().get_safetensors_metadata(repo, revision=commit)
-        except errors.NotASafetensorsRepoError as error:
-            raise InputError(f"the hub repository {repo} has no weights: no model.safetensors and no index") from error
+            content = read_json(Path(hf_hub_download(repo, INDEX, revision=commit))) if INDEX in names else None
+            weight_map = content.get("weight_map", {}) if isinstance(content, dict) else content and {}
+            chosen, note = choose_weight_files(repo, names, weight_map)
+            read = HfApi().parse_safetensors_file_metadata
+            with ThreadPoolExecutor(8) as pool:
+                found = list(pool.map(lambda name: read(repo, name, revision=commit).tensors, chosen))
+        except InputError:
+            raise
         except malformed as error:
-            raise InputError(f"the headers of the hub repository {repo} cannot be read: {_one_line(error)}") from error
+            raise InputError(f"the headers of the hub repository {repo} cannot be read: {one_line(error)}") from error
         except Exception as error:  # see _download
-            raise (_explain(error, repo, revision) or _unreachable(error, repo)) from error
-    files = {
-        file: {key: vars(tensor) for key, tensor in header.tensors.items()}
-        for file, header in sorted(found.files_metadata.items())
-    }
-    return Headers(config, files)
+            raise (explain(error, repo, revision) or unreachable(error, repo)) from error
+    if note:
+        print(f"pg_mlx: {note}", file=sys.stderr)
+    entries = ({key: vars(tensor) for key, tensor in tensors.items()} for tensors in found)
+    return Headers(config, dict(zip(chosen, entries, strict=True)))
+
+
+def _names(info: Any) -> list[str]:
+    """The files of a repository that are in no subfolder."""
+    files = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
+    return [name for name in files if not name.startswith("adapter_")]  # they are not downloaded either
 
 
 def space_file(space: str, name: str) -> Path:
@@ -111,14 +132,14 @@ def space_file(space: str, name: str) -> Path:
             HfApi().space_info(space)  # fails at once where the hub is away; a download is tried for half a minute
             return Path(hf_hub_download(space, name, repo_type="space"))
         except Exception as error:  # see _download
-            raise PgMlxError(f"{name} of the Space {space} could not be fetched: {_reason(error)}") from error
+            raise PgMlxError(f"{name} of the Space {space} could not be fetched: {reason(error)}") from error
 
 
 def _local(given: str | Path) -> Path | None:
     """A local folder, or None if the name can only be that of a hub repository. Raises InputError."""
     if not str(given):
         raise InputError("no folder and no hub repository given")
-    name = _one_line(given)
+    name = one_line(given)
     path = Path(given)
     try:
         # "~nobody/x" has no home to expand to: it stays as it is, and is then not found.
@@ -127,8 +148,8 @@ def _local(given: str | Path) -> Path | None:
         if path.is_dir():
             return path
         if path.exists():
-            raise InputError(f"a folder is needed, and this is a file: {name}")
-        if isinstance(given, Path) or given.startswith(".") or not _REPO.fullmatch(given):
+            raise InputError(f"a folder is needed, and this is a file: {name}{way_out([path.name])}")
+        if isinstance(given, Path) or given.startswith(".") or not REPOSITORY.fullmatch(given):
             bare = isinstance(given, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", given)
             hint = " (a hub repository is written owner/name)" if bare else ""
             raise InputError(f"no such folder: {name}{hint}")
@@ -143,7 +164,9 @@ def _local(given: str | Path) -> Path | None:
     return None
 
 
-def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
+def _snapshot(
+    repo: str, revision: str | None, local_files_only: bool, patterns: Sequence[str] = (*_NEEDED, _TOKENIZERS)
+) -> Path:
     # Imported here: it costs more than the rest of the package together, and local folders need none of it.
     from huggingface_hub import snapshot_download
 
@@ -151,17 +174,17 @@ def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
         snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=_NEEDED,
+            allow_patterns=list(patterns),
             ignore_patterns=_NOT_NEEDED,
             local_files_only=local_files_only,
         )
     )
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def _cached(repo: str, revision: str | None, patterns: Sequence[str] = (*_NEEDED, _TOKENIZERS)) -> Path | None:
     """The snapshot of a hub repository that the cache holds, if it holds all of it."""
     with contextlib.suppress(Exception):
-        cached = _snapshot(repo, revision, local_files_only=True)
+        cached = _snapshot(repo, revision, True, patterns)
         if _whole(cached):
             return cached
     return None
@@ -174,76 +197,58 @@ def _download(repo: str, revision: str | None) -> Path:
             folder = _snapshot(repo, revision, local_files_only=False)
         # Every exception: a failing network raises those of requests, httpx or httpx2, depending on the hub's version.
         except Exception as error:
-            problem = _explain(error, repo, revision)
+            problem = explain(error, repo, revision)
             if problem is not None:
                 raise problem from error
             # huggingface_hub turns to the cache by itself after some network errors, but not after all.
             cached = _cached(repo, revision)
             if cached is not None:
                 return cached
-            raise _unreachable(error, repo) from error
-    if not (folder / "config.json").is_file():
-        raise InputError(f"the hub repository {repo} has no config.json, so it holds no checkpoint for pg_mlx")
-    return folder
+            raise unreachable(error, repo) from error
+    return folder if (folder / "config.json").is_file() else _download_archive(repo, revision)
 
 
-def _explain(error: Exception, repo: str, revision: str | None) -> PgMlxError | None:
-    """The error to raise for a failed download, or None if the hub gave no answer."""
-    from huggingface_hub import constants, errors
+def _download_archive(repo: str, revision: str | None) -> Path:
+    """The snapshot of a repository that holds an archive in place of config.json and safetensors."""
+    from huggingface_hub import HfApi
 
-    chain = _chain(error)
-    full = [e for e in chain if getattr(e, "errno", None) == errno.ENOSPC or "No space left on device" in str(e)]
-    if full:
-        return PgMlxError(f"the disk is full: no room for {repo} in {constants.HF_HUB_CACHE}")
-    if isinstance(error, OSError) and error.filename is not None:  # a local file; network errors name none
-        return PgMlxError(f"could not store {repo}: {_one_line(error.strerror)}: {_one_line(error.filename)}")
-    if isinstance(error, errors.HFValidationError):
-        return InputError(f"no such folder, and not a possible name of a hub repository: {repo}")
-
-    # A refusal may come wrapped in "not in the cache", which before version 1 is an HTTP error without a response.
-    answers = (e for e in chain if isinstance(e, errors.HfHubHTTPError))
-    answer = next((e for e in answers if e.response is not None), None)
-    if answer is None:
-        return None
-    status = answer.response.status_code
-    page = f"{constants.ENDPOINT}/{repo}"
-    if isinstance(answer, errors.RevisionNotFoundError):
-        return InputError(f"the hub repository {repo} has no revision {_one_line(revision or 'main')}")
-    if isinstance(answer, errors.DisabledRepoError):
-        return InputError(f"the hub has disabled the repository {repo}: see {page}")
-    if isinstance(answer, errors.EntryNotFoundError):
-        return InputError(f"the hub repository {repo} has no config.json, or not every file that its index names")
-    # Also 403 without a reason: a token that may not read gated repositories gets that.
-    if isinstance(answer, errors.GatedRepoError) or status == 403:
-        return InputError(
-            f"access to {repo} is restricted: accept its licence at {page}, then run `hf auth login`"
-            " with a token that may read it"
-        )
-    if status == 401 and answer.response.headers.get("X-Error-Message", "").startswith("Invalid credentials"):
-        return InputError(f"the hub does not accept the token it was given for {repo}: run `hf auth login` again")
-    # Without a token the hub answers 401 for what is private and for what does not exist.
-    if isinstance(answer, errors.RepositoryNotFoundError) or status == 401:
-        return InputError(
-            f"no folder {repo} here, and on the hub no such repository, or it is private"
-            " (if it is yours, run `hf auth login`)"
-        )
-    return PgMlxError(f"could not download {repo}: {constants.ENDPOINT} answered HTTP {status}; try again later")
+    try:
+        names = _names(HfApi().model_info(repo, revision=revision or "main"))
+        found = archives(names)
+        if not found:
+            raise InputError(
+                f"the hub repository {repo} has no config.json, so it holds no checkpoint for pg_mlx{way_out(names)}"
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"{repo} holds several archives; name one of them, as {repo}/{found[0]}: {', '.join(found)}"
+            )
+        with _bars_on_a_terminal_only():
+            return _snapshot(repo, revision, False, [*_NEEDED, _TOKENIZERS, found[0]])
+    except InputError:
+        raise
+    except Exception as error:  # see _download
+        cached = _cached(repo, revision, ["*.npz"])
+        if cached is not None:
+            return cached
+        raise (explain(error, repo, revision) or unreachable(error, repo)) from error
 
 
-def _unreachable(error: Exception, repo: str) -> PgMlxError:
-    """The error to raise if neither the hub nor the cache has the repository."""
-    return PgMlxError(
-        f"no folder {repo} here, and the hub could not be reached ({_reason(error)}); the cache does not hold all of it"
-    )
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    cause = _chain(error)[-1]
-    return f"{type(cause).__name__}: {_one_line(cause)}"
+def resolve_archive(repo: str, name: str, revision: str | None = None) -> Path:
+    """The path of an archive in a hub repository, downloaded with its tokenizer unless it is cached. Raises as
+    `resolve`."""
+    patterns = [name, *_NEEDED[3:], _TOKENIZERS]
+    with _bars_on_a_terminal_only():
+        try:
+            path = _snapshot(repo, revision, False, patterns) / name
+        except Exception as error:  # see _download
+            cached = _cached(repo, revision, patterns)
+            if cached is not None and (cached / name).is_file():
+                return cached / name
+            raise (explain(error, repo, revision) or unreachable(error, repo)) from error
+    if not path.is_file():
+        raise InputError(f"the hub repository {repo} has no file {name}")
+    return path
 
 
 def _whole(folder: Path) -> bool:
@@ -251,9 +256,15 @@ def _whole(folder: Path) -> bool:
 
     Older versions of huggingface_hub also hand out what an interrupted download left behind.
     """
-    weights = [path.name for path in folder.glob("*.safetensors")]
-    shards = [int(found[1]) for name in weights if (found := re.search(r"-of-(\d+)\.safetensors$", name))]
-    return (folder / "config.json").is_file() and bool(weights) and len(shards) == max(shards, default=0)
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    if "config.json" not in names:
+        return len(archives(names)) == 1
+    content = read_json(folder / INDEX) if INDEX in names else None
+    try:
+        choose_weight_files(str(folder), names, content.get("weight_map", {}) if isinstance(content, dict) else None)
+    except InputError as error:
+        return "holds two" in str(error)  # it is whole, whatever else is wrong with it
+    return True
 
 
 @contextlib.contextmanager
@@ -276,17 +287,3 @@ def _bars_on_a_terminal_only() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An exception and, one after the other, what caused it."""
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
-        chain.append(cause)
-    return chain
-
-
-def _one_line(text: object) -> str:
-    """A name or another library's message on one line, at most 300 characters of it."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= 300 else line[:300] + "..."

@@ -8,18 +8,27 @@ canonical tensors it is made of: this is the only place that knows both sides.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
 
 from ..config import PaliGemmaConfig
+from ..errors import InputError
 
 TEXT = "language_model.model"
 VISION = "vision_tower.vision_model"
 CONNECTOR = "multi_modal_projector.linear"
+EMBEDDING = f"{TEXT}.embed_tokens"
+HEAD = "language_model.lm_head"
 FINAL_NORM = f"{TEXT}.norm.weight"
 PATCH_KERNEL = f"{VISION}.embeddings.patch_embedding.weight"
+
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into names, anywhere."""
+
+_MAX_NAME = 300
+"""Characters of a tensor's name in which a prefix is looked for."""
 
 _IGNORED = re.compile(r"position_ids$|rotary_emb\.inv_freq$|vision_model\.head\.")
 
@@ -30,11 +39,31 @@ def canonical_name(key: str) -> str | None:
     transformers >= 4.52 writes `model.language_model.X` for `language_model.model.X` and `model.` before
     the other two; its 5.x line also drops `vision_model.`.
     """
+    key = _WRAPPERS.sub("", key)
     name = re.sub(r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", "", key)
     name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
     name = re.sub(r"^language_model\.(?!model\.|lm_head\.)", f"{TEXT}.", name)
     name = re.sub(r"^vision_tower\.(?!vision_model\.)", f"{VISION}.", name)
     return None if _IGNORED.search(name) else name
+
+
+def wrapper_prefix(place: str, keys: Iterable[str]) -> str:
+    """What a program that wraps the model has put before every name, as "module." or "paligemma."; "" for nothing.
+
+    It is what stands before the final norm. place: what messages call the checkpoint. Raises InputError if the norm is
+    there under several prefixes, so that there are several models.
+    """
+    found: set[str] = set()
+    for key in keys:
+        if key.endswith("norm.weight") and len(key) <= _MAX_NAME:
+            starts = (0, *(match.end() for match in re.finditer(r"\.", key)))
+            found |= set(next(([key[:start]] for start in starts if canonical_name(key[start:]) == FINAL_NORM), []))
+    if "" in found:
+        return ""
+    if len(found) > 1:
+        one, other = sorted(found)[:2]
+        raise InputError(f"{place} holds several models: names begin with {one!r} and with {other!r}")
+    return found.pop() if found else ""
 
 
 def vision_mlp_axis(module: str) -> int | None:

@@ -11,17 +11,21 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import PaliGemmaConfig
+from ..config import PaliGemmaConfig, is_tied
 from ..errors import InputError
 from ..files.json import read_json
+from ..files.regular import refuse_pointer
 from ..files.safetensors import check_header
 from . import hub
 from .adapters.merge import AdaptedSource, AdapterPath, open_adapters
 from .adapters.unpacked import UnpackedSource
 from .check import check
+from .hub_names import address, cached_snapshot, repository_of
 from .layouts import WeightSpec, infer_dimensions, weight_specs
-from .mask_decoder import PUBLISHED_NAME, find_mask_decoder
+from .mask_decoder import find_mask_decoder
+from .other_forms import way_out, without_foreign_quantization
 from .tensors import SafetensorsFolder, SafetensorsHeaders, Source
+from .weight_files import archives as archives_among
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 """The two forms of a vocabulary. The first one is preferred: it loads in 50 ms, the other in 0.7 s."""
@@ -50,7 +54,7 @@ class Checkpoint:
     side_files: Mapping[str, Path] = field(default_factory=dict)
     """Files of the tokenizer and of generation, by name."""
     preprocessor: Path | None = None
-    """preprocessor_config.json."""
+    """The file that says how pictures are prepared: processor_config.json or preprocessor_config.json."""
     mask_decoder: Path | None = None
     """The decoder of <seg> codes that comes with it, if one does."""
     headers_only: bool = False
@@ -59,6 +63,10 @@ class Checkpoint:
     @classmethod
     def of(cls, source: Source, raw_config: Mapping[str, Any], name: str = "the checkpoint", **rest: Any) -> Checkpoint:
         """Parse a config.json and check the tensors against it. rest: other fields. Raises InputError."""
+        if isinstance(source, SafetensorsHeaders):
+            raw_config = without_foreign_quantization(name, raw_config, source.stored_dtypes)
+            if is_tied(raw_config):
+                source.take_head_for_embedding()
         config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
         specs = tuple(weight_specs(config))
         check(specs, source.shapes, config)
@@ -104,6 +112,7 @@ def open_checkpoint(
     tokenizer: a file or folder whose tokenizer replaces the checkpoint's. headers_only: download no weights.
     Raises InputError, and PgMlxError if the hub cannot be reached.
     """
+    path_or_repo, revision = address(path_or_repo, revision)
     if headers_only and Path(path_or_repo).suffix != ".npz":
         folder = hub.at_hand(path_or_repo, revision)
         checkpoint = _on_hub(str(path_or_repo), revision) if folder is None else open_local(folder, str(path_or_repo))
@@ -117,11 +126,14 @@ def locate(path_or_repo: str | Path, revision: str | None = None) -> Path:
 
     Raises InputError if there is none, and PgMlxError if the hub cannot be reached.
     """
+    path_or_repo, revision = address(path_or_repo, revision)
     if Path(path_or_repo).suffix != ".npz":
         return hub.resolve(path_or_repo, revision)
     path = _expanded(path_or_repo)
     if path.is_dir():
         return path
+    if not path.exists() and (repo := repository_of(path_or_repo)):
+        return hub.resolve_archive(repo, path.name, revision)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     return path
@@ -134,10 +146,12 @@ def open_local(path: str | Path, name: str | None = None) -> Checkpoint:
         return _archive(path, path.name)
     if not path.is_dir():
         raise InputError(f"no such folder: {path}")
-    name = name or str(path)
-    archives = [file for file in path.glob("*.npz") if file.name != PUBLISHED_NAME]
-    if not (path / "config.json").is_file() and len(archives) == 1:
-        return _archive(archives[0], archives[0].name, find_mask_decoder(path))
+    path, name = cached_snapshot(path), name or str(path)
+    archives = archives_among(file.name for file in path.iterdir() if file.is_file())
+    if archives and not ((path / "config.json").is_file() and any(path.glob("*.safetensors"))):
+        if len(archives) > 1:
+            raise InputError(f"{name} holds several archives, {', '.join(archives[:5])}; name the file that you mean")
+        return _archive(path / archives[0], archives[0])
     return _folder(path, name)
 
 
@@ -155,7 +169,9 @@ def _on_hub(repo: str, revision: str | None) -> Checkpoint:
     )
 
 
-def _archive(path: Path, name: str, mask_decoder: Path | None = None) -> Checkpoint:
+def _archive(path: Path, name: str) -> Checkpoint:
+    if path.suffix != ".npz":
+        raise InputError(f"{path} is a file, but a folder or an .npz archive is needed{way_out([path.name])}")
     from .big_vision import BigVisionArchive  # and NumPy's part in it, which no other checkpoint needs
 
     source = BigVisionArchive(path)
@@ -165,13 +181,25 @@ def _archive(path: Path, name: str, mask_decoder: Path | None = None) -> Checkpo
         name,
         num_bytes=path.stat().st_size,
         dtype=source.float_dtype,
-        mask_decoder=mask_decoder,
+        side_files=_beside(path),
+        mask_decoder=find_mask_decoder(path.parent),
     )
+
+
+def _beside(archive: Path) -> dict[str, Path]:
+    """The tokenizer in an archive's folder, under its usual name or, if there is just one, another (Kaggle's)."""
+    found = _files(archive.parent, (*TOKENIZER_FILES, *_BESIDE_THE_TOKENIZER))
+    others = [path for path in archive.parent.glob("*tokenizer*.model") if not path.name.startswith(".")]
+    if not set(TOKENIZER_FILES) & set(found) and len(others) == 1:
+        found["tokenizer.model"] = others[0]
+        refuse_pointer(others[0])
+    return found
 
 
 def _folder(folder: Path, name: str) -> Checkpoint:
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder")
+        names = [path.name for path in folder.iterdir()]
+        raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder{way_out(names)}")
     source = SafetensorsFolder(folder)
     return Checkpoint.of(
         source,
@@ -180,9 +208,19 @@ def _folder(folder: Path, name: str) -> Checkpoint:
         num_bytes=source.num_bytes,
         dtype=source.float_dtype,
         side_files=_files(folder, (*TOKENIZER_FILES, *_BESIDE_THE_TOKENIZER, _GENERATION_CONFIG)),
-        preprocessor=folder / "preprocessor_config.json",
+        preprocessor=_preprocessor(folder),
         mask_decoder=find_mask_decoder(folder),
     )
+
+
+def _preprocessor(folder: Path) -> Path:
+    """transformers 5 writes processor_config.json alone; before, that file says nothing of pictures."""
+    newer = folder / "processor_config.json"
+    if newer.is_file():
+        content = read_json(newer)
+        if isinstance(content, dict) and "image_processor" in content:
+            return newer
+    return folder / "preprocessor_config.json"
 
 
 def _tokenizer_files(path: Path) -> dict[str, Path]:
@@ -195,7 +233,10 @@ def _tokenizer_files(path: Path) -> dict[str, Path]:
 
 
 def _files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    found = {name: folder / name for name in names if (folder / name).is_file()}
+    for path in found.values():
+        refuse_pointer(path)
+    return found
 
 
 def _expanded(path: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, cast
@@ -12,7 +13,9 @@ import mlx.core as mx
 from ..errors import InputError, PgMlxError
 from ..files.json import read_json
 from ..files.safetensors import ITEM_BYTES, Header, read_header
-from .layouts import FINAL_NORM, canonical_name, has_channels_second
+from .layouts import EMBEDDING, FINAL_NORM, HEAD, canonical_name, has_channels_second, wrapper_prefix
+from .other_forms import refuse_unreadable
+from .weight_files import INDEX, choose_weight_files
 
 _FLOAT_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
@@ -52,17 +55,22 @@ class SafetensorsHeaders(Source):
         """The shape of every tensor in the files, under the name that it has there, ignored ones included."""
         self.float_dtype = mx.float32
         """The dtype of the final norm, which is never quantized, and so of float tensors in general."""
+        self.dtypes: dict[str, str] = {}
+        """The dtype of every tensor in the files, as safetensors calls it, under the name that it has there."""
         self._sizes: dict[str, int] = {}
         self._places: dict[str, tuple[str, str]] = {}
-        for file, header in headers:
+        found = list(headers)
+        self._prefix = wrapper_prefix(name, (key for _, header in found for key in header))
+        for file, header in found:
             for key, (dtype, shape) in header.items():
                 self._add(file, key, dtype, shape)
+        refuse_unreadable(name, self.dtypes)
         self.num_bytes = sum(self._sizes.values())
         """Bytes of all tensors, or of all files where they are local."""
 
     def _add(self, file: str, key: str, dtype: str, shape: tuple[int, ...]) -> None:
-        self.stored[key] = shape
-        name = canonical_name(key)
+        self.stored[key], self.dtypes[key] = shape, dtype
+        name = canonical_name(key.removeprefix(self._prefix))
         if name is None:
             return
         if name in self.shapes:
@@ -74,6 +82,25 @@ class SafetensorsHeaders(Source):
         if name == FINAL_NORM:
             self.float_dtype = _FLOAT_DTYPES.get(dtype, mx.float32)
         self._places[name] = (file, key)
+
+    @property
+    def stored_dtypes(self) -> set[str]:
+        """The dtypes of the tensors that the model needs, as safetensors calls them."""
+        return {self.dtypes[key] for _, key in self._places.values()}
+
+    def stored_name(self, name: str) -> str:
+        """The name that a tensor has in its file."""
+        return self._places[name][1]
+
+    def take_head_for_embedding(self) -> None:
+        """Where head and embedding are one table, and it is stored as the head only, call it the embedding. So
+        safetensors' save_model writes it, which keeps one of two names."""
+        if any(name.startswith(f"{EMBEDDING}.") for name in self.shapes):
+            return
+        for head in [name for name in self.shapes if name.startswith(f"{HEAD}.")]:
+            name = EMBEDDING + head.removeprefix(HEAD)
+            self.shapes[name], self._sizes[name] = self.shapes.pop(head), self._sizes.pop(head)
+            self._places[name] = self._places.pop(head)
 
     def stored_bytes(self, name: str) -> int:
         """The size of a tensor in its file."""
@@ -110,22 +137,17 @@ class SafetensorsFolder(SafetensorsHeaders):
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index, weight_map = folder / INDEX, None
     if index.is_file():
         content = read_json(index)
-        weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index} has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        if any(Path(name).name != name for name in names):
-            raise InputError(f"{index} names files outside its folder")
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise InputError(f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:5])}")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("weights*.safetensors"))
-    if not files:
-        others = [path.name for pattern in ("*.bin", "*.npz", "*.gguf") for path in folder.glob(pattern)]
-        hint = f" (it has {others[0]}, which must be converted first)" if others else ""
-        raise InputError(f"{folder} has no weights: no model.safetensors and no index{hint}")
-    return files
+        weight_map = content.get("weight_map", {}) if isinstance(content, dict) else {}
+    paths = list(folder.iterdir())
+    names = [path.name for path in paths if path.is_file()]
+    gone = [path.name for path in paths if path.suffix == ".safetensors" and path.is_symlink() and not path.exists()]
+    if gone:
+        raise InputError(f"{folder / gone[0]} is a link to a file that is gone; download it again")
+    others = [path.name for path in paths if path.is_dir()]
+    files, note = choose_weight_files(str(folder), names, weight_map, others)
+    if note:
+        print(f"pg_mlx: {note}", file=sys.stderr)
+    return [folder / name for name in files]

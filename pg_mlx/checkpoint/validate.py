@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files.json import read_json
-from .layouts import PATCH_KERNEL, canonical_name
+from .layouts import PATCH_KERNEL
 from .open import open_local
 from .tensors import SafetensorsFolder
 
@@ -72,7 +72,7 @@ def _weights(folder: Path) -> list[str]:
         problems.append(f"... and {len(foreign) - 5} more such names")
     if any(name.startswith("language_model.lm_head.") for name in source.stored):
         problems.append("language_model.lm_head is stored although the head is the embedding")
-    kernel = next(shape for name, shape in source.stored.items() if canonical_name(name) == PATCH_KERNEL)
+    kernel = source.stored[source.stored_name(PATCH_KERNEL)]
     if kernel[-1] != 3:
         problems.append("the patch kernel is stored as PyTorch has it, [out, in, height, width]")
     return problems

@@ -66,10 +66,15 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
-    p.add_argument("--force", action="store_true", help="replace DST, once the new folder is complete")
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="replace DST, if convert wrote all that it holds",
+    )
     p.add_argument("--dry-run", action="store_true", help="print what would be written; reads and downloads no weights")
     p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")
     p.add_argument("--upload-repo", metavar="REPO", help="then upload DST to this hub repository")
+    p.add_argument("--private", action="store_true", help="create that repository for yourself only")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -82,13 +87,18 @@ def run(argv: list[str], program: str) -> int:
     if not args.hf_path:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
-    from ..conversion import pipeline
+    from ..conversion import pipeline, upload
+    from ..conversion.written import owned
+    from ..files.folder import check_target
 
+    if args.private and not args.upload_repo:
+        raise InputError("--private is about --upload-repo, which is not given")
     recipe = pipeline.choose_recipe(
         args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)
     )
-    if not args.dry_run and args.mlx_path.exists() and not args.force:
-        raise InputError(f"{args.mlx_path} exists already; choose another --mlx-path, or --force to replace it")
+    if not args.dry_run:
+        check_target(args.mlx_path, args.force, owned)  # before anything is downloaded
+    upload_to = upload.check_login(args.upload_repo) if args.upload_repo and not args.dry_run else None
     conversion = pipeline.Conversion(
         args.hf_path,
         recipe,
@@ -107,6 +117,8 @@ def run(argv: list[str], program: str) -> int:
     if args.dry_run:
         print(table(conversion))
         return 0
+    if upload_to:
+        upload.create(upload_to, args.private)
     progress, close = _progress()
     try:
         report = conversion.run(
@@ -119,10 +131,8 @@ def run(argv: list[str], program: str) -> int:
     finally:
         close()
     print(summary(report))
-    if args.upload_repo:
-        from ..conversion.upload import upload
-
-        print(upload(args.mlx_path, args.upload_repo))
+    if upload_to:
+        print(upload.upload(args.mlx_path, upload_to))
     return 0
 
 

@@ -6,6 +6,7 @@ peak is about the largest tensor (the embedding) and its packed copy, whatever t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import shutil
@@ -23,7 +24,7 @@ from ..checkpoint.mask_decoder import FILE_NAME
 from ..checkpoint.open import Checkpoint, open_checkpoint
 from ..errors import InputError, PgMlxError
 from ..files.arrays import write_arrays
-from ..files.folder import whole_folder
+from ..files.folder import check_target, whole_folder
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
 from ..processor import RESAMPLES, Tokenizer
@@ -32,11 +33,16 @@ from ..regions.mask_vae import read_masks
 from . import side_files
 from .plan import make_plan
 from .report import Report, model_card
-from .tokenizer_json import write_tokenizer_json
+from .tokenizer_json import JSON_PER_MODEL_BYTE, write_tokenizer_json
 from .weights import Progress, working_bytes, write_weights
+from .written import check_inputs_outside, owned, write_manifest
 
 if TYPE_CHECKING:
     from .quality import Quality
+
+
+SMALL_FILES_BYTES = 1 << 16
+"""More than config.json, the model card, the index and the other small files take together."""
 
 
 def choose_recipe(
@@ -98,6 +104,9 @@ class Conversion:
         masks = mask_decoder or checkpoint.mask_decoder
         self.checkpoint = checkpoint
         self.recipe = recipe
+        adapters = [adapter_path] if isinstance(adapter_path, (str, Path)) else adapter_path or ()
+        given = (source, *adapters, *(path for path in (tokenizer, mask_decoder) if path))
+        self._inputs = [path for path in map(_expanded, given) if path.exists()]
         self.plan = make_plan(checkpoint, recipe, dequantize)
         self.dtype = DTYPES[dtype] if dtype else stored
         """The dtype in which float tensors and affine scales are written."""
@@ -124,11 +133,12 @@ class Conversion:
         progress: Progress | None = None,
     ) -> Report:
         """Write the folder `target`. Options and errors are those of `convert`."""
+        self.check_target(target, force, calibration)
         start = time.perf_counter()
         mx.reset_peak_memory()
         report = progress or (lambda what, done, total: None)
         try:
-            with whole_folder(target, force) as folder:
+            with whole_folder(target, force, owned) as folder:
                 self._require_space(folder)
                 writer = ShardWriter(folder, header_bytes=self._header_bytes())
                 write_weights(self.plan, self.checkpoint.source, writer, self.dtype, report, self.expected_bytes())
@@ -148,6 +158,7 @@ class Conversion:
                 if quality:
                     (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
                 (folder / "README.md").write_text(model_card(self.checkpoint.name, self.recipe, result))
+                write_manifest(folder)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise PgMlxError(f"no space left to write {target}; nothing was changed") from error
@@ -155,14 +166,28 @@ class Conversion:
             raise PgMlxError(f"cannot write {target}: {error.strerror or error}{where}") from error
         return result
 
+    def check_target(self, target: Path, force: bool, calibration: str | Path | None = None) -> None:
+        """Raises InputError if `target` may not be written: see `convert`."""
+        place = check_target(target, force, owned)
+        check_inputs_outside(place, [*self._inputs, *([_expanded(calibration)] if calibration else [])])
+
     def _header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
         return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
 
     def _require_space(self, folder: Path) -> None:
-        needed, free = self.expected_bytes(), shutil.disk_usage(folder).free
+        needed, free = self._needed_space(), shutil.disk_usage(folder).free
         if needed > free:
-            raise PgMlxError(f"the result needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
+            raise PgMlxError(f"the result needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free")
+
+    def _needed_space(self) -> int:
+        """Bytes of everything that will be written: weights, their header, and the files beside them."""
+        given = {name: path.stat().st_size for name, path in self.checkpoint.side_files.items()}
+        made = 0
+        if "tokenizer.json" not in given:
+            made = given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
+        masks = sum(array.nbytes for array in self.masks.values())
+        return self.expected_bytes() + self._header_bytes() + sum(given.values()) + made + masks + SMALL_FILES_BYTES
 
     def _compare(self, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
         """The quality card, or None without a tokenizer, which answers need."""
@@ -201,6 +226,12 @@ class Conversion:
             files["tokenizer_config.json"] = side_files.tokenizer_config_json()
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _expanded(path: str | Path) -> Path:
+    with contextlib.suppress(RuntimeError):  # "~nobody/x" has no home
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
@@ -242,6 +273,8 @@ def convert(
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
     (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
     <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
+    force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
+    holds anything else, the source or the working directory is never replaced.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
     recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)

@@ -17,6 +17,9 @@ from ..errors import InputError
 from ..processor.tokenizer import LOCATIONS, SEGMENTS
 
 IMAGE = "<image>"
+JSON_PER_MODEL_BYTE = 10
+"""About how many bytes of tokenizer.json a byte of Gemma's tokenizer.model becomes, at most."""
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
@@ -52,7 +55,7 @@ def write_tokenizer_json(model: Path, target: Path) -> None:
     found_first = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(text, normalized=True) for text in [*found_first, *LOCATIONS, *SEGMENTS]])
     tokenizer.add_special_tokens([AddedToken(IMAGE, normalized=False, special=True)])
-    tokenizer.save(str(target))
+    target.write_bytes(tokenizer.to_str(pretty=True).encode())  # not its own writer: Python says that a disk is full
 
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:

@@ -41,16 +41,18 @@ def _write_module(module: Module, source: Source, writer: ShardWriter, dtype: mx
     if module.stored and module.stored == module.target and module.padded[1] == module.columns:
         for part in module.stored.parts:
             array = pad_rows(_read(source, f"{name}.{part}"), module.padded[0])  # zeros packed are zeros
-            writer.add(f"{name}.{part}", array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array)
+            floats = mx.issubdtype(array.dtype, mx.floating)
+            writer.add(f"{name}.{part}", _cast(f"{name}.{part}", array, dtype) if floats else array)
     elif module.target:
         _write_packed(module, module.target, source, writer, dtype)
     else:
         is_matrix = module.columns and module.kind != "patches"
         shape = module.padded if is_matrix else source.shapes[f"{name}.weight"]
-        writer.add_chunks(f"{name}.weight", dtype, shape, _slices(module, source))
+        chunks = (_cast(f"{name}.weight", rows, dtype) for rows in _slices(module, source))
+        writer.add_chunks(f"{name}.weight", dtype, shape, chunks)
     if module.bias:
         bias = pad_rows(_read(source, f"{name}.bias"), module.padded[0])
-        writer.add(f"{name}.bias", bias.astype(dtype))
+        writer.add(f"{name}.bias", _cast(f"{name}.bias", bias, dtype))
 
 
 def _read(source: Source, name: str) -> mx.array:
@@ -60,7 +62,26 @@ def _read(source: Source, name: str) -> mx.array:
         mx.eval(array)
     except RuntimeError as error:
         raise PgMlxError(f"{name} cannot be read; has its file been changed meanwhile? {error}") from None
+    if mx.issubdtype(array.dtype, mx.floating) and not _is_finite(array):
+        raise InputError(
+            f"{name} holds NaN or infinite numbers: the training that made it has diverged, or its file is damaged"
+        )
     return array
+
+
+def _is_finite(array: mx.array) -> bool:
+    """Whether all numbers are finite, looked at in slices, as they are packed."""
+    step = max(1, CHUNK_VALUES * array.shape[0] // max(1, array.size)) if array.ndim else 1
+    slices = (array[start : start + step] for start in range(0, array.shape[0], step)) if array.ndim else (array,)
+    return all(mx.isfinite(part).all().item() for part in slices)
+
+
+def _cast(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+    """A tensor in the dtype that is written. Raises InputError if a number is too large for it."""
+    written = array.astype(dtype)
+    if dtype == mx.float16 and array.dtype != dtype and not mx.isfinite(written).all().item():
+        raise InputError(f"{name} holds numbers that are too large for float16; use --dtype bfloat16")
+    return written
 
 
 def _write_packed(
@@ -69,7 +90,7 @@ def _write_packed(
     """Pack and write slice by slice: scales take the dtype of what is packed, so it is brought to `dtype` before."""
     pieces: dict[str, list[mx.array]] = {}
     for rows in _slices(module, source):
-        for part, array in quantization.pack(rows.astype(dtype)).items():
+        for part, array in quantization.pack(_cast(f"{module.name}.weight", rows, dtype)).items():
             mx.eval(array)
             pieces.setdefault(part, []).append(array)
     for part, arrays in pieces.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import cast
 
@@ -35,10 +36,10 @@ def read_arrays(path: str | Path) -> dict[str, mx.array]:
 
 
 def write_arrays(path: Path, weights: dict[str, mx.array]) -> None:
-    """Save as safetensors under any name."""
-    whole = path.with_name(f"{path.name}.safetensors")  # MLX writes to no other suffix
-    mx.save_safetensors(str(whole), weights, {"format": "mlx"})
-    whole.replace(path)
+    """Save as safetensors under any name. Raises OSError."""
+    whole = io.BytesIO()  # MLX's own writer says nothing of a full disk, and knows one suffix only
+    mx.save_safetensors(whole, weights, {"format": "mlx"})
+    path.write_bytes(whole.getbuffer())
 
 
 def _read_npz(path: Path) -> dict[str, mx.array]:

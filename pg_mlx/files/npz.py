@@ -6,9 +6,11 @@ objects are refused by construction: only plain number types are known here.
 
 from __future__ import annotations
 
+import lzma
 import os
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -17,10 +19,18 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, PgMlxError
+from .regular import open_regular
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a zip member: the last two numbers are the lengths of name and extra
 _MAX_HEADER_BYTES = 64 << 10
+_MAX_RANK = 8
+_MAX_MEMBERS = 20_000
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, MemoryError, OverflowError),
+    *(struct.error, SyntaxError, tokenize.TokenError, KeyError, IndexError, TypeError, AttributeError),
+)
+"""What zipfile and NumPy raise for archives and headers that are none."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +46,23 @@ class NpzArchive:
     """An open archive: its `members` by key, without ".npy". Raises InputError if it is not a sound archive of plain
     arrays."""
 
-    def __init__(self, path: Path, prefix: str = ""):
+    def __init__(self, path: Path):
         self.path = path
         self._mapped: dict[str, np.ndarray] = {}
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(open_regular(path))
+            if len(self._zip.namelist()) > _MAX_MEMBERS:
+                raise ValueError(f"it has more than {_MAX_MEMBERS} members")
             self.members = {
                 info.filename.removesuffix(".npy"): self._member(info)
                 for info in self._zip.infolist()
-                if info.filename.startswith(prefix)
+                if info.filename.endswith(".npy")
             }
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, MemoryError) as error:
+        except InputError:
+            raise
+        except _DAMAGED as error:
             raise InputError(f"{path} is not a sound .npz archive: {error}") from None
 
     def _member(self, info: zipfile.ZipInfo) -> _Member:
@@ -57,7 +71,9 @@ class NpzArchive:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
             member = _Member(info, shape, dtype, fortran_order, file.tell())
-        if dtype.kind not in "fiubV" or dtype.hasobject:
+        if not isinstance(shape, tuple) or len(shape) > _MAX_RANK or not all(0 <= n < 1 << 63 for n in shape):
+            raise ValueError(f"{info.filename} has shape {str(shape)[:100]}")
+        if dtype.kind not in "fiubV" or dtype.hasobject or not dtype.itemsize:
             raise ValueError(f"{info.filename} holds {dtype}, not plain numbers")
         if info.file_size != member.header_bytes + int(np.prod(shape, dtype=object)) * dtype.itemsize:
             raise ValueError(f"{info.filename} is {info.file_size} bytes long, which does not fit shape {shape}")
@@ -83,12 +99,24 @@ class NpzArchive:
             if start + member.info.file_size > os.fstat(file.fileno()).st_size:
                 raise InputError(f"{self.path} is truncated: {member.info.filename} goes beyond its end")
             return file, start + member.header_bytes
-        unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the mapping)
         try:
+            unpacked = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the mapping)
             with self._zip.open(member.info) as file:
                 while chunk := file.read(16 << 20):
                     unpacked.write(chunk)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            unpacked.flush()
+        except OSError as error:  # a full disk, in nearly all cases
+            raise PgMlxError(
+                f"{self.path} is compressed and cannot be unpacked into {_temporary_folder()}: "
+                f"{error.strerror or error}; TMPDIR may name another folder"
+            ) from error
+        except _DAMAGED as error:
             raise InputError(f"{self.path}: {member.info.filename} cannot be unpacked: {error}") from None
-        unpacked.flush()
         return unpacked, member.header_bytes
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "the folder for temporary files"

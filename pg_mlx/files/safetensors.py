@@ -7,61 +7,111 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .json import MAX_JSON_BYTES
+from .regular import open_regular
 
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
 """The dtype and shape of every tensor in a file."""
 
-
 ITEM_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
+
+MAX_HEADER_BYTES = 8 << 20
+"""Some twenty times what the header of a 28B model takes in one file."""
+
+_MAX_RANK = 8
+_MAX_DIGITS = 19
+_LIMIT = 1 << 63
 
 
 def read_header(path: Path) -> Header:
     """The dtype and shape of every tensor in a file. Raises InputError if the file is not whole."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
-            if length is None or length > min(MAX_JSON_BYTES, size - 8):
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = _header_length(file.read(8))
+            if length is None or length > size - 8:
                 raise InputError(f"{path} is not a safetensors file, or it is truncated ({size} bytes)")
-            header = json.loads(file.read(length))
+            if length > MAX_HEADER_BYTES:
+                raise InputError(
+                    f"{path}: its header has {length} bytes, and no model's has {MAX_HEADER_BYTES >> 20} MiB"
+                )
+            header = json.loads(file.read(length), parse_int=_integer, object_pairs_hook=_object)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except InputError:
         raise
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not a safetensors file: its header is not valid JSON") from None
+    except (ValueError, RecursionError) as error:
+        why = f" ({error})" if isinstance(error, _Unsound) else ""
+        raise InputError(f"{path} is not a safetensors file: its header is not valid JSON{why}") from None
     if not isinstance(header, dict):
         raise InputError(f"{path} is not a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
     return check_header(path, header, size - 8 - length)
 
 
+def data_start(path: Path) -> int | None:
+    """Where the tensors begin in a file, in bytes; None if it is too short to be a safetensors file."""
+    with open_regular(path) as file:
+        length = _header_length(file.read(8))
+        size = os.fstat(file.fileno()).st_size
+    return None if length is None or 8 + length > size else 8 + length
+
+
 def check_header(path: str | Path, header: Mapping[str, Any], data_bytes: int | None = None) -> Header:
-    """A header as it is written in a file, believed only then. data_bytes: what the file holds, where that is known."""
-    return {name: _check_entry(path, name, entry, data_bytes) for name, entry in header.items()}
+    """A header as it is written in a file, believed only then: every entry is sound, and the tensors lie one behind the
+    other, without holes or overlap. data_bytes: what the file holds, where that is known. Raises InputError."""
+    checked = {name: _check_entry(path, name, entry, data_bytes) for name, entry in header.items()}
+    end = 0
+    for start, stop, name in sorted((*header[name]["data_offsets"], name) for name in checked):
+        if start != end:
+            what = "overlaps the one before" if start < end else f"leaves {start - end} bytes unused before it"
+            raise InputError(f"{path}: {name!r} {what}, so the file is damaged")
+        end = stop
+    if data_bytes is not None and end != data_bytes:
+        raise InputError(f"{path}: {data_bytes - end} bytes behind the last tensor belong to none, so it is damaged")
+    return checked
+
+
+class _Unsound(ValueError):
+    """JSON that no header of a safetensors file contains."""
+
+
+def _header_length(first: bytes) -> int | None:
+    return struct.unpack("<Q", first)[0] if len(first) == 8 else None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _Unsound(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Unsound("a name stands in it twice")
+    return found
 
 
 def _check_entry(path: str | Path, name: str, entry: Any, data_bytes: int | None) -> tuple[str, tuple[int, ...]]:
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = [*shape, start, stop]
-        sound = all(type(n) is int and n >= 0 for n in numbers)
+        sound = isinstance(shape, (list, tuple)) and len(shape) <= _MAX_RANK
+        sound = sound and all(type(n) is int and 0 <= n < _LIMIT for n in (*shape, start, stop))
         sound = sound and stop - start == math.prod(shape) * ITEM_BYTES[dtype]
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise InputError(f"{path}: the entry of {name!r} is malformed or of an unknown dtype")
+        raise InputError(f"{path}: the entry of {name[:200]!r} is malformed or of an unknown dtype")
     if data_bytes is not None and stop > data_bytes:
-        raise InputError(f"{path} is truncated: {name!r} ends at byte {stop} of {data_bytes} present")
+        raise InputError(f"{path} is truncated: {name[:200]!r} ends at byte {stop} of {data_bytes} present")
     return dtype, tuple(shape)

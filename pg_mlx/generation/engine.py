@@ -10,7 +10,7 @@ from itertools import groupby
 import mlx.core as mx
 
 from ..cache import KVCache
-from ..errors import InputError
+from ..errors import InputError, PgMlxError
 from ..linear import Ids
 from ..ops import device
 from ..paligemma import PaliGemma
@@ -215,6 +215,11 @@ class Engine:
         )
         chosen = self._choose(rows, logits, [[ids] for ids in allowed], vocab)
         mx.eval(chosen.arrays, cache.layers)
+        if mx.isnan(logits).any().item():
+            raise PgMlxError(
+                "the model computes no numbers (NaN): its weights are damaged or have diverged in training, or are too "
+                f"large for {device.dtype_name(self._model.dtype)}"
+            )
         mx.clear_cache()  # its scratch memory is of no use to decoding
         if self._cache is not None and self._next is not None:
             cache, chosen = self._cache.join(cache), self._next.join(chosen)

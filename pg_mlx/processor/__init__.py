@@ -72,7 +72,8 @@ def plain_prompt(prompt: str) -> str:
 
 
 def read_resample(path: Path) -> str:
-    """The resampling that a preprocessor_config.json asks for, "bicubic" or "bilinear"; "bicubic" if there is no file.
+    """The resampling that a preprocessor_config.json, or a processor_config.json with all in it, asks for: "bicubic" or
+    "bilinear"; "bicubic" if there is no file.
 
     Raises InputError if it cannot be read, or asks for other resampling or for scaling that SigLIP does not use.
     """
@@ -81,6 +82,15 @@ def read_resample(path: Path) -> str:
     config = read_json(path, _MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise InputError(f"{path} is not a JSON object")
+    config = config.get("image_processor", config)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: image_processor is not a JSON object")
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if config.get(key) is False:
+            raise InputError(f"{path}: {key} is false, but SigLIP's pictures are resized and scaled to -1..1")
+    factor = config.get("rescale_factor")
+    if factor is not None and not (isinstance(factor, float) and abs(factor * 255 - 1) < 1e-3):
+        raise InputError(f"{path}: rescale_factor is {factor!r}, but SigLIP's pictures are scaled by 1/255")
     for key in ("image_mean", "image_std"):
         values = config.get(key)
         if values is not None and values != [0.5, 0.5, 0.5]:

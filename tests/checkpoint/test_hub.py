@@ -53,7 +53,13 @@ UNWANTED = [
     "fp16/config.json",
 ]
 WHOLE = NEEDED | dict.fromkeys(UNWANTED, b"not needed")
-REPOS = {"good/model": WHOLE, "good/weights-only-in-npz": {"model.npz": b"x", "README.md": b"y"}}
+ARCHIVE = {"model.npz": b"x", "._model.npz": b"z", "vae-oid.npz": b"z", "paligemma_tokenizer.model": b"t"}
+REPOS = {
+    "good/model": WHOLE,
+    "good/weights-only-in-npz": {**ARCHIVE, "README.md": b"y"},
+    "bad/two-archives": {"a.bf16.npz": b"x", "a.f16.npz": b"y"},
+    "bad/other-weights": {"pytorch_model.bin": b"x", "README.md": b"y"},
+}
 # What the hub answers about a repository it does not open, before any file is named.
 REFUSED = {
     "shy/gated": (403, {"X-Error-Code": "GatedRepo"}),
@@ -185,7 +191,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
                 ("good/model", None),
                 ("good/model", "float16"),
                 ("good/model", "nowhere"),
-                ("good/weights-only-in-npz", None),
+                *((repo, None) for repo in REPOS if repo != "good/model"),
                 *refused,
             ]
         )
@@ -200,8 +206,15 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 def test_downloads_what_is_needed_and_nothing_else(session: Session) -> None:
     folder = Path(session.online["good/model", None].folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == NEEDED
-    fetched = {path.partition(f"/resolve/{SHA['main']}/")[2] for path in session.asked} - {""}
+    asked = [path for path in session.asked if path.startswith("/good/model/")]
+    fetched = {path.partition(f"/resolve/{SHA['main']}/")[2] for path in asked} - {""}
     assert fetched == set(NEEDED)
+
+
+def test_an_archive_comes_with_its_tokenizer(session: Session) -> None:
+    outcome = session.online["good/weights-only-in-npz", None]
+    assert outcome.code == 0, outcome
+    assert {path.name for path in Path(outcome.folder).iterdir()} == {"model.npz", "paligemma_tokenizer.model"}
 
 
 def test_revisions_have_folders_of_their_own(session: Session) -> None:
@@ -233,7 +246,13 @@ def test_the_cache_serves_when_the_hub_is_away(session: Session) -> None:
         ("no/such", None, 2, ["no such repository, or it is private", "no/such"]),
         ("bad--name/x", None, 2, ["bad--name/x", "not a possible name"]),
         ("good/model", "nowhere", 2, ["good/model", "no revision nowhere"]),
-        ("good/weights-only-in-npz", None, 2, ["good/weights-only-in-npz", "no config.json"]),
+        (
+            "bad/two-archives",
+            None,
+            2,
+            ["bad/two-archives holds several archives", "name one of them, as bad/two-archives/a.bf16.npz"],
+        ),
+        ("bad/other-weights", None, 2, ["bad/other-weights has no config.json", "save it again in Python"]),
     ],
 )
 def test_refusals(session: Session, repo: str, revision: str | None, code: int, words: list[str]) -> None:

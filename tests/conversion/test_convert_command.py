@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from helpers.checkpoints import GOLDEN, PARTS_OF_A_FOLDER, contents, convert_py, names, packings
-from helpers.commands import CAT, run, tiny_checkpoint
+from helpers.commands import CAT, ROOT, run, tiny_checkpoint
 
 from pg_mlx.cli import main
 from pg_mlx.files.safetensors import read_header
@@ -62,7 +64,7 @@ def test_q_alone_is_the_balanced_recipe_and_says_what_came_of_it(source: Path, p
     assert first.startswith(f"{tmp_path / 'out'}: 0.00") and "bits a weight" in first and "peak" in first
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == names(packed) == PARTS_OF_A_FOLDER
     ours, theirs = contents(packed), contents(tmp_path / "out")
-    different = [name for name in ours if name != "README.md" and ours[name] != theirs[name]]
+    different = [name for name in ours if name not in ("README.md", "pg_mlx.json") and ours[name] != theirs[name]]
     assert different == []
 
 
@@ -130,16 +132,19 @@ def test_an_existing_target_is_kept_unless_forced(source: Path, tmp_path: Path):
     (old / "precious.txt").write_text("mine")
     assert_refused(convert(source, old), 2, "exists already", "--force")
     assert contents(old) == {"precious.txt": b"mine"} and names(tmp_path) == ["out"]
+    assert_refused(convert(source, old, "--force"), 2, "precious.txt, which no conversion wrote")
+    assert contents(old) == {"precious.txt": b"mine"} and names(tmp_path) == ["out"]
+    (old / "precious.txt").unlink()
     assert convert(source, old, "--force").returncode == 0
     assert names(old) == PARTS_OF_A_FOLDER and names(tmp_path) == ["out"]
 
 
-def test_a_folder_can_be_replaced_by_its_own_conversion(source: Path, packed: Path, tmp_path: Path):
-    folder = Path(shutil.copytree(source, tmp_path / "model"))
-    done = convert(folder, folder, "-q", "--force")
-    assert done.returncode == 0, done.stderr
-    weights = "model-00001-of-00001.safetensors"
-    assert (folder / weights).read_bytes() == (packed / weights).read_bytes()
+def test_a_folder_is_not_replaced_by_its_own_conversion(source: Path, packed: Path, tmp_path: Path):
+    for original, words in ((source, "which no conversion wrote"), (packed, "which is to be converted")):
+        folder = Path(shutil.copytree(original, tmp_path / original.name))
+        before = contents(folder)
+        assert_refused(convert(folder, folder, "-d", "--force"), 2, words)
+        assert contents(folder) == before
 
 
 def test_force_does_not_replace_a_file(source: Path, tmp_path: Path):
@@ -199,7 +204,7 @@ def test_validate_says_what_is_wrong_and_exits_with_2(packed: Path, tmp_path: Pa
         (["--q-bit", "4"], "--q-bit"),
         (["--tokenizer", "./nowhere"], "nowhere"),
         (["--adapter-path", "./nowhere"], "nowhere"),
-        (["--mlx-path", "./nowhere/out"], "no such folder: nowhere"),
+        (["--mlx-path", "./nowhere/out"], f"no such folder: {ROOT / 'nowhere'}"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line_and_exit_2(
@@ -225,13 +230,66 @@ def test_the_script_passes_on_code_and_line(source: Path, tmp_path: Path):
     assert convert_py("--help").stdout.startswith("usage: convert.py")
 
 
-def test_a_failed_upload_leaves_the_folder_complete(source: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "a//b", "-x", "x..y", "a b"])
+def test_a_name_that_cannot_be_uploaded_to_is_refused_first(
+    name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    done = call(capsys, "--hf-path", source, "--mlx-path", tmp_path / "out", f"--upload-repo={name}")
+    assert_refused(done, 2, "cannot be the name of a hub repository")
+    assert_refused(call(capsys, "--hf-path", source, "--private"), 2, "--upload-repo")
+    assert names(tmp_path) == []
+
+
+def test_without_a_login_nothing_is_converted(source: Path, tmp_path: Path):
     """Nothing listens on port 9."""
     done = convert(source, tmp_path / "out", "--upload-repo", "someone/model", HF_ENDPOINT="http://127.0.0.1:9",
                    HF_TOKEN="hf_none", HF_HUB_OFFLINE="0")  # fmt: skip
-    assert_refused(done, 1, "someone/model", "is complete")
-    assert "bits a weight" in done.stdout
-    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == PARTS_OF_A_FOLDER
+    assert_refused(done, 1, "someone/model", "hf auth login")
+    assert done.stdout == "" and names(tmp_path) == []
+
+
+class FakeHub:
+    """What HfApi is asked, in order."""
+
+    asked: ClassVar[list[tuple[str, dict[str, object]]]] = []
+    fails = ""
+
+    def __getattr__(self, what: str) -> Callable[..., dict[str, str]]:
+        def answer(*given: object, **options: object) -> dict[str, str]:
+            self.asked.append((what, {"given": given, **options}))
+            if what == self.fails:
+                raise OSError("the hub says no")
+            return {"name": "me"}
+
+        return answer
+
+
+@pytest.mark.parametrize("fails", ["", "create_repo", "upload_folder"])
+def test_an_upload(
+    fails: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """The repository is made before anything is converted; if sending fails, the folder is complete."""
+    hub = type("Hub", (FakeHub,), {"asked": [], "fails": fails})
+    monkeypatch.setattr("huggingface_hub.HfApi", hub)
+    out = tmp_path / "out"
+    done = call(capsys, "--hf-path", source, "--mlx-path", out, "--no-check", "--upload-repo", "mine", "--private")
+    assert [what for what, _ in hub.asked] == ["whoami", "create_repo", "upload_folder"][
+        : 2 if fails == "create_repo" else 3
+    ]
+    assert hub.asked[1][1] == {"given": ("me/mine",), "private": True, "exist_ok": True}
+    if fails == "create_repo":
+        assert_refused(done, 1, "does not let you write to me/mine", "says no")
+        assert names(tmp_path) == []
+        return
+    assert names(out) == PARTS_OF_A_FOLDER and hub.asked[2][1]["folder_path"] == out
+    if fails:
+        assert_refused(done, 1, "me/mine", "is complete")
+    else:
+        assert done.returncode == 0 and done.stdout.splitlines()[-1].endswith("/me/mine")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path):

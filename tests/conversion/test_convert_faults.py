@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from helpers.checkpoints import PARTS_OF_A_FOLDER, WEIGHTS, contents, names
 from helpers.commands import ROOT, tiny_checkpoint
@@ -23,6 +24,7 @@ import pg_mlx
 from pg_mlx.conversion import pipeline
 from pg_mlx.errors import PgMlxError
 from pg_mlx.files import shards
+from pg_mlx.files.arrays import write_arrays
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
 
@@ -40,7 +42,8 @@ def reached(event):
         os.kill(os.getpid(), number)
 
 def hook(event, arguments):
-    if event in ("open", "os.mkdir", "os.rename", "shutil.rmtree") and str(arguments[0]).startswith(parent):
+    changes = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+    if event in changes and str(arguments[0]).startswith(parent):
         reached(event)
 
 def add_chunks(self, name, *rest, add_chunks=ShardWriter.add_chunks):
@@ -102,8 +105,9 @@ def swap(events: list[str]) -> tuple[int, int]:
 
 # --- killed ---------------------------------------------------------------------------------------------
 
-POINTS = [*(number / 14 for number in range(14)), -2, -1, 0, 1, 2, 4]
-"""Fourteen parts of the run, and six distances from the first of the renames by which the folders change places."""
+POINTS = [*(number / 14 for number in range(14)), -2, -1, 0, 1, 2, 4, 8, 13]
+"""Fourteen parts of the run, and distances from the first of the renames by which the folders change places: the last
+ones are within the deletion of the old folder."""
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point:+}" if isinstance(point, int) else f"{point:.2f}")
@@ -129,7 +133,8 @@ def test_a_killed_conversion_spares_the_old_folder_and_the_next_one_succeeds(
 def test_a_killed_conversion_to_a_new_name_leaves_nothing_under_it(
     point: float, events: list[str], source: Path, right: bytes, tmp_path: Path
 ):
-    last = 2 + int(point * (swap(events)[0] - 2))
+    before = swap(events)[0] - 3 * len(PARTS_OF_A_FOLDER)  # there is no old folder whose files are looked at
+    last = 2 + int(point * (before - 2))
     assert signalled(signal.SIGKILL, last, source, tmp_path / "out").returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists() and len(names(tmp_path)) == 1
     convert(source, tmp_path / "out")  # no --force needed
@@ -200,7 +205,7 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 def test_too_little_room_is_said_before_anything_is_written(source: Path, tmp_path: Path):
     with mounted(tmp_path / "disk", "size=1m") as disk:
-        with pytest.raises(PgMlxError, match=r"only 0\.0 GB are free"):
+        with pytest.raises(PgMlxError, match=r"only 1\.0 MB are free"):
             pg_mlx.convert(source, disk / "out", check=False)
         assert names(disk) == []
 
@@ -214,13 +219,14 @@ def test_a_full_disk_is_one_line_and_leaves_all_as_it_was(source: Path, tmp_path
     )
     with mounted(tmp_path / "disk", "size=1m") as disk:
         (disk / "out").mkdir()
-        (disk / "out" / "precious.txt").write_text("mine")
+        (disk / "out" / "README.md").write_text("made for MLX by pg_mlx.")
+        before = contents(disk / "out")
         options = ["--hf-path", source, "--mlx-path", disk / "out", "--force", "--no-check"]
         python = [sys.executable, "-X", "dev", "-W", "ignore", "-c", code]
         done = subprocess.run([*python, *map(str, options)], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and done.stdout == ""
         assert done.stderr == f"convert.py: error: no space left to write {disk / 'out'}; nothing was changed\n"
-        assert contents(disk / "out") == {"precious.txt": b"mine"} and names(disk) == ["out"]
+        assert contents(disk / "out") == before and names(disk) == ["out"]
 
 
 def test_a_read_only_disk_is_one_line(source: Path, tmp_path: Path):
@@ -263,3 +269,30 @@ def test_writing_that_fails_is_one_line_and_leaves_all_as_it_was(
         convert(source, target, force=True)
     assert failed and "\n" not in str(caught.value) and caught.value.exit_code == 1
     assert contents(target) == contents(old) and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_side_files_count_when_there_is_too_little_room(
+    short: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Room for the weights alone is not enough; what is asked for is enough for all that is written."""
+    conversion = pipeline.Conversion(source)
+    needed = conversion._needed_space()
+    beside = sum(path.stat().st_size for path in conversion.checkpoint.side_files.values())
+    assert needed > conversion.expected_bytes() + beside
+    free = conversion.expected_bytes() if short == 1 else needed - 1
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(needed, 0, free))
+    with pytest.raises(PgMlxError, match="are free"):
+        conversion.run(tmp_path / "out", check=False)
+    assert names(tmp_path) == []
+    monkeypatch.undo()
+    conversion.run(tmp_path / "out", check=False)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert written <= needed
+
+
+def test_a_disk_that_is_full_for_the_masks_is_one_line(source: Path, tmp_path: Path):
+    """MLX's own writer would say nothing of it."""
+    with mounted(tmp_path / "disk", "size=64k") as disk, pytest.raises(OSError, match="No space left") as caught:
+        write_arrays(disk / "mask_decoder.weights", {"a": mx.zeros(100_000)})
+    assert caught.value.errno == errno.ENOSPC

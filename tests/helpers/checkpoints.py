@@ -31,6 +31,7 @@ PARTS_OF_A_FOLDER = [
     "generation_config.json",
     WEIGHTS,
     "model.safetensors.index.json",
+    "pg_mlx.json",
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer.model",
