@@ -87,6 +87,8 @@ class PaliGemmaConfig:
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool = True
+    """Whether the output head is the embedding. A checkpoint's tensors decide this, not its config.json alone: see
+    checkpoint.head."""
     image_token_index: int = 257152
     """The placeholder of Hugging Face's prompts; kept for other programs, not used here."""
     quantization: Mapping[str, Any] = field(default_factory=dict)

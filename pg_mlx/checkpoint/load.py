@@ -17,7 +17,7 @@ from ..memory.size import parse_size
 from ..ops import device
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..threads import background
-from .adapters.merge import AdaptedSource, Adapter, AdapterPath, open_adapters
+from .adapters.merge import Adapter, AdapterPath, open_adapters
 from .assemble import fill
 from .footprint import needed_bytes
 from .mask_decoder import open_mask_decoder
@@ -208,10 +208,10 @@ def build(
 ) -> PaliGemma:
     """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError."""
     device.warn_if_slow()
+    if adapters:
+        checkpoint = checkpoint.with_adapters(adapters)
     dtype, config, source = compute_dtype(dtype), checkpoint.config, checkpoint.source
     model = PaliGemma(config, dtype=dtype)
-    if adapters:
-        source = AdaptedSource(source, adapters, checkpoint.specs)
     for done, spec in enumerate(checkpoint.specs):
         if progress:
             progress(done, len(checkpoint.specs))

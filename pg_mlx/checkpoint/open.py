@@ -16,9 +16,10 @@ from ..errors import InputError
 from ..files.json import read_json
 from ..files.safetensors import check_header
 from . import hub
-from .adapters.merge import AdaptedSource, AdapterPath, open_adapters
+from .adapters.merge import Adapter, AdapterPath, adapted, open_adapters
 from .adapters.unpacked import UnpackedSource
 from .check import check
+from .head import has_own_head
 from .layouts import WeightSpec, infer_dimensions, weight_specs
 from .mask_decoder import PUBLISHED_NAME, find_mask_decoder
 from .tensors import SafetensorsFolder, SafetensorsHeaders, Source
@@ -60,6 +61,7 @@ class Checkpoint:
     def of(cls, source: Source, raw_config: Mapping[str, Any], name: str = "the checkpoint", **rest: Any) -> Checkpoint:
         """Parse a config.json and check the tensors against it. rest: other fields. Raises InputError."""
         config = PaliGemmaConfig.from_dict(raw_config, infer_dimensions(source.shapes))
+        config = replace(config, tie_word_embeddings=not has_own_head(source, config))
         specs = tuple(weight_specs(config))
         check(specs, source.shapes, config)
         return cls(name, source, raw_config, config, specs, **rest)
@@ -89,7 +91,13 @@ class Checkpoint:
         """The same with LoRA adapters merged into its weights, in this order. Where some are quantized, all are read as
         float32. Raises InputError for an adapter that does not fit."""
         source = UnpackedSource(self.source, self.config, self.specs) if self.is_quantized() else self.source
-        return replace(self, source=AdaptedSource(source, open_adapters(adapter_path)))
+        source, config, specs = adapted(source, self.config, open_adapters(adapter_path))
+        return replace(self, source=source, config=config, specs=specs)
+
+    def with_adapters(self, adapters: Sequence[Adapter]) -> Checkpoint:
+        """The same with adapters, merged into float weights and beside quantized ones. Raises InputError."""
+        source, config, specs = adapted(self.source, self.config, adapters, beside=True)
+        return replace(self, source=source, config=config, specs=specs)
 
 
 def open_checkpoint(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..checkpoint.check import packing
-from ..checkpoint.layouts import TEXT, VISION, WeightSpec, vision_mlp_axis
+from ..checkpoint.layouts import EMBEDDING, HEAD, TEXT, VISION, WeightSpec, vision_mlp_axis
 from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..errors import InputError
@@ -16,7 +16,8 @@ from ..quantization import Quantization, Recipe, padded_size
 COMPONENTS = {
     "SigLIP": VISION,
     "projector": "multi_modal_projector",
-    "embedding/head": f"{TEXT}.embed_tokens",
+    "embedding/head": EMBEDDING,
+    "head of its own": HEAD,
     "decoder": TEXT,
 }
 
