@@ -136,7 +136,7 @@ def load_with(
     path_or_repo: str | Path, options: LoadOptions, progress: Progress | None = None
 ) -> tuple[PaliGemma, Processor]:
     """As `load`, with the options as one object."""
-    from ..processor import Processor, Tokenizer
+    from ..processor import Processor
     from ..regions.mask_vae import MaskDecoder
 
     # What is wrong with these is said before anything is downloaded.
@@ -145,13 +145,12 @@ def load_with(
     path = locate(path_or_repo, options.revision)
     begin = time.perf_counter()
     checkpoint = _open(path, options)
-    vocabulary = checkpoint.tokenizer
-    if vocabulary is None:
+    if checkpoint.tokenizer is None:
         raise InputError(
             f"{checkpoint.name} has no tokenizer: neither tokenizer.model nor tokenizer.json; "
             "give one with --tokenizer FILE (in Python tokenizer=FILE)"
         )
-    with background(lambda: Tokenizer.from_file(vocabulary)) as tokenizer:  # while the weights are read
+    with background(checkpoint.read_tokenizer) as tokenizer:  # while the weights are read
         masks = given or open_mask_decoder(checkpoint.mask_decoder)
         model = _load(checkpoint, options, adapters, progress)
     processor = Processor(tokenizer.result(), model.config.vision.image_size, checkpoint.resample, masks)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -23,6 +23,9 @@ from .head import has_own_head
 from .layouts import WeightSpec, infer_dimensions, weight_specs
 from .mask_decoder import PUBLISHED_NAME, find_mask_decoder
 from .tensors import SafetensorsFolder, SafetensorsHeaders, Source
+
+if TYPE_CHECKING:
+    from ..processor import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 """The two forms of a vocabulary. The first one is preferred: it loads in 50 ms, the other in 0.7 s."""
@@ -70,6 +73,12 @@ class Checkpoint:
     def tokenizer(self) -> Path | None:
         """The file of its vocabulary, if it has one."""
         return next((self.side_files[name] for name in TOKENIZER_FILES if name in self.side_files), None)
+
+    def read_tokenizer(self) -> Tokenizer:
+        """Its tokenizer. There must be one; raises InputError if it cannot be read."""
+        from ..processor import Tokenizer
+
+        return Tokenizer.from_files(self.side_files)
 
     @cached_property
     def resample(self) -> str:

@@ -179,7 +179,8 @@ def table(conversion: Conversion) -> str:
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in ("embedding/head", "decoder"))
+    head = "head of its own" if "head of its own" in parts else "embedding/head"
+    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in (head, "decoder"))
     return "\n".join(
         [
             *lines,

@@ -3,10 +3,10 @@
 The modules are those of the loaded model, filled by the loader's own code, so the numbers are the same too.
 
 Memory, whatever the depth of the model: its embedding as the source stores it (it is looked up first and needed again
-as the head, and reading it is slow; a head of its own comes beside it), one block in the compute dtype with the parts it is assembled
-from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones for one
-text at a time. A 28B model in bfloat16 has 55 GB; streaming it holds 2.4 GB of embedding, 1.1 GB of one block and,
-for 16 texts at 448 pixels, 0.2 GB of activations.
+as the head, and reading it is slow; a head of its own is held beside it), one block in the compute dtype with the parts
+it is assembled from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones
+for one text at a time. A 28B model in bfloat16 has 55 GB; streaming it holds 2.4 GB of embedding, 1.1 GB of one
+block and, for 16 texts at 448 pixels, 0.2 GB of activations.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from ..files.arrays import write_arrays
 from ..files.folder import whole_folder
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
-from ..processor import RESAMPLES, Tokenizer
+from ..processor import RESAMPLES
+from ..processor.added_tokens import added_in_list
 from ..quantization import RECIPES, Recipe, uniform
 from ..regions.mask_vae import read_masks
 from . import side_files
@@ -183,7 +184,8 @@ class Conversion:
         for name, path in given.items():
             shutil.copyfile(path, folder / name)
         if "tokenizer.json" not in given and "tokenizer.model" in given:
-            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
+            added = added_in_list(given["added_tokens.json"]) if "added_tokens.json" in given else {}
+            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", added)
         if self.masks:
             write_arrays(folder / FILE_NAME, self.masks)
         config, resample = self.plan.config, self.checkpoint.resample
@@ -209,7 +211,7 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
         raise InputError(
             f"{checkpoint.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
         )
-    pieces, rows = Tokenizer.from_file(checkpoint.tokenizer).vocab_size, checkpoint.config.text.vocab_size
+    pieces, rows = checkpoint.read_tokenizer().vocab_size, checkpoint.config.text.vocab_size
     if pieces > rows:
         raise InputError(f"{checkpoint.tokenizer} has {pieces} pieces, but the embedding only {rows} rows")
 

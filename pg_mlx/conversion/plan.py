@@ -108,10 +108,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe | None, dequantize: bool = 
 
 
 def _require_matches(recipe: Recipe, modules: list[Module]) -> None:
-    """A pattern that names nothing is a typing mistake, and would silently leave the module as it was."""
+    """A pattern that names nothing is a typing mistake, and would silently leave the module as it was. The head is
+    known to recipes even where it is the embedding."""
     example = next(module.name for module in reversed(modules) if _packable(module))
+    names = [*(module.name for module in modules), HEAD]
     for rule in recipe.rules:
-        if not any(fnmatchcase(module.name, rule.pattern) for module in modules):
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
             raise InputError(f"no module is called {rule.pattern!r}; names look like {example}")
 
 

@@ -70,8 +70,10 @@ def _check_entry(path: str | Path, name: str, entry: Any, data_bytes: int | None
 
 
 def same_bytes(first: tuple[Path, str], second: tuple[Path, str]) -> bool:
-    """Whether two tensors hold the same bytes, each given as its file, whose header was read before, and its name there.
-    They are read piece by piece, and nothing beyond the first difference. Raises InputError."""
+    """Whether two tensors hold the same bytes. Each is given as its file, whose header was read before, and its name.
+
+    They are read piece by piece, and nothing beyond the first difference. Raises InputError.
+    """
     try:
         (file, size), (other, other_size) = _open_at(*first), _open_at(*second)
         with file, other:

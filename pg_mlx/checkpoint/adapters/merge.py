@@ -134,9 +134,9 @@ class AdaptedSource(Source):
 
     def beside(self, module: str, weight: mx.array) -> dict[str, mx.array]:
         """The adapter's factors for a quantized module: none, or `up` [outputs, R], `down` [R, columns] and perhaps
-        `row_scale` [outputs], as linear.Linear uses them. Where columns change their length, or many rows are replaced, the
-        merged `weight` [outputs, columns] instead. weight: the dequantized one, float32 [outputs, columns], needed for the lengths of
-        DoRA. All float32, not yet evaluated."""
+        `row_scale` [outputs], as linear.Linear uses them. Where columns change their length, or many rows are
+        replaced, the merged `weight` [outputs, columns] instead. weight: the dequantized one, float32 [outputs,
+        columns], needed for the lengths of DoRA and for replaced rows. All float32, not yet evaluated."""
         changes = self._changes(module)
         rows, columns = weight.shape
         if any(change.of_columns or _is_dense(change, rows, columns) for change in changes):

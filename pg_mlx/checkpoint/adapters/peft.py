@@ -94,8 +94,8 @@ class Adapter:
             raise InputError(f"{self._file} adapts nothing: it holds no tensors")
 
     def change(self, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Change:
-        """What it does to one of its modules. shapes: of the model's float tensors before it; raises InputError where it
-        does not fit them."""
+        """What it does to one of its modules. shapes: of the model's float tensors before it. Raises InputError where
+        it does not fit them."""
         shape = shapes.get(f"{module}.weight")
         if shape is None:
             raise InputError(f"{self.folder} adapts {module}, which this model does not have")
