@@ -14,37 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, PgMlxError
+from .wanted import CHECKPOINT, Wanted
 
 _REPO = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 
-_NEEDED = [
-    "config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "generation_config.json",
-    "mask_decoder.weights",
-]
-# The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
-_NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]
 
-
-def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
+def resolve(path_or_repo: str | Path, revision: str | None = None, wanted: Wanted = CHECKPOINT) -> Path:
     """The folder of a checkpoint: a local one as it is, or a hub repository, downloaded unless it is cached.
 
-    Only the files that loading needs are downloaded. revision: a branch, a tag or a commit of a hub repository.
+    Only the files that loading needs are downloaded, or those that are `wanted`. revision: a branch, a tag or a commit
+    of a hub repository.
     If the hub cannot be reached, the cached snapshot is used.
 
     Raises InputError if there is no such folder, repository or revision, if the path is a file, or if the repository is
     gated or holds no checkpoint; PgMlxError if the hub cannot be reached and nothing is cached, or the disk is full.
     """
     folder = _local(path_or_repo)
-    return folder if folder is not None else _download(str(path_or_repo), revision)
+    return folder if folder is not None else _download(str(path_or_repo), revision, wanted)
+
+
+def is_repository(given: str | Path) -> bool:
+    """Whether a name can be that of a hub repository, and is not a mistyped path."""
+    if isinstance(given, Path) or given.startswith(".") or not _REPO.fullmatch(given):
+        return False
+    return not Path(given.partition("/")[0]).is_dir()
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,21 @@ def at_hand(path_or_repo: str | Path, revision: str | None = None) -> Path | Non
     Raises InputError if there is no such folder, or the path is a file.
     """
     folder = _local(path_or_repo)
-    return folder if folder is not None else _cached(str(path_or_repo), revision)
+    return folder if folder is not None else cached(str(path_or_repo), revision)
+
+
+def files(repo: str, revision: str | None = None) -> frozenset[str] | None:
+    """The names of a hub repository's files; None if the hub cannot be reached. Raises InputError if it refuses."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(repo, revision=revision or "main").siblings or []
+    except Exception as error:  # see _download
+        problem = _explain(error, repo, revision)
+        if isinstance(problem, InputError):
+            raise problem from error
+        return None
+    return frozenset(file.rfilename for file in found)
 
 
 def headers(repo: str, revision: str | None = None) -> Headers:
@@ -143,7 +150,7 @@ def _local(given: str | Path) -> Path | None:
     return None
 
 
-def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
+def _snapshot(repo: str, revision: str | None, wanted: Wanted, local_files_only: bool) -> Path:
     # Imported here: it costs more than the rest of the package together, and local folders need none of it.
     from huggingface_hub import snapshot_download
 
@@ -151,39 +158,39 @@ def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
         snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=_NEEDED,
-            ignore_patterns=_NOT_NEEDED,
+            allow_patterns=list(wanted.patterns),
+            ignore_patterns=list(wanted.ignored),
             local_files_only=local_files_only,
         )
     )
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def cached(repo: str, revision: str | None, wanted: Wanted = CHECKPOINT) -> Path | None:
     """The snapshot of a hub repository that the cache holds, if it holds all of it."""
     with contextlib.suppress(Exception):
-        cached = _snapshot(repo, revision, local_files_only=True)
-        if _whole(cached):
-            return cached
+        folder = _snapshot(repo, revision, wanted, local_files_only=True)
+        if wanted.is_whole(folder):
+            return folder
     return None
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, wanted: Wanted) -> Path:
     """The snapshot of a hub repository, in the cache."""
     with _bars_on_a_terminal_only():
         try:
-            folder = _snapshot(repo, revision, local_files_only=False)
+            folder = _snapshot(repo, revision, wanted, local_files_only=False)
         # Every exception: a failing network raises those of requests, httpx or httpx2, depending on the hub's version.
         except Exception as error:
             problem = _explain(error, repo, revision)
             if problem is not None:
                 raise problem from error
             # huggingface_hub turns to the cache by itself after some network errors, but not after all.
-            cached = _cached(repo, revision)
-            if cached is not None:
-                return cached
+            found = cached(repo, revision, wanted)
+            if found is not None:
+                return found
             raise _unreachable(error, repo) from error
-    if not (folder / "config.json").is_file():
-        raise InputError(f"the hub repository {repo} has no config.json, so it holds no checkpoint for pg_mlx")
+    if not (wanted.is_whole(folder) or (wanted is CHECKPOINT and (folder / "config.json").is_file())):
+        raise InputError(f"the hub repository {repo} {wanted.lacks}")
     return folder
 
 
@@ -244,16 +251,6 @@ def _reason(error: Exception) -> str:
         return "HF_HUB_OFFLINE is set"
     cause = _chain(error)[-1]
     return f"{type(cause).__name__}: {_one_line(cause)}"
-
-
-def _whole(folder: Path) -> bool:
-    """Whether a cached snapshot holds a configuration and every shard of the weights.
-
-    Older versions of huggingface_hub also hand out what an interrupted download left behind.
-    """
-    weights = [path.name for path in folder.glob("*.safetensors")]
-    shards = [int(found[1]) for name in weights if (found := re.search(r"-of-(\d+)\.safetensors$", name))]
-    return (folder / "config.json").is_file() and bool(weights) and len(shards) == max(shards, default=0)
 
 
 @contextlib.contextmanager

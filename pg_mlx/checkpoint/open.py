@@ -16,21 +16,18 @@ from ..errors import InputError
 from ..files.json import read_json
 from ..files.safetensors import check_header
 from . import hub
-from .adapters.merge import Adapter, AdapterPath, adapted, open_adapters
+from .adapters.merge import Adapter, adapted
 from .adapters.unpacked import UnpackedSource
 from .check import check
 from .head import has_own_head
 from .layouts import WeightSpec, infer_dimensions, weight_specs
 from .mask_decoder import PUBLISHED_NAME, find_mask_decoder
 from .tensors import SafetensorsFolder, SafetensorsHeaders, Source
+from .wanted import BESIDE_THE_TOKENIZER, TOKENIZER, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from ..processor import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-"""The two forms of a vocabulary. The first one is preferred: it loads in 50 ms, the other in 0.7 s."""
-
-_BESIDE_THE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _GENERATION_CONFIG = "generation_config.json"
 
 
@@ -92,15 +89,23 @@ class Checkpoint:
         return any(name.endswith(".scales") for name in self.source.shapes)
 
     def with_tokenizer(self, path: str | Path) -> Checkpoint:
-        """The same with another tokenizer: a file, or all files of a folder's. Raises InputError if there is none."""
+        """The same with another tokenizer: a file, or all files of a folder's or a hub repository's. Raises InputError
+        if there is none."""
         others = {name: file for name, file in self.side_files.items() if name == _GENERATION_CONFIG}
-        return replace(self, side_files=others | _tokenizer_files(_expanded(path)))
+        return replace(self, side_files=others | tokenizer_files(path))
 
-    def merged(self, adapter_path: AdapterPath) -> Checkpoint:
+    def with_tokens_of(self, adapters: Sequence[Adapter]) -> Checkpoint:
+        """The same with the files of the adapters' tokenizers in place of its own, where they have any."""
+        side_files = dict(self.side_files)
+        for adapter in adapters:
+            side_files |= _files(adapter.folder, (*TOKENIZER_FILES, *BESIDE_THE_TOKENIZER))
+        return replace(self, side_files=side_files)
+
+    def merged(self, adapters: Sequence[Adapter]) -> Checkpoint:
         """The same with LoRA adapters merged into its weights, in this order. Where some are quantized, all are read as
         float32. Raises InputError for an adapter that does not fit."""
         source = UnpackedSource(self.source, self.config, self.specs) if self.is_quantized() else self.source
-        source, config, specs = adapted(source, self.config, open_adapters(adapter_path))
+        source, config, specs = adapted(source, self.config, adapters)
         return replace(self, source=source, config=config, specs=specs)
 
     def with_adapters(self, adapters: Sequence[Adapter]) -> Checkpoint:
@@ -196,16 +201,23 @@ def _folder(folder: Path, name: str) -> Checkpoint:
         name,
         num_bytes=source.num_bytes,
         dtype=source.float_dtype,
-        side_files=_files(folder, (*TOKENIZER_FILES, *_BESIDE_THE_TOKENIZER, _GENERATION_CONFIG)),
+        side_files=_files(folder, (*TOKENIZER_FILES, *BESIDE_THE_TOKENIZER, _GENERATION_CONFIG)),
         preprocessor=folder / "preprocessor_config.json",
         mask_decoder=find_mask_decoder(folder),
     )
 
 
-def _tokenizer_files(path: Path) -> dict[str, Path]:
+def tokenizer_files(given: str | Path) -> dict[str, Path]:
+    """The tokenizer's files, by name: a file, or those of a folder or a hub repository, downloaded unless it is cached.
+
+    Raises InputError if there are none, and PgMlxError if the hub cannot be reached.
+    """
+    path = _expanded(given)
     if path.is_file():
         return {"tokenizer.json" if path.suffix == ".json" else "tokenizer.model": path}
-    found = _files(path, (*TOKENIZER_FILES, *_BESIDE_THE_TOKENIZER))
+    if not path.exists() and hub.is_repository(given):
+        path = hub.resolve(given, wanted=TOKENIZER)
+    found = _files(path, (*TOKENIZER_FILES, *BESIDE_THE_TOKENIZER))
     if not set(TOKENIZER_FILES) & set(found):
         raise InputError(f"{path} holds no tokenizer: neither tokenizer.model nor tokenizer.json")
     return found

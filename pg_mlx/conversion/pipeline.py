@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..checkpoint.adapters.merge import AdapterPath
+from ..checkpoint.adapters.base import compare_bases, find_base, lacks_tokenizer
+from ..checkpoint.adapters.merge import AdapterPath, open_adapters
 from ..checkpoint.load import DTYPES
 from ..checkpoint.mask_decoder import FILE_NAME
 from ..checkpoint.open import Checkpoint, open_checkpoint
+from ..checkpoint.wanted import has_tokenizer
 from ..errors import InputError, PgMlxError
 from ..files.arrays import write_arrays
 from ..files.folder import whole_folder
@@ -85,14 +87,26 @@ class Conversion:
             raise InputError("quantizing and dequantizing exclude each other")
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        checkpoint = open_checkpoint(source, revision=revision, tokenizer=tokenizer, headers_only=headers_only)
-        if adapter_path:
+        adapters = open_adapters(adapter_path)
+        given = tokenizer or headers_only or any(has_tokenizer(adapter.folder) for adapter in adapters)
+        named = find_base(source, revision, need_tokenizer and not given)
+        adapters = [*open_adapters(named.adapters), *adapters]
+        compare_bases(adapters, str(named.checkpoint))
+        checkpoint = open_checkpoint(
+            named.checkpoint,
+            revision=named.revision,
+            tokenizer=tokenizer,
+            headers_only=headers_only,
+        )
+        if adapters:
+            if not tokenizer:
+                checkpoint = checkpoint.with_tokens_of(adapters)
             if checkpoint.is_quantized() and not (recipe or dequantize):
                 raise InputError(
                     f"{checkpoint.name} is quantized; "
                     "merging an adapter needs -q (pack it again) or -d (leave it float)"
                 )
-            checkpoint = checkpoint.merged(adapter_path)
+            checkpoint = checkpoint.merged(adapters)
         if need_tokenizer and (tokenizer or not checkpoint.headers_only):
             _check_tokenizer(checkpoint)
         stored = mx.bfloat16 if recipe and checkpoint.dtype == mx.float32 else checkpoint.dtype
@@ -208,9 +222,7 @@ class Conversion:
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
     """Raises InputError if there is none, it cannot be read, or has ids beyond the rows of the embedding."""
     if checkpoint.tokenizer is None:
-        raise InputError(
-            f"{checkpoint.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
-        )
+        raise InputError(f"{lacks_tokenizer(checkpoint.name)}, or convert with --no-tokenizer")
     pieces, rows = checkpoint.read_tokenizer().vocab_size, checkpoint.config.text.vocab_size
     if pieces > rows:
         raise InputError(f"{checkpoint.tokenizer} has {pieces} pieces, but the embedding only {rows} rows")

@@ -8,14 +8,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.heads import (
-    ANSWER,
     GOLDEN_HEADS,
     GROUP,
     MORE_ROWS,
-    PROMPT,
     ROWS,
+    expected,
+    golden_logits,
     heads_config,
-    heads_pixels,
     heads_tensors,
     is_packable,
 )
@@ -26,13 +25,7 @@ from pg_mlx.checkpoint.open import open_local
 
 TOLERANCE = 1e-4
 CASES = sorted(folder.name.partition("_")[2] for folder in GOLDEN_HEADS.glob("gemma2_*"))
-EXPECTED = mx.load(str(GOLDEN_HEADS / "logits.safetensors"))
 APART = {"both", "embedding", "head", "low_rank", "low_rank_head", "resized_both", "resized_low_rank"}
-
-
-def logits(model: PaliGemma) -> mx.array:
-    """What make_heads.py has of transformers: [7, rows]."""
-    return model.logits(model.encode_image(mx.array(heads_pixels())), mx.array([PROMPT]), mx.array([ANSWER]))[0]
 
 
 def base(family: str, folder: Path, packed: bool = False) -> Path:
@@ -51,7 +44,7 @@ def test_loaded(family: str, packed: bool, case: str, tmp_path: Path) -> None:
     model = load_model(base(family, tmp_path, packed), dtype="float32", adapter_path=adapter, keep_quantized=True)
     assert model.config.tie_word_embeddings == (case not in APART)
     assert model.config.text.vocab_size == (MORE_ROWS if case.startswith("resized") else ROWS)
-    assert distance(logits(model), EXPECTED[f"{family}_{case}"]) <= TOLERANCE
+    assert distance(golden_logits(model), expected(f"{family}_{case}")) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,7 +64,7 @@ def test_converted(family: str, case: str, tmp_path: Path) -> None:
             need_tokenizer=False,
             check=False,
         )
-        assert distance(logits(load_model(target, dtype="float32")), EXPECTED[f"{family}_{case}"]) <= TOLERANCE
+        assert distance(golden_logits(load_model(target, dtype="float32")), expected(f"{family}_{case}")) <= TOLERANCE
         config = json.loads((target / "config.json").read_text())
         assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is (case not in APART)
         assert open_local(target).config.tie_word_embeddings is (case not in APART)
@@ -86,15 +79,15 @@ def test_converted_into_8_bits(case: str, tmp_path: Path) -> None:
     adapter = GOLDEN_HEADS / f"gemma2_{case}"
     convert(source, packed, adapter_path=adapter, q_bits=8, q_group_size=GROUP, **options)
     convert(packed, floats, dequantize=True, **options)
-    kept = logits(load_model(packed, dtype="float32", keep_quantized=True))
+    kept = golden_logits(load_model(packed, dtype="float32", keep_quantized=True))
     assert "language_model.lm_head.scales" in open_local(packed).source.shapes
-    assert distance(kept, logits(load_model(floats, dtype="float32"))) <= TOLERANCE
-    assert distance(kept, EXPECTED[f"gemma2_{case}"]) < 0.2
+    assert distance(kept, golden_logits(load_model(floats, dtype="float32"))) <= TOLERANCE
+    assert distance(kept, expected(f"gemma2_{case}")) < 0.2
 
 
 def untied(family: str, folder: Path, tie: bool = False) -> Path:
     raw, tensors = heads_config(family), heads_tensors(family)
-    tensors["language_model.lm_head.weight"] = EXPECTED["untied.head"].astype(mx.float32)
+    tensors["language_model.lm_head.weight"] = expected("untied.head").astype(mx.float32)
     return write_folder(folder, raw | {"tie_word_embeddings": tie}, tensors)
 
 
@@ -103,11 +96,11 @@ def untied(family: str, folder: Path, tie: bool = False) -> Path:
 def test_a_stored_head_is_used(family: str, tie: bool, tmp_path: Path) -> None:
     """Whatever config.json says; and it survives a conversion."""
     source = untied(family, tmp_path / "untied", tie)
-    expected = EXPECTED[f"{family}_untied"]
-    assert distance(expected, EXPECTED[f"{family}_base"]) > 1
-    assert distance(logits(load_model(source, dtype="float32")), expected) <= TOLERANCE
+    wanted = expected(f"{family}_untied")
+    assert distance(wanted, expected(f"{family}_base")) > 1
+    assert distance(golden_logits(load_model(source, dtype="float32")), wanted) <= TOLERANCE
     convert(source, tmp_path / "converted", need_tokenizer=False, check=False)
-    assert distance(logits(load_model(tmp_path / "converted", dtype="float32")), expected) <= TOLERANCE
+    assert distance(golden_logits(load_model(tmp_path / "converted", dtype="float32")), wanted) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +114,7 @@ def test_a_head_that_is_a_copy_is_the_embedding(family: str, tmp_path: Path) -> 
         folder = write_folder(tmp_path / str(packed), raw, tensors)
         model = load_model(folder, dtype="float32", keep_quantized=True)
         assert model.config.tie_word_embeddings and "lm_head" not in model.language_model
-        assert distance(logits(model), EXPECTED[f"{family}_base"]) <= TOLERANCE
+        assert distance(golden_logits(model), expected(f"{family}_base")) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["low_rank_head", "tokens"])
@@ -131,7 +124,7 @@ def test_an_adapter_on_a_head_of_its_own(case: str, tmp_path: Path) -> None:
     source = untied("gemma2", tmp_path / "untied")
     merged = load_model(source, dtype="float32", adapter_path=adapter)
     head = merged.language_model.lm_head.weight
-    changed = distance(head, EXPECTED["untied.head"].astype(mx.float32)) > 0.01
+    changed = distance(head, expected("untied.head").astype(mx.float32)) > 0.01
     assert changed == (case == "low_rank_head")
     convert(
         source, tmp_path / "packed", q_bits=8, q_group_size=GROUP, need_tokenizer=False, check=False, dtype="float32"
@@ -141,7 +134,7 @@ def test_an_adapter_on_a_head_of_its_own(case: str, tmp_path: Path) -> None:
         load_model(tmp_path / name, dtype="float32", adapter_path=adapter, keep_quantized=True)
         for name in ("packed", "floats")
     )
-    assert distance(logits(beside), logits(floats)) <= TOLERANCE
+    assert distance(golden_logits(beside), golden_logits(floats)) <= TOLERANCE
 
 
 def test_few_trained_tokens_leave_the_table_packed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from helpers.models import Json, Tensors, config_json
 from helpers.paths import GOLDEN
+from pg_mlx import PaliGemma
 from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
 
@@ -56,3 +57,13 @@ def heads_pixels() -> np.ndarray:
 def is_packable(module: str, weight: mx.array) -> bool:
     """For helpers.models.quantized: every matrix."""
     return weight.shape[-1] % GROUP == 0
+
+
+def expected(case: str) -> mx.array:
+    """The golden logits of "<family>_<case>", float32 [7, rows]."""
+    return mx.load(str(GOLDEN_HEADS / "logits.safetensors"))[case]
+
+
+def golden_logits(model: PaliGemma) -> mx.array:
+    """A model's own, to compare with them."""
+    return model.logits(model.encode_image(mx.array(heads_pixels())), mx.array([PROMPT]), mx.array([ANSWER]))[0]

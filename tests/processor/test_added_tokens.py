@@ -101,7 +101,7 @@ def test_longer_tokens_win(small: Path, tmp_path: Path) -> None:
 
 
 def test_files_without_more_change_nothing(small: Path, tmp_path: Path) -> None:
-    """<image> alone, as every PaliGemma lists it, is no reason to read the slower file; nor are files that are broken."""
+    """<image> alone, which every PaliGemma lists, is no reason to read the slower file; nor is a broken one."""
     add_to_model(small, tmp_path)
     write_small_tokenizer_json(tmp_path)
     expected = type(Tokenizer.from_file(tmp_path / "tokenizer.model")._pieces)

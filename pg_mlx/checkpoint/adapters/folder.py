@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ...files.json import read_json
+from .. import hub
+from ..wanted import ADAPTER, ADAPTER_WEIGHTS
 
-CONFIG = "adapter_config.json"
 MAX_ROWS = 1 << 22
 """More rows than any vocabulary has."""
-WEIGHT_FILES = ("adapter_model.safetensors", "adapters.safetensors")
 
 _OTHER_VARIANTS = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
     "target_parameters", "use_bdlora", "use_qalora",
 )  # fmt: skip
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
+def find_folder(given: str | Path) -> Path:
+    """The folder of an adapter: a local one, or a hub repository, downloaded unless it is cached.
+
+    Raises InputError if there is none, and PgMlxError if the hub cannot be reached.
+    """
+    with contextlib.suppress(OSError, RuntimeError):  # a name too long, a folder that may not be read, ~nobody
+        path = Path(given).expanduser()
+        if path.is_dir():
+            return path
+        if not path.exists() and hub.is_repository(given):
+            return hub.resolve(given, wanted=ADAPTER)
+    raise InputError(f"no such adapter folder: {given}")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -65,7 +80,7 @@ def token_indices(path: Path, config: dict[str, Any], module: str) -> list[int]:
 
 def weight_file(folder: Path) -> Path:
     """The file of tensors. Raises InputError if there is none."""
-    for name in WEIGHT_FILES:
+    for name in ADAPTER_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     if (folder / "adapter_model.bin").is_file():

@@ -7,7 +7,6 @@ each row of the sum a length of its own. Whole tensors (`modules_to_save`, train
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -21,7 +20,8 @@ from ...errors import InputError
 from ...files.safetensors import read_header
 from ...quantization import padded_size
 from ..layouts import EMBEDDING, HEAD, canonical_name, has_channels_second, vision_mlp_axis
-from .folder import CONFIG, read_config, token_indices, weight_file
+from ..wanted import ADAPTER_CONFIG
+from .folder import find_folder, read_config, token_indices, weight_file
 
 _LOW_RANK = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector|lora_[ab]|[ABm]|trainable_tokens_delta)"
@@ -66,15 +66,17 @@ class Change:
 
 
 class Adapter:
-    """A folder with adapter_config.json and one file of tensors. Raises InputError for what is not of LoRA's kind.
+    """A folder or hub repository with adapter_config.json and one file of tensors.
+
+    Raises InputError for what is not of LoRA's kind, and PgMlxError if the hub cannot be reached.
 
     `modules` are the canonical names of the modules that it changes. `apart`: whether it was trained with embedding
     and head as two tables, so that they differ after it even if they are one in its base.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = _folder(folder)
-        self.config = read_config(self.folder / CONFIG)
+        self.folder = find_folder(folder)
+        self.config = read_config(self.folder / ADAPTER_CONFIG)
         self._file = weight_file(self.folder)
         self._opened: dict[str, mx.array] = {}
         self._places: dict[str, dict[str, tuple[str, bool]]] = {}  # by module and field: key, and if it is transposed
@@ -154,7 +156,7 @@ class Adapter:
         return max(before, 1 + max(self._indices(module))) if "tokens" in fields else before
 
     def _indices(self, module: str) -> list[int]:
-        return token_indices(self.folder / CONFIG, self.config, module)
+        return token_indices(self.folder / ADAPTER_CONFIG, self.config, module)
 
     def _tokens(self, module: str, rows: mx.array, shape: tuple[int, ...]) -> tuple[list[int], mx.array]:
         """Change.tokens. shape: of the table before it."""
@@ -265,14 +267,6 @@ class Adapter:
                 raise InputError(f"{self._file} cannot be read: {error}") from None
         tensor = self._opened.pop(key).astype(mx.float32)
         return tensor.T if transposed else tensor
-
-
-def _folder(given: str | Path) -> Path:
-    with contextlib.suppress(OSError, RuntimeError):  # a name too long, a folder that may not be read, ~nobody
-        path = Path(given).expanduser()
-        if path.is_dir():
-            return path
-    raise InputError(f"no such adapter folder: {given}")
 
 
 def _as_matrix(factor: mx.array) -> mx.array:
