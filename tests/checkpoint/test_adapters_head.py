@@ -20,7 +20,7 @@ from helpers.heads import (
 )
 from helpers.models import FAMILIES, distance, one_line_error, quantized, write_folder
 
-from pg_mlx import PaliGemma, convert, load_model
+from pg_mlx import convert, load_model
 from pg_mlx.checkpoint.open import open_local
 
 TOLERANCE = 1e-4
