@@ -8,13 +8,16 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.heads import (
+    ANSWER,
     GOLDEN_HEADS,
     GROUP,
     MORE_ROWS,
+    PROMPT,
     ROWS,
     expected,
     golden_logits,
     heads_config,
+    heads_pixels,
     heads_tensors,
     is_packable,
 )
@@ -22,6 +25,8 @@ from helpers.models import FAMILIES, distance, one_line_error, quantized, write_
 
 from pg_mlx import convert, load_model
 from pg_mlx.checkpoint.open import open_local
+from pg_mlx.checkpoint.validate import validate
+from pg_mlx.conversion.layerwise import AnsweredPrompt, Streamed
 
 TOLERANCE = 1e-4
 CASES = sorted(folder.name.partition("_")[2] for folder in GOLDEN_HEADS.glob("gemma2_*"))
@@ -156,3 +161,31 @@ def test_a_gap_in_the_grown_rows_is_refused(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with one_line_error(f"token {ROWS}", "save_embedding_layers"):
         load_model(base("gemma2", tmp_path / "base"), adapter_path=folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_of_its_own_is_streamed_too(family: str, tmp_path: Path) -> None:
+    """As the comparison after a conversion reads it: the logits that predict the answer's tokens."""
+    streamed = Streamed(open_local(untied(family, tmp_path)), "float32")
+    features = streamed.features([mx.array(heads_pixels())])
+    (hidden,) = streamed.hidden(features, [AnsweredPrompt(0, PROMPT, [*ANSWER, 1])])
+    wanted = expected(f"{family}_untied")[len(PROMPT) - 1 :]
+    assert distance(streamed.head(0, ROWS)(hidden), wanted) <= TOLERANCE
+    assert distance(streamed.head(50, 60)(hidden), wanted[:, 50:60]) <= TOLERANCE
+
+
+def test_small_packed_tables_may_be_held_as_floats(tmp_path: Path) -> None:
+    """Both tables, where the CPU backend does so for a whole model."""
+    options = dict(need_tokenizer=False, check=False, dtype="float32")
+    convert(untied("gemma2", tmp_path / "untied"), tmp_path / "packed", q_bits=8, q_group_size=GROUP, **options)
+    kept = load_model(tmp_path / "packed", dtype="float32", keep_quantized=True)
+    held = load_model(tmp_path / "packed", dtype="float32")
+    model = held.language_model
+    assert (model.lm_head.quantization is None) == (model.embed_tokens.quantization is None)
+    assert distance(golden_logits(kept), golden_logits(held)) <= TOLERANCE
+
+
+def test_validate_says_what_other_programs_do(tmp_path: Path) -> None:
+    convert(untied("gemma2", tmp_path / "untied"), tmp_path / "out", need_tokenizer=False, check=False)
+    (problem,) = [line for line in validate(tmp_path / "out") if "lm_head" in line]
+    assert all(word in problem for word in ("head of its own", "transformers", "mlx-vlm", "Swift", "refuse"))
