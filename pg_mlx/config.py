@@ -87,6 +87,7 @@ class PaliGemmaConfig:
     text: TextConfig
     vision: VisionConfig
     tie_word_embeddings: bool = True
+    """Whether the output head is the embedding. The tensors decide this, too: see checkpoint.head."""
     image_token_index: int = 257152
     """The placeholder of Hugging Face's prompts; kept for other programs, not used here."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
@@ -151,7 +152,7 @@ class _Section:
         if value is None:
             return inferred if inferred is not None else default
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise InputError(f"config.json: {self.name}.{key} is {_shown(value)}, not a positive integer")
+            raise InputError(f"config.json: {self.name}.{key} is {value!r:.100}, not a positive integer")
         if key == "num_hidden_layers" and value > MAX_LAYERS:
             raise InputError(f"config.json: {self.name}.{key} is {value}, but no model has more than {MAX_LAYERS}")
         if inferred is not None and inferred != value:
@@ -172,13 +173,8 @@ class _Section:
 def _positive(value: Any, name: str) -> float:
     sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
     if not sound:
-        raise InputError(f"config.json: {name} is {_shown(value)}, not a positive number")
+        raise InputError(f"config.json: {name} is {value!r:.100}, not a positive number")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value of config.json for a message, bounded."""
-    return repr(value)[:100]
 
 
 def _read_text(section: _Section) -> TextConfig:

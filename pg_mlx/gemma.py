@@ -178,6 +178,7 @@ class Gemma(nn.Module):
         dtype: mx.Dtype = mx.float32,
         use_sliding_window: bool = False,
         layers_at_once: int | None = None,
+        tied: bool = True,
     ):
         super().__init__()
         self.config, self.dtype = config, dtype
@@ -185,6 +186,13 @@ class Gemma(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if not tied:
+            self.lm_head = Embedding(config.vocab_size, config.hidden_size)
+
+    @property
+    def head_table(self) -> Embedding:
+        """The output head: the embedding, unless fine-tuning has made it a table of its own."""
+        return self.lm_head if "lm_head" in self else self.embed_tokens
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer in tokens, or None for full attention. It is always None unless
@@ -201,7 +209,7 @@ class Gemma(nn.Module):
 
         vocab: compute only the logits of these ids, [..., len(vocab)].
         """
-        logits = self.embed_tokens.as_head(hidden, vocab)
+        logits = self.head_table.as_head(hidden, vocab)
         cap = self.config.final_logit_softcapping
         return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)
 

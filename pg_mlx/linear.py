@@ -155,7 +155,7 @@ class Parallel(nn.Module):
 
 
 class Embedding(Matrix):
-    """A lookup table that is also the output head (PaliGemma ties the two)."""
+    """A lookup table, an output head, or both: PaliGemma ties the two unless fine-tuning has trained them apart."""
 
     def __call__(self, ids: mx.array) -> mx.array:
         """ids int [...] -> float32 [..., columns], unscaled."""

@@ -56,7 +56,11 @@ class PaliGemma(nn.Module):
         self.vision_tower = VisionTower(config.vision, layers_at_once)
         self.connector = Connector(config.vision.hidden_size, config.text.hidden_size)
         self.language_model = Gemma(
-            config.text, dtype=dtype, use_sliding_window=use_sliding_window, layers_at_once=layers_at_once
+            config.text,
+            dtype=dtype,
+            use_sliding_window=use_sliding_window,
+            layers_at_once=layers_at_once,
+            tied=config.tie_word_embeddings,
         )
 
     @property

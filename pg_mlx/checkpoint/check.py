@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..quantization import Quantization
-from .layouts import WeightSpec
+from .layouts import HEAD, WeightSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -22,8 +22,8 @@ def check(specs: Iterable[WeightSpec], shapes: Shapes, config: PaliGemmaConfig) 
         if shapes.get(name, shape) != shape
     ]
     surplus = sorted(set(shapes) - set(expected))
-    if config.tie_word_embeddings:  # a stored copy of the embedding, or stale: the embedding wins
-        surplus = [name for name in surplus if not name.startswith("language_model.lm_head.")]
+    if config.tie_word_embeddings:  # then a stored head is a copy of the embedding
+        surplus = [name for name in surplus if not name.startswith(f"{HEAD}.")]
     problems = [
         f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
         for what, names in (("missing", missing), ("misshapen", misshapen), ("surplus", surplus))

@@ -7,7 +7,7 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,40 +18,22 @@ from ..files.json import read_json
 from .hub_errors import explain, one_line, reason, unreachable
 from .hub_names import REPOSITORY
 from .other_forms import way_out
+from .wanted import CHECKPOINT, Wanted, archive
 from .weight_files import INDEX, archives, choose_weight_files
 
-_NEEDED = [
-    "config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-    "mask_decoder.weights",
-]
-# The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
-_TOKENIZERS = "*tokenizer*.model"
-"""Beside archives they have a name of their own."""
 
-_NOT_NEEDED = ["*/*", "adapter_*", "optimizer*", "consolidated*"]
-
-
-def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
+def resolve(path_or_repo: str | Path, revision: str | None = None, wanted: Wanted = CHECKPOINT) -> Path:
     """The folder of a checkpoint: a local one as it is, or a hub repository, downloaded unless it is cached.
 
-    Only the files that loading needs are downloaded. revision: a branch, a tag or a commit of a hub repository.
+    Only the files that loading needs are downloaded, or those that are `wanted`. revision: a branch, a tag or a commit
+    of a hub repository.
     If the hub cannot be reached, the cached snapshot is used.
 
     Raises InputError if there is no such folder, repository or revision, if the path is a file, or if the repository is
     gated or holds no checkpoint; PgMlxError if the hub cannot be reached and nothing is cached, or the disk is full.
     """
     folder = _local(path_or_repo)
-    return folder if folder is not None else _download(str(path_or_repo), revision)
+    return folder if folder is not None else _download(str(path_or_repo), revision, wanted)
 
 
 @dataclass(frozen=True)
@@ -70,7 +52,21 @@ def at_hand(path_or_repo: str | Path, revision: str | None = None) -> Path | Non
     Raises InputError if there is no such folder, or the path is a file.
     """
     folder = _local(path_or_repo)
-    return folder if folder is not None else _cached(str(path_or_repo), revision)
+    return folder if folder is not None else cached(str(path_or_repo), revision)
+
+
+def files(repo: str, revision: str | None = None) -> frozenset[str] | None:
+    """The names of a hub repository's files; None if the hub cannot be reached. Raises InputError if it refuses."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(repo, revision=revision or "main").siblings or []
+    except Exception as error:  # see _download
+        problem = explain(error, repo, revision)
+        if isinstance(problem, InputError):
+            raise problem from error
+        return None
+    return frozenset(file.rfilename for file in found)
 
 
 def headers(repo: str, revision: str | None = None) -> Headers:
@@ -164,9 +160,7 @@ def _local(given: str | Path) -> Path | None:
     return None
 
 
-def _snapshot(
-    repo: str, revision: str | None, local_files_only: bool, patterns: Sequence[str] = (*_NEEDED, _TOKENIZERS)
-) -> Path:
+def _snapshot(repo: str, revision: str | None, wanted: Wanted, local_files_only: bool) -> Path:
     # Imported here: it costs more than the rest of the package together, and local folders need none of it.
     from huggingface_hub import snapshot_download
 
@@ -174,38 +168,42 @@ def _snapshot(
         snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=list(patterns),
-            ignore_patterns=_NOT_NEEDED,
+            allow_patterns=list(wanted.patterns),
+            ignore_patterns=list(wanted.ignored),
             local_files_only=local_files_only,
         )
     )
 
 
-def _cached(repo: str, revision: str | None, patterns: Sequence[str] = (*_NEEDED, _TOKENIZERS)) -> Path | None:
+def cached(repo: str, revision: str | None, wanted: Wanted = CHECKPOINT) -> Path | None:
     """The snapshot of a hub repository that the cache holds, if it holds all of it."""
     with contextlib.suppress(Exception):
-        cached = _snapshot(repo, revision, True, patterns)
-        if _whole(cached):
-            return cached
+        folder = _snapshot(repo, revision, wanted, local_files_only=True)
+        if wanted.is_whole(folder):
+            return folder
     return None
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, wanted: Wanted) -> Path:
     """The snapshot of a hub repository, in the cache."""
     with _bars_on_a_terminal_only():
         try:
-            folder = _snapshot(repo, revision, local_files_only=False)
+            folder = _snapshot(repo, revision, wanted, local_files_only=False)
         # Every exception: a failing network raises those of requests, httpx or httpx2, depending on the hub's version.
         except Exception as error:
             problem = explain(error, repo, revision)
             if problem is not None:
                 raise problem from error
             # huggingface_hub turns to the cache by itself after some network errors, but not after all.
-            cached = _cached(repo, revision)
-            if cached is not None:
-                return cached
+            found = cached(repo, revision, wanted)
+            if found is not None:
+                return found
             raise unreachable(error, repo) from error
-    return folder if (folder / "config.json").is_file() else _download_archive(repo, revision)
+    if wanted is CHECKPOINT and not (folder / "config.json").is_file():
+        return _download_archive(repo, revision)
+    if wanted is not CHECKPOINT and not wanted.is_whole(folder):
+        raise InputError(f"the hub repository {repo} {wanted.lacks}")
+    return folder
 
 
 def _download_archive(repo: str, revision: str | None) -> Path:
@@ -214,57 +212,23 @@ def _download_archive(repo: str, revision: str | None) -> Path:
 
     try:
         names = _names(HfApi().model_info(repo, revision=revision or "main"))
-        found = archives(names)
-        if not found:
-            raise InputError(
-                f"the hub repository {repo} has no config.json, so it holds no checkpoint for pg_mlx{way_out(names)}"
-            )
-        if len(found) > 1:
-            raise InputError(
-                f"{repo} holds several archives; name one of them, as {repo}/{found[0]}: {', '.join(found)}"
-            )
-        with _bars_on_a_terminal_only():
-            return _snapshot(repo, revision, False, [*_NEEDED, _TOKENIZERS, found[0]])
-    except InputError:
-        raise
     except Exception as error:  # see _download
-        cached = _cached(repo, revision, ["*.npz"])
-        if cached is not None:
-            return cached
+        found = cached(repo, revision)
+        if found is not None:
+            return found
         raise (explain(error, repo, revision) or unreachable(error, repo)) from error
+    among = archives(names)
+    if not among:
+        raise InputError(f"the hub repository {repo} {CHECKPOINT.lacks}{way_out(names)}")
+    if len(among) > 1:
+        raise InputError(f"{repo} holds several archives; name one of them, as {repo}/{among[0]}: {', '.join(among)}")
+    return _download(repo, revision, archive(among[0]))
 
 
 def resolve_archive(repo: str, name: str, revision: str | None = None) -> Path:
     """The path of an archive in a hub repository, downloaded with its tokenizer unless it is cached. Raises as
     `resolve`."""
-    patterns = [name, *_NEEDED[3:], _TOKENIZERS]
-    with _bars_on_a_terminal_only():
-        try:
-            path = _snapshot(repo, revision, False, patterns) / name
-        except Exception as error:  # see _download
-            cached = _cached(repo, revision, patterns)
-            if cached is not None and (cached / name).is_file():
-                return cached / name
-            raise (explain(error, repo, revision) or unreachable(error, repo)) from error
-    if not path.is_file():
-        raise InputError(f"the hub repository {repo} has no file {name}")
-    return path
-
-
-def _whole(folder: Path) -> bool:
-    """Whether a cached snapshot holds a configuration and every shard of the weights.
-
-    Older versions of huggingface_hub also hand out what an interrupted download left behind.
-    """
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    if "config.json" not in names:
-        return len(archives(names)) == 1
-    content = read_json(folder / INDEX) if INDEX in names else None
-    try:
-        choose_weight_files(str(folder), names, content.get("weight_map", {}) if isinstance(content, dict) else None)
-    except InputError as error:
-        return "holds two" in str(error)  # it is whole, whatever else is wrong with it
-    return True
+    return _download(repo, revision, archive(name)) / name
 
 
 @contextlib.contextmanager

@@ -31,11 +31,19 @@ def address(path_or_repo: str | Path, revision: str | None = None) -> tuple[str 
     return name, revision or found["at"] or found["tree"]
 
 
+def is_repository(given: str | Path) -> bool:
+    """Whether a name can be that of a hub repository, and is not a mistyped path."""
+    if isinstance(given, Path) or given.startswith(".") or not REPOSITORY.fullmatch(given):
+        return False
+    return not Path(given.partition("/")[0]).is_dir()
+
+
 def repository_of(name: str | Path) -> str | None:
     """owner/name of "owner/name/FILE"; None if that cannot be a file of a hub repository."""
-    repo, _, file = str(name).rpartition("/")
-    possible = REPOSITORY.fullmatch(repo) and file and not str(name).startswith(".") and not isinstance(name, Path)
-    return repo if possible and not Path(repo.partition("/")[0]).is_dir() else None
+    if isinstance(name, Path):
+        return None
+    repo, _, file = name.rpartition("/")
+    return repo if file and is_repository(repo) else None
 
 
 def cached_snapshot(folder: Path) -> Path:

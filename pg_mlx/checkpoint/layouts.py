@@ -161,7 +161,7 @@ def _text_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
     text = config.text
     width, mlp = text.hidden_size, text.intermediate_size
     query, key = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    yield WeightSpec("language_model.embed_tokens", (f"{TEXT}.embed_tokens",), "embedding", (text.vocab_size,), width)
+    yield WeightSpec("language_model.embed_tokens", (EMBEDDING,), "embedding", (text.vocab_size,), width)
     for i in range(text.num_hidden_layers):
         to, of = f"language_model.layers.{i}", f"{TEXT}.layers.{i}"
         qkv = tuple(f"{of}.self_attn.{part}_proj" for part in "qkv")
@@ -173,6 +173,8 @@ def _text_specs(config: PaliGemmaConfig) -> Iterator[WeightSpec]:
         for norm, stored in (_GEMMA2_NORMS if text.is_gemma2 else _GEMMA1_NORMS).items():
             yield WeightSpec(f"{to}.{norm}", (f"{of}.{stored}",), "rms_norm", (width,))
     yield WeightSpec("language_model.norm", (f"{TEXT}.norm",), "rms_norm", (width,))
+    if not config.tie_word_embeddings:
+        yield WeightSpec("language_model.lm_head", (HEAD,), "embedding", (text.vocab_size,), width)
 
 
 def infer_dimensions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
@@ -197,7 +199,7 @@ def infer_dimensions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         "text_config.hidden_size": rows(f"{TEXT}.norm"),
         "text_config.intermediate_size": rows(f"{TEXT}.layers.0.mlp.gate_proj"),
         "text_config.num_hidden_layers": layers(TEXT),
-        "text_config.vocab_size": rows(f"{TEXT}.embed_tokens"),
+        "text_config.vocab_size": rows(EMBEDDING),
         "text_config.query_width": rows(f"{TEXT}.layers.0.self_attn.q_proj"),
         "text_config.key_width": rows(f"{TEXT}.layers.0.self_attn.k_proj"),
         "vision_config.hidden_size": rows(f"{VISION}.post_layernorm"),

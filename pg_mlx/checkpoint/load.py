@@ -17,11 +17,13 @@ from ..memory.size import parse_size
 from ..ops import device
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..threads import background
-from .adapters.merge import AdaptedSource, Adapter, AdapterPath, open_adapters
+from .adapters.base import compare_bases, find_base, lacks_tokenizer
+from .adapters.merge import Adapter, AdapterPath, open_adapters
 from .assemble import fill
 from .footprint import needed_bytes
 from .mask_decoder import open_mask_decoder
-from .open import Checkpoint, locate, open_local
+from .open import Checkpoint, locate, open_local, tokenizer_files
+from .wanted import has_tokenizer
 
 if TYPE_CHECKING:
     from ..processor import Processor
@@ -40,12 +42,13 @@ class LoadOptions:
     dtype: mx.Dtype | str | None = None
     """The dtype of activations, cache and float weights; None for bfloat16 on a GPU and float32 on the CPU."""
     adapter_path: AdapterPath = None
-    """Folder of a LoRA adapter (PEFT's or mlx-vlm's), or several, applied in order: merged into float weights, and
-    computed beside quantized ones."""
+    """Folder or hub repository of a LoRA adapter (PEFT's or mlx-vlm's), or several, applied in order: merged into float
+    weights, and computed beside quantized ones."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
     tokenizer: str | Path | None = None
-    """A file or folder whose tokenizer replaces the checkpoint's. A big_vision archive has none, so it needs this."""
+    """A file, folder or hub repository whose tokenizer replaces the checkpoint's. A big_vision archive has none, and
+    many fine-tunes have none, so they need this."""
     max_memory: int | str | None = None
     """Bytes, or a size like "6GB", that loading and one answer may take. A model that needs more is refused before any
     weight is read."""
@@ -92,7 +95,8 @@ def load(
     mask_decoder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[PaliGemma, Processor]:
-    """A model and its processor from a local folder, a hub repository or a big_vision .npz archive.
+    """A model and its processor from a local folder, a hub repository or a big_vision .npz archive. For an adapter's
+    folder or repository, from the base that it names, with the adapter on top.
 
     The options are those of LoadOptions. progress: called as modules are loaded. Raises InputError for anything wrong
     with the checkpoint or an option, and PgMlxError if the hub cannot be reached.
@@ -136,22 +140,24 @@ def load_with(
     path_or_repo: str | Path, options: LoadOptions, progress: Progress | None = None
 ) -> tuple[PaliGemma, Processor]:
     """As `load`, with the options as one object."""
-    from ..processor import Processor, Tokenizer
+    from ..processor import Processor
     from ..regions.mask_vae import MaskDecoder
 
-    # What is wrong with these is said before anything is downloaded.
+    # What is wrong with these is said before any weights are downloaded.
     adapters = open_adapters(options.adapter_path)
+    if options.tokenizer is not None:
+        tokenizer_files(options.tokenizer)
+    needed = options.tokenizer is None and not any(has_tokenizer(adapter.folder) for adapter in adapters)
+    named = find_base(path_or_repo, options.revision, needed)
+    adapters = [*open_adapters(named.adapters), *adapters]
     given = MaskDecoder.load(options.mask_decoder) if options.mask_decoder else None
-    path = locate(path_or_repo, options.revision)
+    path = locate(named.checkpoint, named.revision)
     begin = time.perf_counter()
-    checkpoint = _open(path, options)
-    vocabulary = checkpoint.tokenizer
-    if vocabulary is None:
-        raise InputError(
-            f"{checkpoint.name} has no tokenizer: neither tokenizer.model nor tokenizer.json; "
-            "give one with --tokenizer FILE (in Python tokenizer=FILE)"
-        )
-    with background(lambda: Tokenizer.from_file(vocabulary)) as tokenizer:  # while the weights are read
+    compare_bases(adapters, str(named.checkpoint))
+    checkpoint = _open(path, options, adapters)
+    if checkpoint.tokenizer is None:
+        raise InputError(lacks_tokenizer(checkpoint.name))
+    with background(checkpoint.read_tokenizer) as tokenizer:  # while the weights are read
         masks = given or open_mask_decoder(checkpoint.mask_decoder)
         model = _load(checkpoint, options, adapters, progress)
     processor = Processor(tokenizer.result(), model.config.vision.image_size, checkpoint.resample, masks)
@@ -171,13 +177,14 @@ def load_model_with(path: str | Path, options: LoadOptions, progress: Progress |
     `revision` and `mask_decoder` have no effect, and the file `tokenizer` must exist but is not read.
     """
     adapters, begin = open_adapters(options.adapter_path), time.perf_counter()
-    model = _load(_open(Path(path), options), options, adapters, progress)
+    compare_bases(adapters, str(path))
+    model = _load(_open(Path(path), options, adapters), options, adapters, progress)
     model.load_s = time.perf_counter() - begin
     return model
 
 
-def _open(path: Path, options: LoadOptions) -> Checkpoint:
-    checkpoint = open_local(path)
+def _open(path: Path, options: LoadOptions, adapters: Sequence[Adapter]) -> Checkpoint:
+    checkpoint = open_local(path).with_tokens_of(adapters)
     return checkpoint if options.tokenizer is None else checkpoint.with_tokenizer(options.tokenizer)
 
 
@@ -208,10 +215,10 @@ def build(
 ) -> PaliGemma:
     """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError."""
     device.warn_if_slow()
+    if adapters:
+        checkpoint = checkpoint.with_adapters(adapters)
     dtype, config, source = compute_dtype(dtype), checkpoint.config, checkpoint.source
     model = PaliGemma(config, dtype=dtype)
-    if adapters:
-        source = AdaptedSource(source, adapters, checkpoint.specs)
     for done, spec in enumerate(checkpoint.specs):
         if progress:
             progress(done, len(checkpoint.specs))

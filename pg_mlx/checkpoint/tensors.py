@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from ..errors import InputError, PgMlxError
 from ..files.json import read_json
-from ..files.safetensors import ITEM_BYTES, Header, read_header
+from ..files.safetensors import ITEM_BYTES, Header, read_header, same_bytes
 from .layouts import EMBEDDING, FINAL_NORM, HEAD, canonical_name, has_channels_second, wrapper_prefix
 from .other_forms import refuse_unreadable
 from .weight_files import INDEX, choose_weight_files
@@ -34,6 +34,10 @@ class Source(Protocol):
     def stored_bytes(self, name: str) -> int:
         """The size of a tensor in its file, in bytes; of a Source in front of another one, what that reads for it."""
         ...
+
+    def same(self, name: str, other: str) -> bool | None:
+        """Whether two tensors are equal bit by bit; None if they cannot be read."""
+        return bool(mx.array_equal(self.read(name), self.read(other)).item())
 
     def beside(self, module: str, weight: mx.array) -> dict[str, mx.array]:
         """The adapter of a quantized module, to be computed beside it; empty if it has none (see AdaptedSource).
@@ -106,6 +110,10 @@ class SafetensorsHeaders(Source):
         """The size of a tensor in its file."""
         return self._sizes[name]
 
+    def same(self, name: str, other: str) -> bool | None:
+        """None: there are only headers."""
+        return None
+
     def read(self, name: str) -> mx.array:
         """Raises PgMlxError: there are only headers."""
         raise PgMlxError(f"{name} cannot be read: of {self.name} there are only the headers here")
@@ -134,6 +142,13 @@ class SafetensorsFolder(SafetensorsHeaders):
         if has_channels_second(name, tensor.shape):
             tensor = tensor.transpose(0, 2, 3, 1)
         return tensor
+
+    def same(self, name: str, other: str) -> bool | None:
+        """Whether two tensors hold the same bytes and have the same shape. They are compared where they lie."""
+        first, second = (self._places[which] for which in (name, other))
+        if self.shapes[name] != self.shapes[other] or self._sizes[name] != self._sizes[other]:
+            return False
+        return same_bytes((self.folder / first[0], first[1]), (self.folder / second[0], second[1]))
 
 
 def _weight_files(folder: Path) -> list[Path]:

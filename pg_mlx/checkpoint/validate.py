@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files.json import read_json
-from .layouts import PATCH_KERNEL
+from .layouts import HEAD, PATCH_KERNEL
 from .open import open_local
 from .tensors import SafetensorsFolder
 
@@ -63,15 +63,23 @@ def _get(content: Any, field: str) -> Any:
 
 
 def _weights(folder: Path) -> list[str]:
-    source = open_local(folder).source
+    checkpoint = open_local(folder)
+    source = checkpoint.source
     if not isinstance(source, SafetensorsFolder):
         return ["the weights are not in safetensors files; convert them first"]
     foreign = sorted(source.stored.keys() - source.shapes.keys())
     problems = [f"{name} is not the classic name of a tensor" for name in foreign[:5]]
     if foreign[5:]:
         problems.append(f"... and {len(foreign) - 5} more such names")
-    if any(name.startswith("language_model.lm_head.") for name in source.stored):
-        problems.append("language_model.lm_head is stored although the head is the embedding")
+    if not checkpoint.config.tie_word_embeddings:
+        problems.append(
+            "language_model.lm_head is a head of its own: pg_mlx and transformers use it, but in mlx-vlm and Swift's "
+            "MLXVLM the embedding is the head, so they refuse the folder"
+        )
+    elif any(name.startswith(f"{HEAD}.") for name in source.shapes):
+        problems.append("language_model.lm_head is a copy of the embedding; mlx-vlm and Swift's MLXVLM refuse it")
+    elif any(name.startswith(f"{HEAD}.") for name in source.stored):
+        problems.append("language_model.lm_head is stored in place of the embedding; mlx-vlm and MLXVLM need that")
     kernel = source.stored[source.stored_name(PATCH_KERNEL)]
     if kernel[-1] != 3:
         problems.append("the patch kernel is stored as PyTorch has it, [out, in, height, width]")

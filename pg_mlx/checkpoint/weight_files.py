@@ -10,6 +10,8 @@ from ..errors import InputError
 from .other_forms import way_out
 
 INDEX = "model.safetensors.index.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors")
+"""PEFT's, and mlx-vlm's."""
 
 _MAX_FILES = 10_000
 _MASK_DECODER = "vae-oid.npz"
@@ -119,7 +121,7 @@ def _is_whole(files: list[str]) -> bool:
 
 
 def _refuse_adapter(place: str, names: Collection[str], chosen: list[str]) -> None:
-    adapter = next((name for name in ("adapter_model.safetensors", "adapters.safetensors") if name in names), None)
+    adapter = next((name for name in ADAPTER_WEIGHTS if name in names), None)
     if adapter:
         raise InputError(
             f"{place} holds two things: weights ({_called(chosen)}) and an adapter ({adapter}); "

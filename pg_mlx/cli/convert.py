@@ -57,9 +57,15 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("-d", "--dequantize", action="store_true", help="unpack what is packed")
     p.add_argument("--dtype", metavar="D", help="of what stays float: float32, bfloat16 or float16")
     p.add_argument(
-        "--adapter-path", action="append", default=[], metavar="DIR", help="PEFT adapter to merge; repeatable"
+        "--adapter-path",
+        action="append",
+        default=[],
+        metavar="A",
+        help="PEFT adapter to merge, a folder or hub repository; repeatable",
     )
-    p.add_argument("--tokenizer", metavar="PATH", help="file or folder of the tokenizer, for a source without one")
+    p.add_argument(
+        "--tokenizer", metavar="PATH", help="file, folder or hub repository of the tokenizer, for a source without one"
+    )
     p.add_argument("--no-tokenizer", action="store_true", help="write weights only (to be used with load_model)")
     p.add_argument(
         "--mask-decoder", metavar="FILE", help="vae-oid.npz, to go into DST (one that SRC has comes along by itself)"
@@ -189,7 +195,8 @@ def table(conversion: Conversion) -> str:
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in ("embedding/head", "decoder"))
+    head = "head of its own" if "head of its own" in parts else "embedding/head"
+    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in (head, "decoder"))
     return "\n".join(
         [
             *lines,

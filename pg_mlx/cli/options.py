@@ -62,15 +62,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--model",
         metavar="M",
-        help="checkpoint folder, big_vision .npz, or hub repository owner/name (default: the bundled demo)",
+        help="checkpoint or adapter folder, big_vision .npz, or hub repository owner/name (default: the bundled demo)",
     )
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
-    p.add_argument("--tokenizer", metavar="PATH", help="file or folder of the tokenizer, for a .npz, which has none")
+    p.add_argument(
+        "--tokenizer", metavar="PATH", help="file, folder or hub repository of the tokenizer, for a model that has none"
+    )
     p.add_argument(
         "--adapter-path",
         action="append",
         metavar="A",
-        help="folder of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
+        help="folder or hub repository of a LoRA adapter from PEFT or mlx-vlm (repeatable, applied in order)",
     )
     p.add_argument(
         "--dtype",

@@ -3,10 +3,10 @@
 The modules are those of the loaded model, filled by the loader's own code, so the numbers are the same too.
 
 Memory, whatever the depth of the model: its embedding as the source stores it (it is looked up first and needed again
-as the head, and reading it is slow), one block in the compute dtype with the parts it is assembled
-from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones for one
-text at a time. A 28B model in bfloat16 has 55 GB; streaming it holds 2.4 GB of embedding, 1.1 GB of one block and,
-for 16 texts at 448 pixels, 0.2 GB of activations.
+as the head, and reading it is slow; a head of its own is held beside it), one block in the compute dtype with the parts
+it is assembled from, and the activations: [N + T, D] for every text, [N, D] for every picture, and a layer's inner ones
+for one text at a time. A 28B model in bfloat16 has 55 GB; streaming it holds 2.4 GB of embedding, 1.1 GB of one
+block and, for 16 texts at 448 pixels, 0.2 GB of activations.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Streamed:
         self.num_blocks = self.config.vision.num_hidden_layers + self.config.text.num_hidden_layers
         self._source, self._specs, self._progress = checkpoint.source, checkpoint.specs, progress
         self._model = PaliGemma(self.config, dtype=self.dtype)  # placeholders, not in memory
-        self._table: _Table | None = None
+        self._tables: dict[str, _Table] = {}
 
     def features(self, pictures: Sequence[mx.array]) -> list[mx.array]:
         """Pixels [1, H, W, 3] each -> features [1, N, D] each, in the compute dtype."""
@@ -98,9 +98,10 @@ class Streamed:
 
     def head(self, start: int, stop: int) -> Callable[[mx.array], mx.array]:
         """hidden [..., D] -> float32 logits [..., stop - start], capped where the config says so. Valid until
-        the next call; holds rows start..stop-1 of the embedding in the compute dtype."""
+        the next call; holds rows start..stop-1 of the head in the compute dtype."""
         decoder = self._model.language_model
-        decoder.embed_tokens = self._embedding(slice(start, stop))
+        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        decoder[name] = self._rows_of(name, slice(start, stop))
         return decoder.head
 
     def _rows(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
@@ -109,7 +110,7 @@ class Streamed:
         ids = [[*text.prefix, *text.answer[:-1]] for text in texts]
         known = sorted({token for row in ids for token in row})
         place = {token: index for index, token in enumerate(known)}
-        decoder.embed_tokens = self._embedding(mx.array(known))
+        decoder.embed_tokens = self._rows_of("embed_tokens", mx.array(known))
         rows = []
         for text, row in zip(texts, ids, strict=True):
             embedded = decoder.embed(mx.array([[place[token] for token in row]]))
@@ -136,15 +137,16 @@ class Streamed:
             if f"{spec.target}.".startswith(f"{path}."):
                 mx.eval(fill(self._model, spec, self._source, self.config, self.dtype))
 
-    def _embedding(self, index: slice | mx.array) -> Embedding:
-        if self._table is None:
-            spec = next(spec for spec in self._specs if spec.kind == "embedding")
-            self._table = _Table(spec, self._source, self.config, self.dtype)
-        return self._table.rows(index)
+    def _rows_of(self, name: str, index: slice | mx.array) -> Embedding:
+        """Rows of the decoder's table of this name."""
+        if name not in self._tables:
+            spec = next(spec for spec in self._specs if spec.target == f"language_model.{name}")
+            self._tables[name] = _Table(spec, self._source, self.config, self.dtype)
+        return self._tables[name].rows(index)
 
 
 class _Table:
-    """The embedding as it is stored; as a loaded model has it for a few rows at a time."""
+    """The embedding or the head as it is stored; as a loaded model has it for a few rows at a time."""
 
     def __init__(self, spec: WeightSpec, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype):
         self._columns, self._dtype = spec.columns, dtype

@@ -6,7 +6,6 @@ peak is about the largest tensor (the embedding) and its packed copy, whatever t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import shutil
@@ -18,16 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..checkpoint.adapters.merge import AdapterPath
+from ..checkpoint.adapters.base import compare_bases, find_base, lacks_tokenizer
+from ..checkpoint.adapters.merge import AdapterPath, open_adapters
 from ..checkpoint.load import DTYPES
 from ..checkpoint.mask_decoder import FILE_NAME
 from ..checkpoint.open import Checkpoint, open_checkpoint
+from ..checkpoint.wanted import has_tokenizer
 from ..errors import InputError, PgMlxError
 from ..files.arrays import write_arrays
 from ..files.folder import check_target, whole_folder
+from ..files.regular import expanded
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
-from ..processor import RESAMPLES, Tokenizer
+from ..processor import RESAMPLES
+from ..processor.added_tokens import added_in_list
 from ..quantization import RECIPES, Recipe, uniform
 from ..regions.mask_vae import read_masks
 from . import side_files
@@ -90,23 +93,32 @@ class Conversion:
             raise InputError("quantizing and dequantizing exclude each other")
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        checkpoint = open_checkpoint(source, revision=revision, tokenizer=tokenizer, headers_only=headers_only)
-        if adapter_path:
+        adapters = open_adapters(adapter_path)
+        given = tokenizer or headers_only or any(has_tokenizer(adapter.folder) for adapter in adapters)
+        named = find_base(source, revision, need_tokenizer and not given)
+        adapters = [*open_adapters(named.adapters), *adapters]
+        compare_bases(adapters, str(named.checkpoint))
+        checkpoint = open_checkpoint(
+            named.checkpoint, revision=named.revision, tokenizer=tokenizer, headers_only=headers_only
+        )
+        if adapters:
+            if not tokenizer:
+                checkpoint = checkpoint.with_tokens_of(adapters)
             if checkpoint.is_quantized() and not (recipe or dequantize):
                 raise InputError(
                     f"{checkpoint.name} is quantized; "
                     "merging an adapter needs -q (pack it again) or -d (leave it float)"
                 )
-            checkpoint = checkpoint.merged(adapter_path)
+            checkpoint = checkpoint.merged(adapters)
         if need_tokenizer and (tokenizer or not checkpoint.headers_only):
             _check_tokenizer(checkpoint)
         stored = mx.bfloat16 if recipe and checkpoint.dtype == mx.float32 else checkpoint.dtype
         masks = mask_decoder or checkpoint.mask_decoder
         self.checkpoint = checkpoint
         self.recipe = recipe
-        adapters = [adapter_path] if isinstance(adapter_path, (str, Path)) else adapter_path or ()
-        given = (source, *adapters, *(path for path in (tokenizer, mask_decoder) if path))
-        self._inputs = [path for path in map(_expanded, given) if path.exists()]
+        folders = (adapter.folder for adapter in adapters)
+        inputs = (source, named.checkpoint, *folders, *(path for path in (tokenizer, mask_decoder) if path))
+        self._inputs = [path for path in map(expanded, inputs) if path.exists()]
         self.plan = make_plan(checkpoint, recipe, dequantize)
         self.dtype = DTYPES[dtype] if dtype else stored
         """The dtype in which float tensors and affine scales are written."""
@@ -169,7 +181,7 @@ class Conversion:
     def check_target(self, target: Path, force: bool, calibration: str | Path | None = None) -> None:
         """Raises InputError if `target` may not be written: see `convert`."""
         place = check_target(target, force, owned)
-        check_inputs_outside(place, [*self._inputs, *([_expanded(calibration)] if calibration else [])])
+        check_inputs_outside(place, [*self._inputs, *([expanded(calibration)] if calibration else [])])
 
     def _header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
@@ -208,7 +220,8 @@ class Conversion:
         for name, path in given.items():
             shutil.copyfile(path, folder / name)
         if "tokenizer.json" not in given and "tokenizer.model" in given:
-            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json")
+            added = added_in_list(given["added_tokens.json"]) if "added_tokens.json" in given else {}
+            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", added)
         if self.masks:
             write_arrays(folder / FILE_NAME, self.masks)
         config, resample = self.plan.config, self.checkpoint.resample
@@ -228,19 +241,11 @@ class Conversion:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _expanded(path: str | Path) -> Path:
-    with contextlib.suppress(RuntimeError):  # "~nobody/x" has no home
-        return Path(path).expanduser()
-    return Path(path)
-
-
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
     """Raises InputError if there is none, it cannot be read, or has ids beyond the rows of the embedding."""
     if checkpoint.tokenizer is None:
-        raise InputError(
-            f"{checkpoint.name} has no tokenizer; give one with --tokenizer FILE|FOLDER, or convert with --no-tokenizer"
-        )
-    pieces, rows = Tokenizer.from_file(checkpoint.tokenizer).vocab_size, checkpoint.config.text.vocab_size
+        raise InputError(f"{lacks_tokenizer(checkpoint.name)}, or convert with --no-tokenizer")
+    pieces, rows = checkpoint.read_tokenizer().vocab_size, checkpoint.config.text.vocab_size
     if pieces > rows:
         raise InputError(f"{checkpoint.tokenizer} has {pieces} pieces, but the embedding only {rows} rows")
 

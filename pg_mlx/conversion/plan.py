@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..checkpoint.check import packing
-from ..checkpoint.layouts import TEXT, VISION, WeightSpec, vision_mlp_axis
+from ..checkpoint.layouts import EMBEDDING, HEAD, TEXT, VISION, WeightSpec, vision_mlp_axis
 from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..errors import InputError
@@ -16,7 +16,8 @@ from ..quantization import Quantization, Recipe, padded_size
 COMPONENTS = {
     "SigLIP": VISION,
     "projector": "multi_modal_projector",
-    "embedding/head": f"{TEXT}.embed_tokens",
+    "embedding/head": EMBEDDING,
+    "head of its own": HEAD,
     "decoder": TEXT,
 }
 
@@ -107,10 +108,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe | None, dequantize: bool = 
 
 
 def _require_matches(recipe: Recipe, modules: list[Module]) -> None:
-    """A pattern that names nothing is a typing mistake, and would silently leave the module as it was."""
+    """A pattern that names nothing is a typing mistake, and would silently leave the module as it was. The head is
+    known to recipes even where it is the embedding."""
     example = next(module.name for module in reversed(modules) if _packable(module))
+    names = [*(module.name for module in modules), HEAD]
     for rule in recipe.rules:
-        if not any(fnmatchcase(module.name, rule.pattern) for module in modules):
+        if not any(fnmatchcase(name, rule.pattern) for name in names):
             raise InputError(f"no module is called {rule.pattern!r}; names look like {example}")
 
 

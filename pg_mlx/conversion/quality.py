@@ -23,6 +23,7 @@ from ..checkpoint.open import Checkpoint, open_local
 from ..config import PaliGemmaConfig
 from ..errors import InputError, PgMlxError
 from ..generation import SamplingOptions
+from ..generation.sampling import bar
 from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
 from ..processor import Processor, load_image
@@ -230,12 +231,13 @@ def _answer(
 def _greedy(
     model: PaliGemma, processor: Processor, features: mx.array, prefix: Sequence[int], max_tokens: int
 ) -> list[int]:
-    choose = SamplingOptions(max_tokens).sampler(processor.tokenizer.vocab_size)
+    vocab_size = processor.tokenizer.vocab_size
+    choose, barred = SamplingOptions(max_tokens).sampler(vocab_size), bar(processor.tokenizer.barred, vocab_size)
     capacity = features.shape[1] + len(prefix) + max_tokens
     logits, cache = model.prefill(features, mx.array([prefix]), capacity=capacity)
     answer: list[int] = []
     while True:
-        token = choose(logits)
+        token = choose(logits if barred is None else logits[:, :vocab_size] + barred)
         answer.append(cast(int, token.item()))
         if len(answer) == max_tokens or answer[-1] == processor.tokenizer.eos_id:
             return answer

@@ -21,7 +21,7 @@ def config_json(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
         "bos_token_id": 2,
         "eos_token_id": 1,
         "pad_token_id": 0,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "torch_dtype": dtype,
     }
     raw["text_config"] = {
@@ -41,7 +41,7 @@ def config_json(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": 0.0,
         "num_image_tokens": vision.num_patches,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "use_bidirectional_attention": True,
         "bos_token_id": 2,
         "eos_token_id": 1,

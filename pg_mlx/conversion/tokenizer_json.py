@@ -7,7 +7,7 @@ protobuf fields are read here because sentencepiece does not say which pieces ar
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +31,11 @@ class Piece(NamedTuple):
     kind: int
 
 
-def write_tokenizer_json(model: Path, target: Path) -> None:
+def write_tokenizer_json(model: Path, target: Path, added: Mapping[str, int] | None = None) -> None:
     """Write the vocabulary of `model` as a tokenizer.json with the same pieces and ids. Region tokens are appended if
-    they are missing, and <image> comes last.
+    they are missing, and <image> comes last, but for tokens that were added behind it: added_tokens.json's.
 
-    Raises InputError if the model is not one of Gemma's kind.
+    Added tokens must follow it without a gap. Raises InputError if the model is not one of Gemma's kind.
     """
     try:
         pieces = list(read_pieces(model.read_bytes()))
@@ -55,7 +55,18 @@ def write_tokenizer_json(model: Path, target: Path) -> None:
     found_first = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(text, normalized=True) for text in [*found_first, *LOCATIONS, *SEGMENTS]])
     tokenizer.add_special_tokens([AddedToken(IMAGE, normalized=False, special=True)])
+    _append(tokenizer, {token: token_id for token, token_id in (added or {}).items() if token != IMAGE})
     target.write_bytes(tokenizer.to_str(pretty=True).encode())  # not its own writer: Python says that a disk is full
+
+
+def _append(tokenizer: Tokenizer, added: Mapping[str, int]) -> None:
+    """Add tokens behind all others, in the order of their ids. Raises InputError if one of them has another id."""
+    for token, token_id in sorted(added.items(), key=lambda pair: pair[1]):
+        tokenizer.add_tokens([AddedToken(token, normalized=False)])
+        if tokenizer.token_to_id(token) != token_id:
+            raise InputError(
+                f"added_tokens.json gives {token!r} the id {token_id}, which does not follow the vocabulary"
+            )
 
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -43,3 +44,10 @@ def refuse_pointer(path: Path) -> None:
         open_regular(path).close()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as people give it, with the home folder in place of "~"."""
+    with contextlib.suppress(RuntimeError):  # "~nobody/x" has no home to expand to: it stays, and is then not found
+        return Path(path).expanduser()
+    return Path(path)

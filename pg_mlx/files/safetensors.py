@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import InputError
 from .regular import open_regular
@@ -30,6 +30,7 @@ MAX_HEADER_BYTES = 8 << 20
 _MAX_RANK = 8
 _MAX_DIGITS = 19
 _LIMIT = 1 << 63
+_PIECE_BYTES = 1 << 20
 
 
 def read_header(path: Path) -> Header:
@@ -115,3 +116,32 @@ def _check_entry(path: str | Path, name: str, entry: Any, data_bytes: int | None
     if data_bytes is not None and stop > data_bytes:
         raise InputError(f"{path} is truncated: {name[:200]!r} ends at byte {stop} of {data_bytes} present")
     return dtype, tuple(shape)
+
+
+def same_bytes(first: tuple[Path, str], second: tuple[Path, str]) -> bool:
+    """Whether two tensors hold the same bytes. Each is given as its file, whose header was read before, and its name.
+
+    They are read piece by piece, and nothing beyond the first difference. Raises InputError.
+    """
+    try:
+        (file, size), (other, other_size) = _open_at(*first), _open_at(*second)
+        with file, other:
+            if size != other_size:
+                return False
+            while size > 0:
+                piece = file.read(min(size, _PIECE_BYTES))
+                if not piece or piece != other.read(len(piece)):
+                    return False
+                size -= len(piece)
+    except OSError as error:
+        raise InputError(f"cannot read {first[0]}: {error.strerror}") from None
+    return True
+
+
+def _open_at(path: Path, name: str) -> tuple[BinaryIO, int]:
+    """The file, at a tensor's first byte, and the tensor's size in bytes."""
+    file = path.open("rb")
+    length = struct.unpack("<Q", file.read(8))[0]
+    start, stop = json.loads(file.read(length))[name]["data_offsets"]
+    file.seek(8 + length + start)
+    return file, stop - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 import mlx.core as mx
@@ -19,7 +19,7 @@ from ..timeline import timed
 from .features import FeatureCache
 from .request import Request
 from .rows import Progress, Row
-from .sampling import Allowed, NextTokens, choose, needed
+from .sampling import Allowed, NextTokens, bar, choose, needed
 
 ROOM = 256
 """Slots by which the cache grows. Growing copies it, once in as many steps as this."""
@@ -47,13 +47,15 @@ class Engine:
         *,
         eos_id: int,
         vocab_size: int,
+        barred: Collection[int] = (),
         batch_size: int = 1,
         features: FeatureCache | None = None,
     ):
-        """vocab_size: ids from there on are never chosen. features: a cache of encoded pictures that is to outlive this
-        engine; a new one if not given."""
+        """vocab_size: ids from there on are never chosen, nor those in `barred`. features: a cache of encoded pictures
+        that is to outlive this engine; a new one if not given."""
         self.batch_size = batch_size
         self._model, self._eos_id, self._vocab = model, eos_id, range(vocab_size)
+        self._bar = bar(barred, vocab_size)
         self._features = features or FeatureCache(model)
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
@@ -248,6 +250,8 @@ class Engine:
 
     def _choose(self, rows: list[Row], logits: mx.array, asked: list[list[Allowed]], vocab: Ids) -> NextTokens:
         logprobs = any(row.request.logprobs for row in rows)
+        if self._bar is not None and vocab == self._vocab:
+            logits = logits + self._bar
         return choose([row.sample for row in rows], logits, asked, vocab, logprobs)
 
 
@@ -257,5 +261,10 @@ def engine_for(
     """An Engine for a model with this processor's tokenizer."""
     tokenizer = processor.tokenizer
     return Engine(
-        model, eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size, batch_size=batch_size, features=features
+        model,
+        eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
+        barred=tokenizer.barred,
+        batch_size=batch_size,
+        features=features,
     )

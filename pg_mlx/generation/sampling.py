@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -152,6 +152,13 @@ def needed(allowed: Sequence[Allowed], vocab: range) -> Ids:
     ids = sorted({*chain(*spans, *lists)})
     adjacent = ids[-1] - ids[0] == len(ids) - 1
     return range(ids[0], ids[-1] + 1) if adjacent else ids
+
+
+def bar(ids: Collection[int], vocab_size: int) -> mx.array | None:
+    """float32 [vocab_size], to be added to logits so that these ids are never chosen; None if there are none."""
+    if not ids:
+        return None
+    return mx.where((mx.arange(vocab_size)[:, None] == mx.array(sorted(ids))).any(axis=1), -mx.inf, 0.0)
 
 
 def choose(

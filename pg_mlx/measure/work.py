@@ -43,7 +43,7 @@ def prefill_work(model: PaliGemma, tokens: int) -> Work:
     keys_and_values = 2 * text.num_key_value_heads * text.head_dim * text.hidden_size
     flops = sum(2 * tokens * layer + 4 * tokens**2 * heads for layer in layers[:-1])
     flops += 2 * tokens * keys_and_values + 2 * (layers[-1] - keys_and_values) + 4 * tokens * heads
-    return Work(flops + 2 * cells(language.embed_tokens), weight_bytes(language) + cache_bytes(model, [tokens]))
+    return Work(flops + 2 * cells(language.head_table), weight_bytes(language) + cache_bytes(model, [tokens]))
 
 
 def decode_work(model: PaliGemma, lengths: Sequence[int]) -> Work:
@@ -51,7 +51,8 @@ def decode_work(model: PaliGemma, lengths: Sequence[int]) -> Work:
     text, language = model.config.text, model.language_model
     heads = text.num_attention_heads * text.head_dim
     attention = text.num_hidden_layers * 4 * heads * sum(length + 1 for length in lengths)
-    flops = 2 * len(lengths) * cells(language) + attention
+    used = sum(map(cells, language.layers)) + cells(language.head_table)
+    flops = 2 * len(lengths) * used + attention
     return Work(flops, weight_bytes(language) + cache_bytes(model, lengths))
 
 

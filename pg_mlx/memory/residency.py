@@ -37,9 +37,11 @@ def check_copies(dtype: mx.Dtype) -> None:
 
 def dequantize_within(model: PaliGemma, room: int) -> None:
     """Keep float32 weights in place of packed ones, as many as fit in `room` more bytes: the decoder's layers, which
-    every token reads, then the head, then the tower's layers and the connector, which a picture reads once."""
+    every token reads, then the head (and the embedding), then the tower's layers and the connector, which a picture
+    reads once."""
     text = model.language_model
-    for part in (*text.layers, text.embed_tokens, *model.vision_tower.layers, model.connector):
+    tables = (text.head_table,) if text.head_table is text.embed_tokens else (text.head_table, text.embed_tokens)
+    for part in (*text.layers, *tables, *model.vision_tower.layers, model.connector):
         packed = [matrix for matrix in matrices(part) if matrix.quantization]
         more = _growth(packed)
         if packed and more <= room:

@@ -1,4 +1,4 @@
-"""Text to ids and back, from either file that checkpoints carry: tokenizer.model or tokenizer.json.
+"""Text to ids and back, from what checkpoints carry: tokenizer.model or tokenizer.json, and added_tokens.json.
 
 Gemma's vocabulary has 256,000 pieces; PaliGemma's adds 1,024 locations <loc0000>.. and 128 mask codes <seg000>.. .
 Spaces are kept as they are (written as "▁" inside), and nothing is trimmed or normalised. Text without a piece is
@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import InputError
+from .added_tokens import CONTROL, IMAGE, LETTERS, MAX_ID, Splitter, added_in_json, added_in_list, read_as_text
 
 # The names of all region tokens, in the order of their ids.
 LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
 SEGMENTS = [f"<seg{i:03}>" for i in range(128)]
+FORMS, ADDED = ("tokenizer.model", "tokenizer.json"), "added_tokens.json"
 _REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)", re.ASCII)
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-CONTROL = ("<pad>", "<eos>", "<bos>")
 
 
 class _Pieces(Protocol):
     """What a backend provides: how plain text is cut, and what the pieces are."""
 
     size: int
+    gaps: frozenset[int]
+    """Ids below `size` that no piece has."""
 
     def encode(self, text: str) -> list[int]: ...
     def piece(self, token_id: int) -> str: ...
@@ -35,7 +38,8 @@ class _Pieces(Protocol):
 
 
 class Tokenizer:
-    """One interface to both file formats. Ids run from 0 to vocab_size - 1; <image> is not among them."""
+    """One interface to all file formats. Ids run from 0 to vocab_size - 1; those in `barred` are no text, and no answer
+    has them: <image>, where added tokens follow it, and rows of padding."""
 
     def __init__(self, pieces: _Pieces):
         self._pieces = pieces
@@ -43,20 +47,39 @@ class Tokenizer:
         self.location_ids = self._region_ids(LOCATIONS)
         self.segmentation_ids = self._region_ids(SEGMENTS)
         self.pad_id, self.eos_id, self.bos_id = (self._required(piece) for piece in CONTROL)
+        self.barred = frozenset(i for i in (*pieces.gaps, pieces.id(IMAGE)) if i is not None and i < self.vocab_size)
         self._region_id = dict(zip(LOCATIONS, self.location_ids, strict=True))
         self._region_id |= dict(zip(SEGMENTS, self.segmentation_ids, strict=True))
         self._region_piece = {token_id: piece for piece, token_id in self._region_id.items()}
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """From tokenizer.model if there is one (it loads in 50 ms, the other in 0.7 s), else from tokenizer.json.
+        """As `from_files`, from those in a folder."""
+        found = {name: folder / name for name in (*FORMS, ADDED) if (folder / name).is_file()}
+        if not found.keys() & {*FORMS}:
+            raise InputError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json")
+        return cls.from_files(found)
 
-        Raises InputError if there is neither, or if the file is not a tokenizer of Gemma's kind.
+    @classmethod
+    def from_files(cls, files: Mapping[str, Path]) -> Tokenizer:
+        """From tokenizer.model if there is one (it loads in 50 ms, the other in 0.7 s), else from tokenizer.json; and
+        from tokenizer.json, or with added_tokens.json, where those have tokens that the first one lacks.
+
+        files: by their names; others than these three are ignored, and one of the first two is needed. Raises
+        InputError if a file is not of a tokenizer of Gemma's kind.
         """
-        for name in ("tokenizer.model", "tokenizer.json"):
-            if (folder / name).is_file():
-                return cls.from_file(folder / name)
-        raise InputError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json")
+        tokenizer = cls.from_file(files[FORMS[0] if FORMS[0] in files else FORMS[1]])
+        in_json = tokenizer._lacks(added_in_json(files[FORMS[1]])) if {*FORMS} <= files.keys() else {}
+        listed = tokenizer._lacks(added_in_list(files[ADDED])) if ADDED in files else {}
+        if in_json and listed.keys() <= in_json.keys():
+            return cls.from_file(files[FORMS[1]])
+        added = in_json | listed
+        return cls(_WithAdded(tokenizer._pieces, added)) if added else tokenizer
+
+    def _lacks(self, tokens: Mapping[str, int]) -> dict[str, int]:
+        """Those of some added tokens that this vocabulary does not have."""
+        known = {*LETTERS, *self._region_id}
+        return {token: i for token, i in tokens.items() if token not in known and self._pieces.id(token) is None}
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -103,7 +126,7 @@ class Tokenizer:
     def piece(self, token_id: int) -> bytes:
         """The bytes that an id contributes to text: none for <pad>, <eos>, <bos>; one for a byte piece. Raises
         InputError for an id outside the vocabulary."""
-        if token_id in (self.pad_id, self.eos_id, self.bos_id):
+        if token_id in (self.pad_id, self.eos_id, self.bos_id) or token_id in self.barred:
             return b""
         if token_id in self._region_piece:
             return self._region_piece[token_id].encode()
@@ -148,7 +171,7 @@ class _SentencePieces:
 
         self._model: Any = SentencePieceProcessor()
         self._model.LoadFromSerializedProto(path.read_bytes())
-        self.size = self._model.vocab_size()
+        self.size, self.gaps = self._model.vocab_size(), frozenset[int]()
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -165,12 +188,15 @@ class _JsonPieces:
     def __init__(self, path: Path):
         from tokenizers import Tokenizer as Backend
 
-        self._model: Any = Backend.from_file(str(path))
+        self._model: Any = Backend.from_str(read_as_text(path.read_text(encoding="utf-8")))
         self._model.no_truncation()  # what some training run wanted, and left in the file
         self._model.no_padding()
-        self._model.encode_special_tokens = True  # "<eos>" in text is five letters, as in the other form
+        self._model.encode_special_tokens = True  # "<eos>" in text is letters, as in the other form
         vocabulary = self._model.get_vocab(with_added_tokens=True)
-        self.size = 1 + max((i for piece, i in vocabulary.items() if piece != "<image>"), default=-1)
+        self.size = 1 + max((i for piece, i in vocabulary.items() if piece != IMAGE), default=-1)
+        if self.size > MAX_ID:
+            raise InputError(f"its ids reach {self.size - 1}, which is no vocabulary of Gemma's kind")
+        self.gaps = frozenset(range(self.size)) - {*vocabulary.values()} if len(vocabulary) < self.size else frozenset()
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text, add_special_tokens=False).ids
@@ -180,3 +206,25 @@ class _JsonPieces:
 
     def id(self, piece: str) -> int | None:
         return self._model.token_to_id(piece)
+
+
+class _WithAdded:
+    """Other pieces, and added tokens in front of them. Each part of a text between two of those is encoded alone."""
+
+    def __init__(self, pieces: _Pieces, added: dict[str, int]):
+        self._pieces, self._splitter = pieces, Splitter(added)
+        self._added = {token_id: token for token, token_id in added.items()}
+        self.size = max(pieces.size, 1 + max(self._added))
+        self.gaps = frozenset([*pieces.gaps, *range(pieces.size, self.size)]) - self._added.keys()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part, token_id in self._splitter.split(text):
+            ids += self._pieces.encode(part) if token_id is None else [token_id]
+        return ids
+
+    def piece(self, token_id: int) -> str:
+        return self._added[token_id] if token_id in self._added else self._pieces.piece(token_id)
+
+    def id(self, piece: str) -> int | None:
+        return self._splitter.ids.get(piece, self._pieces.id(piece))

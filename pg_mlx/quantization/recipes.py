@@ -69,7 +69,13 @@ RECIPES = {
             "4-bit decoder, 6-bit embedding/head, 8-bit SigLIP and projector; in PaliGemma 2 3B also 6 bits for the "
             "matrices of 2304 columns, because MLX's fast 4-bit kernel for one token wants a multiple of 512 columns "
             "and its 6-bit one a multiple of 256",
-            (*_EYES, Rule("*.embed_tokens", _q(6)), Rule("*", _q(6), unless_multiple=512), Rule("*", _q(4))),
+            (
+                *_EYES,
+                Rule("*.embed_tokens", _q(6)),
+                Rule("*.lm_head", _q(6)),
+                Rule("*", _q(6), unless_multiple=512),
+                Rule("*", _q(4)),
+            ),
         ),
         Recipe("quality", "8 bits everywhere", (Rule("*", _q(8)),)),
     )

@@ -1,6 +1,7 @@
 """Adapters that cannot be applied: one line that names what is wrong, before anything is computed."""
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -68,7 +69,7 @@ def test_factors_that_do_not_multiply(shape: tuple[int, ...], tmp_path: Path) ->
 
 @pytest.mark.parametrize("extra, words", [
     (f"{Q}.lora_B.bias", "bias"),
-    (f"{EMBEDDING}.token_adapter.trainable_tokens_delta", "trainable_tokens_delta"),
+    (f"{EMBEDDING}.token_adapter.trainable_tokens_delta", "does not list the tokens"),
     (f"{Q}.lora_A.other.weight", "twice"),
     (f"base_model.model.{Q}.lora_A.weight", "twice"),
     ("vision_tower.a\nb.lora_A.weight", "vision_tower"),
@@ -86,7 +87,8 @@ def test_tensors_that_have_no_place(extra: str, words: str, tmp_path: Path) -> N
     ({"peft_type": "PREFIX_TUNING"}, ("PREFIX_TUNING",)),
     ({"peft_type": ["LORA"]}, ("LORA",)),
     ({"use_qalora": True}, ("use_qalora",)),
-    ({"trainable_token_indices": [1]}, ("trainable_token_indices",)),
+    ({"trainable_token_indices": 3}, ("trainable_token_indices",)),
+    ({"modules_to_save": "lm_head"}, ("modules_to_save",)),
     ({"init_lora_weights": "pissa_niter_4"}, ("pissa_niter_4", "path_initial_model_for_weight_conversion")),
     ({"lora_alpha": None}, ("lora_alpha",)),
     ({"lora_alpha": "16"}, ("lora_alpha", "'16'")),
@@ -103,11 +105,23 @@ def test_configs_that_cannot_be_applied(config: Json, words: tuple[str, ...], tm
         opened(tensors, Trained(tensors, **config).low_rank(Q).save(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("head", ["lm_head.lora_A.weight", "language_model.lm_head.lora_B.weight", "lm_head.weight"])
-def test_a_head_alone_is_an_error(head: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["lm_head.lora_A.weight", "language_model.lm_head.lora_B.weight"])
+def test_half_an_update_of_the_head_is_an_error(head: str, tmp_path: Path) -> None:
+    raw, tensors = wide()
     folder = write_adapter(tmp_path / "a", {head: np.ones((4, 128), np.float32)}, peft_type="LORA", lora_alpha=4)
-    with one_line_error("lm_head", "embed_tokens"):
-        Adapter(folder)
+    with one_line_error("lm_head", "lora_"):
+        build(Checkpoint.of(Memory(tensors), raw), adapters=[Adapter(folder)])
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2], [1, 1, 2], [-1, 2, 3], [True, 2, 3], [1, 2, 10**9], [1, 2, "3"], [[]], {"k": [1]}]
+)
+def test_trained_tokens_that_are_no_tokens(ids: Any, tmp_path: Path) -> None:
+    raw, tensors = wide()
+    rows = {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": np.ones((3, 128), np.float32)}
+    folder = write_adapter(tmp_path / "a", rows, peft_type="LORA", lora_alpha=4, trainable_token_indices=ids)
+    with one_line_error("token"):
+        build(Checkpoint.of(Memory(tensors), raw), adapters=[Adapter(folder)])
 
 
 def test_integers_are_no_adapter(tmp_path: Path) -> None:

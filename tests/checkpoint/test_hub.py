@@ -369,7 +369,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
 
-    def asked(repo: str, revision: str | None) -> Path:
+    def asked(repo: str, revision: str | None, wanted: object) -> Path:
         raise LookupError(f"the hub was asked for {repo}@{revision}")
 
     monkeypatch.setattr(hub, "_download", asked)

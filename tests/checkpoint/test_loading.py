@@ -24,6 +24,7 @@ from helpers.models import (
 from mlx.utils import tree_flatten
 
 from pg_mlx import PaliGemma, load_model
+from pg_mlx.checkpoint.layouts import HEAD
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 
@@ -89,8 +90,6 @@ def test_layouts_are_the_same_model(
 
 
 @pytest.mark.parametrize("name", [
-    "lm_head.weight",
-    "language_model.lm_head.weight",
     "vision_tower.vision_model.embeddings.position_ids",
     "model.vision_tower.embeddings.position_ids",
     "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
@@ -99,7 +98,6 @@ def test_layouts_are_the_same_model(
 def test_tensors_that_no_model_needs_are_ignored(
     raw: Json, tensors: Tensors, expected: mx.array, name: str, tmp_path: Path
 ) -> None:
-    """A stale copy of the embedding among them: the embedding wins."""
     copy = tensors[EMBEDDING] + 1
     assert same(text_logits(loads(write_folder(tmp_path, raw, tensors | {name: copy}))), expected)
 
@@ -234,9 +232,21 @@ def test_every_shape_is_checked(raw: Json, tensors: Tensors) -> None:
 
 
 def test_an_untied_head_is_not_silently_dropped(raw: Json, tensors: Tensors, tmp_path: Path) -> None:
-    head = {"lm_head.weight": tensors[EMBEDDING] + 1}
+    """Whatever config.json says of it, and whatever it is called."""
+    head = mx.contiguous(tensors[EMBEDDING][::-1])
+    expected = text_logits(model_of(raw | {"tie_word_embeddings": False}, tensors | {f"{HEAD}.weight": head}))
+    assert distance(expected, text_logits(model_of(raw, tensors))) > 1
+    for tied in (True, False):
+        for name in ("lm_head.weight", f"{HEAD}.weight"):
+            folder = write_folder(
+                tmp_path / f"{tied} {name}", raw | {"tie_word_embeddings": tied}, tensors | {name: head}
+            )
+            assert same(text_logits(loads(folder)), expected)
+
+
+def test_a_head_of_another_size_is_refused(raw: Json, tensors: Tensors) -> None:
     with one_line_error("lm_head"):
-        loads(write_folder(tmp_path, raw | {"tie_word_embeddings": False}, tensors | head))
+        model_of(raw, tensors | {f"{HEAD}.weight": tensors[EMBEDDING][1:]})
 
 
 STRANGE_NAMES = [

@@ -14,6 +14,7 @@ from helpers.commands import CAT, tiny_checkpoint
 from helpers.models import one_line_error, same, text_logits
 
 import pg_mlx
+from pg_mlx.checkpoint.adapters.merge import Adapter
 from pg_mlx.checkpoint.open import open_checkpoint, open_local
 from pg_mlx.checkpoint.validate import validate
 from pg_mlx.cli import main
@@ -69,11 +70,11 @@ def test_generate_answers_with_an_archive(
 def test_an_archive_without_a_tokenizer_is_one_line(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with one_line_error("pg.npz has no tokenizer", "tokenizer=FILE"):
+    with one_line_error("pg.npz has no tokenizer", "--tokenizer FOLDER|REPO|FILE"):
         pg_mlx.load(archive)
     assert main(["generate", "--model", str(archive), "--image", str(CAT)]) == 2
     out, errors = capsys.readouterr()
-    assert out == "" and len(errors.splitlines()) == 1 and "--tokenizer FILE" in errors
+    assert out == "" and len(errors.splitlines()) == 1 and "--tokenizer FOLDER|REPO|FILE" in errors
     with one_line_error("no such file", "nothere.npz"):
         pg_mlx.load(tmp_path / "nothere.npz")
     with one_line_error("holds no tokenizer", str(tmp_path)):
@@ -112,7 +113,7 @@ def test_quantized_weights_that_an_adapter_is_merged_into_can_be_read_again(tmp_
     arrays = {f"base_model.model.{name}.lora_{part}.weight": factor for part, factor in factors.items()}
     adapter = write_adapter(tmp_path / "adapter", arrays, peft_type="LORA", r=2, lora_alpha=4)
     plain = open_checkpoint(tmp_path / "four")
-    merged = plain.merged(adapter)
+    merged = plain.merged([Adapter(adapter)])
     assert plain.is_quantized() and not merged.is_quantized()
     first = read_all(merged.source)
     assert first[f"{name}.weight"].dtype == mx.float32

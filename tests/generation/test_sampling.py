@@ -115,3 +115,19 @@ def test_draws_depend_on_their_seed_alone() -> None:
 def test_temperatures_that_are_none(temperature: float) -> None:
     with one_line_error("temperature"):
         SamplingOptions(temperature=temperature)
+
+
+def test_barred_ids_are_never_chosen() -> None:
+    """<image> and gaps, greedy and drawn, whatever their logits; all others keep theirs bit by bit."""
+    from pg_mlx.generation.sampling import bar
+
+    assert bar((), 9) is None
+    mask = bar({3, 5}, 9)
+    assert mask is not None
+    logits = mx.random.normal((2, 9), key=mx.random.key(1)).at[:, mx.array([3, 5])].add(50.0)
+    barred = logits + mask
+    assert {*mx.argmax(barred, axis=-1).tolist()}.isdisjoint({3, 5})
+    rest = mx.array([0, 1, 2, 4, 6, 7, 8])
+    assert mx.array_equal(barred[:, rest], logits[:, rest]).item()
+    sampler = SamplingOptions(temperature=5.0, seed=3).sampler(9)
+    assert not {sampler(barred[:1]).item() for _ in range(60)} & {3, 5}

@@ -25,7 +25,7 @@ from helpers.models import (
 )
 from pg_mlx import PaliGemma
 from pg_mlx.checkpoint.adapters.merge import AdaptedSource, Adapter
-from pg_mlx.checkpoint.layouts import PATCH_KERNEL
+from pg_mlx.checkpoint.layouts import HEAD, PATCH_KERNEL
 
 TOLERANCE = 1e-4
 LAYER = "language_model.model.layers"  # of three; the last one takes rows of its fused projection apart
@@ -105,8 +105,10 @@ class Trained:
         return self
 
     def applied(self, floats: Tensors) -> Tensors:
-        """The fine-tuned model."""
+        """The fine-tuned model. PEFT leaves the head as it was when it trains the embedding by LoRA."""
         floats = dict(floats)
+        if f"{EMBEDDING}.lora_embedding_A" in self.tensors and not self.config.get("ensure_weight_tying"):
+            floats.setdefault(f"{HEAD}.weight", floats[f"{EMBEDDING}.weight"])
         for name, update in self.updates:
             floats[name] = mx.array(update(np.array(floats[name].astype(mx.float32))))
         return floats

@@ -7,11 +7,8 @@ each row of the sum a length of its own. Whole tensors (`modules_to_save`, train
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +17,14 @@ from typing import Any, cast
 import mlx.core as mx
 
 from ...errors import InputError
-from ...files.json import read_json
 from ...files.safetensors import read_header
 from ...quantization import padded_size
-from ..layouts import TEXT, canonical_name, has_channels_second, vision_mlp_axis
-
-HEAD, EMBEDDING = "language_model.lm_head", f"{TEXT}.embed_tokens"
+from ..layouts import EMBEDDING, HEAD, canonical_name, has_channels_second, vision_mlp_axis
+from ..wanted import ADAPTER_CONFIG
+from .folder import find_folder, read_config, token_indices, weight_file
 
 _LOW_RANK = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector|lora_[ab]|[ABm])"
+    r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector|lora_[ab]|[ABm]|trainable_tokens_delta)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<bias>\.bias)?(?:\.weight)?"  # the adapter's name, perhaps, then the tensor's
 )
 _PARTS = {  # up [rows, rank] or down [rank, columns], and whether it is stored the other way round
@@ -37,16 +33,13 @@ _PARTS = {  # up [rows, rank] or down [rank, columns], and whether it is stored 
     "lora_a": ("down", True), "lora_b": ("up", True),  # mlx-lm and mlx-vlm
     "A": ("down", True), "B": ("up", True),  # mlx-vlm's older layer
     "lora_magnitude_vector": ("magnitude", False), "m": ("magnitude", False),
+    "trainable_tokens_delta": ("tokens", False),  # rows of a table, whole in spite of the name
 }  # fmt: skip
 _WRAPPERS = re.compile(
     r"\.modules_to_save(?:\.default|\.(?!linear\.)[^.]+(?=\.(?:weight|bias)$))?(?=\.)|\.base_layer(?=\.bias$)"
 )
-_FROZEN = re.compile(r"\.original_module\.|\.base_layer\.weight$")
-_OTHER_VARIANTS = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
-    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
-)  # fmt: skip
-_CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_FROZEN = re.compile(r"\.original_module\.|\.base_layer\.weight$|\.trainable_tokens_original")
+_TABLES = (EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,8 @@ class Change:
 
     weight [rows, columns] and bias [rows] replace the stored ones. Then the product of the two factors, [rows, rank]
     and [rank, columns], is added to the weight and extra_bias [rows] to the bias, and magnitude is how long the
-    weight's rows become, [rows, 1], or (PEFT's DoRA of an embedding) its columns, [1, columns].
+    weight's rows become, [rows, 1], or (PEFT's DoRA of an embedding) its columns, [1, columns]. tokens are some of the
+    weight's rows, by index, and what replaces them, [len(index), columns]; a table grows by them where it ends before.
     """
 
     weight: mx.array | None = None
@@ -63,44 +57,64 @@ class Change:
     factors: tuple[mx.array, mx.array] | None = None
     extra_bias: mx.array | None = None
     magnitude: mx.array | None = None
+    tokens: tuple[list[int], mx.array] | None = None
+
+    @property
+    def of_columns(self) -> bool:
+        """Whether it changes the lengths of columns."""
+        return self.magnitude is not None and self.magnitude.shape[1] > 1
 
 
 class Adapter:
-    """A folder with adapter_config.json and one file of tensors. Raises InputError for what is not of LoRA's kind.
+    """A folder or hub repository with adapter_config.json and one file of tensors.
 
-    `modules` are the canonical names of the modules that it changes.
+    Raises InputError for what is not of LoRA's kind, and PgMlxError if the hub cannot be reached.
+
+    `modules` are the canonical names of the modules that it changes. `apart`: whether it was trained with embedding
+    and head as two tables, so that they differ after it even if they are one in its base.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = _folder(folder)
-        self.config = _read_config(self.folder / "adapter_config.json")
-        self._file = _weight_file(self.folder)
+        self.folder = find_folder(folder)
+        self.config = read_config(self.folder / ADAPTER_CONFIG)
+        self._file = weight_file(self.folder)
         self._opened: dict[str, mx.array] = {}
         self._places: dict[str, dict[str, tuple[str, bool]]] = {}  # by module and field: key, and if it is transposed
         self._trained_as: dict[str, str] = {}  # the name of a module where the adapter was trained
-        for key, (dtype, _) in read_header(self._file).items():
+        self._frozen: dict[str, str] = {}  # keys of tables that PEFT saved beside what it trained
+        self._header = read_header(self._file)
+        for key, (dtype, _) in self._header.items():
             if dtype not in ("F32", "F16", "BF16"):
                 raise InputError(f"{self._file}: {key} holds {dtype}, but adapters are F32, F16 or BF16")
             self._place(key)
-        self._drop_head()
         self.modules = self._places.keys()
+        self.apart = self._trains_apart()
+        if self.apart and EMBEDDING in self._frozen and HEAD not in self._places:
+            self._places[HEAD] = {}  # the table before training, if that had other rows than the base
+            self._frozen[HEAD] = self._frozen[EMBEDDING]
         if not self.modules:
             raise InputError(f"{self._file} adapts nothing: it holds no tensors")
 
     def change(self, module: str, shapes: Mapping[str, tuple[int, ...]]) -> Change:
-        """What it does to one of its modules. shapes: of the model's float tensors; raises InputError where it does
-        not fit them."""
+        """What it does to one of its modules. shapes: of the model's float tensors before it. Raises InputError where
+        it does not fit them."""
         shape = shapes.get(f"{module}.weight")
         if shape is None:
             raise InputError(f"{self.folder} adapts {module}, which this model does not have")
-        rows, columns = shape[0], math.prod(shape[1:])
-        fields = {field: self._read(*place) for field, place in self._places[module].items()}
+        rows, columns = self.rows(module, shape[0]), math.prod(shape[1:])
+        places = dict(self._places[module])
+        if rows != shape[0] and module in self._frozen:
+            places.setdefault("weight", (self._frozen[module], False))
+        fields: dict[str, Any] = {field: self._read(*place) for field, place in places.items()}
+        if "tokens" in fields:
+            fields["tokens"] = self._tokens(module, fields["tokens"], shape)
         if "weight" in fields:
             weight = fields["weight"]
             if has_channels_second(f"{module}.weight", weight.shape):
                 weight = weight.transpose(0, 2, 3, 1)
-            self._check(module, "weight", weight.shape, shape)
-            fields["weight"] = _pad(weight, shape).reshape(rows, columns)
+            wanted = (rows, *shape[1:])
+            self._check(module, "weight", weight.shape, wanted)
+            fields["weight"] = _pad(weight, wanted).reshape(rows, columns)
         for name in fields.keys() & {"bias", "extra_bias"}:
             if f"{module}.bias" not in shapes:
                 raise InputError(f"{self.folder} has a bias for {module}, which has none in this model")
@@ -128,6 +142,32 @@ class Adapter:
             self._check(module, "magnitude", lengths.shape, wanted)
             fields["magnitude"] = _pad(lengths, wanted)
         return Change(factors=factors, **fields)
+
+    def rows(self, module: str, before: int) -> int:
+        """How many rows a module's weight has after the adapter; other than `before` only where it has resized a
+        table."""
+        fields = self._places.get(module, {})
+        if module not in _TABLES:
+            return before
+        stored = fields["weight"][0] if "weight" in fields else self._frozen.get(module)
+        if stored is not None:
+            shape = self._header[stored][1]
+            return shape[0] if len(shape) == 2 else before
+        return max(before, 1 + max(self._indices(module))) if "tokens" in fields else before
+
+    def _indices(self, module: str) -> list[int]:
+        return token_indices(self.folder / ADAPTER_CONFIG, self.config, module)
+
+    def _tokens(self, module: str, rows: mx.array, shape: tuple[int, ...]) -> tuple[list[int], mx.array]:
+        """Change.tokens. shape: of the table before it."""
+        ids = self._indices(module)
+        self._check(module, "trained rows", rows.shape, (len(ids), shape[1]))
+        if missing := set(range(shape[0], max(ids))) - {*ids}:
+            raise InputError(
+                f"{self.folder} trains token {max(ids)} of {module}, which has {shape[0]} rows, but not token "
+                f"{min(missing)}; save it with PEFT's save_embedding_layers=True"
+            )
+        return ids, rows
 
     def _require_whole(self, module: str, fields: Mapping[str, mx.array]) -> None:
         """Raises InputError if a factor of the low-rank update is missing."""
@@ -173,6 +213,7 @@ class Adapter:
         """Remember which field of which module a tensor is."""
         name = key.removeprefix("base_model.model.")
         if _FROZEN.search(name):
+            self._note_frozen(key, name)
             return
         low_rank = _LOW_RANK.fullmatch(name)
         if low_rank:
@@ -180,7 +221,7 @@ class Adapter:
             if self.config.get("fan_in_fan_out") and part in ("lora_A", "lora_B"):
                 part = part.replace("lora_", "lora_embedding_")  # which are the factors of a transposed product
             field, transposed = ("extra_bias", False) if low_rank["bias"] else _PARTS[part]
-            canonical = canonical_name(f"{low_rank['module']}.weight")
+            canonical = canonical_name(f"{low_rank['module'].removesuffix('.token_adapter')}.weight")
         else:
             field, transposed = name.rpartition(".")[2], False
             canonical = canonical_name(_WRAPPERS.sub("", name))
@@ -196,20 +237,26 @@ class Adapter:
         if low_rank:
             self._trained_as[module] = low_rank["module"]
 
-    def _drop_head(self) -> None:
-        """PaliGemma's head is its embedding, so what was trained for a head apart has no place."""
-        head, embedding = self._places.pop(HEAD, {}), self._places.get(EMBEDDING, {})
-        if embedding and self.config.get("ensure_weight_tying"):
-            return
-        if head and not ("weight" in head and "weight" in embedding):
-            raise InputError(
-                f"{self.folder} adapts lm_head apart from embed_tokens, but PaliGemma ties the two: "
-                "such a checkpoint cannot hold one without the other"
+    def _note_frozen(self, key: str, name: str) -> None:
+        """Remember a table that was not trained: it counts where it has other rows than the base's."""
+        module = (canonical_name(name.replace(".base_layer.", ".")) or "").removesuffix(".weight")
+        if module in _TABLES:
+            self._frozen[module] = key
+
+    def _trains_apart(self) -> bool:
+        """PEFT turns a tied head and embedding into two tables when it trains one of them, unless asked not to; other
+        programs, and PEFT where it trains single tokens, keep them one."""
+        head, embedding = self._places.get(HEAD, {}), self._places.get(EMBEDDING, {})
+        if not (head or embedding) or self.config.get("ensure_weight_tying"):
+            return False
+        if not head:
+            trained = "weight" not in embedding or any(
+                str(name).endswith("embed_tokens") for name in self.config.get("modules_to_save") or []
             )
-        if embedding and "peft_type" in self.config:  # others train tied weights as one
-            _say_once(
-                f"{self.folder} changes embed_tokens, which is PaliGemma's head too; PEFT may have trained them apart"
-            )
+            return "peft_type" in self.config and "tokens" not in embedding and trained
+        return head.keys() != embedding.keys() or not all(
+            mx.array_equal(self._read(*head[field]), self._read(*embedding[field])).item() for field in head
+        )
 
     def _read(self, key: str, transposed: bool) -> mx.array:
         """A tensor in float32. Nothing of it is kept here, so that a large one takes memory only while it is used."""
@@ -222,51 +269,6 @@ class Adapter:
         return tensor.T if transposed else tensor
 
 
-def _folder(given: str | Path) -> Path:
-    with contextlib.suppress(OSError, RuntimeError):  # a name too long, a folder that may not be read, ~nobody
-        path = Path(given).expanduser()
-        if path.is_dir():
-            return path
-    raise InputError(f"no such adapter folder: {given}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent} has no adapter_config.json, so it is not an adapter folder")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path} does not hold a JSON object")
-    method = config.get("peft_type", "LORA")
-    if method != "LORA":
-        raise InputError(f"{path}: adapters of type {method!r} cannot be applied, only 'LORA' and its variants")
-    for name in _OTHER_VARIANTS:
-        if config.get(name):
-            raise InputError(f"{path}: {name} is set, a variant of LoRA that cannot be applied")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
-        raise InputError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base weights too; save the adapter with "
-            "PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA"
-        )
-    for name in ("alpha_pattern", "lora_parameters"):
-        if not isinstance(config.get(name) or {}, dict):
-            raise InputError(f"{path}: {name} is not a JSON object")
-    return config
-
-
-def _weight_file(folder: Path) -> Path:
-    for name in ("adapter_model.safetensors", "adapters.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
-    if (folder / "adapter_model.bin").is_file():
-        raise InputError(
-            f"{folder} has only adapter_model.bin, a pickle, which is refused because unpickling runs code; re-save it "
-            'where torch is installed: python -c "import torch, safetensors.torch as s; s.save_file(torch.load('
-            "'adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\""
-        )
-    raise InputError(f"{folder} has no weights: neither adapter_model.safetensors nor adapters.safetensors")
-
-
 def _as_matrix(factor: mx.array) -> mx.array:
     """A factor [m, n] as it is; one of the patch convolution, [m, n, height, width], with n last and flattened."""
     return factor.transpose(0, 2, 3, 1).reshape(factor.shape[0], -1) if factor.ndim == 4 else factor
@@ -277,8 +279,3 @@ def _pad(array: mx.array, shape: tuple[int, ...]) -> mx.array:
     if array.shape == shape:
         return array
     return mx.pad(array, [(0, wanted - found) for found, wanted in zip(array.shape, shape, strict=True)])
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    print(f"pg_mlx: {message}", file=sys.stderr)
