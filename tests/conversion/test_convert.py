@@ -230,6 +230,7 @@ def test_side_files_come_along_and_others_do_not(tiny: Path, tmp_path: Path):
     small = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"}
     for name in small:
         (source / name).write_text(json.dumps({"from": name}))
+    (source / "added_tokens.json").write_text(json.dumps({"<image>": 3_000}))
     (source / "preprocessor_config.json").write_text(json.dumps({"resample": 2, "size": {"height": 1, "width": 1}}))
     (source / "training_args.bin").write_bytes(b"0")
     convert(source, tmp_path / "out")
