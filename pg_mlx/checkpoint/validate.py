@@ -67,7 +67,8 @@ def _weights(folder: Path) -> list[str]:
     source = checkpoint.source
     if not isinstance(source, SafetensorsFolder):
         return ["the weights are not in safetensors files; convert them first"]
-    foreign = sorted(source.stored.keys() - source.shapes.keys())
+    heads = [name for name in source.stored if name.startswith(f"{HEAD}.")]
+    foreign = sorted(source.stored.keys() - source.shapes.keys() - set(heads))
     problems = [f"{name} is not the classic name of a tensor" for name in foreign[:5]]
     if foreign[5:]:
         problems.append(f"... and {len(foreign) - 5} more such names")
@@ -76,9 +77,9 @@ def _weights(folder: Path) -> list[str]:
             "language_model.lm_head is a head of its own: pg_mlx and transformers use it, but in mlx-vlm and Swift's "
             "MLXVLM the embedding is the head, so they refuse the folder"
         )
-    elif any(name.startswith(f"{HEAD}.") for name in source.shapes):
+    elif heads and set(heads) <= source.shapes.keys():
         problems.append("language_model.lm_head is a copy of the embedding; mlx-vlm and Swift's MLXVLM refuse it")
-    elif any(name.startswith(f"{HEAD}.") for name in source.stored):
+    elif heads:
         problems.append("language_model.lm_head is stored in place of the embedding; mlx-vlm and MLXVLM need that")
     kernel = source.stored[source.stored_name(PATCH_KERNEL)]
     if kernel[-1] != 3:

@@ -122,6 +122,38 @@ def test_a_head_that_is_a_copy_is_the_embedding(family: str, tmp_path: Path) -> 
         assert distance(golden_logits(model), expected(f"{family}_base")) <= TOLERANCE
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_alone_is_the_embedding_too(family: str, packed: bool, tmp_path: Path) -> None:
+    """It is tied, an adapter of both changes it as one table, and a conversion writes it under the usual name."""
+    raw, tensors = heads_config(family), heads_tensors(family)
+    if packed:
+        raw, tensors, _ = quantized(raw, tensors, is_packable, 8, GROUP)
+    named = {name.replace("language_model.model.embed_tokens.", "lm_head."): tensors[name] for name in tensors}
+    folder = write_folder(tmp_path / "alone", raw, named)
+    model = load_model(folder, dtype="float32", keep_quantized=True)
+    assert model.config.tie_word_embeddings and "lm_head" not in model.language_model
+    assert distance(golden_logits(model), expected(f"{family}_base")) <= TOLERANCE
+    both = load_model(folder, dtype="float32", adapter_path=GOLDEN_HEADS / f"{family}_both")
+    assert distance(golden_logits(both), expected(f"{family}_both")) <= TOLERANCE
+    convert(folder, tmp_path / "out", need_tokenizer=False, check=False, dequantize=packed)
+    assert not any("lm_head" in name for name in open_local(tmp_path / "out").source.shapes)
+
+
+def test_validate_tells_a_copied_head_from_one_in_place_of_the_embedding(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", heads_config("gemma2"), heads_tensors("gemma2"))
+    convert(base, tmp_path / "out", need_tokenizer=False, check=False)
+    (path,) = (tmp_path / "out").glob("*.safetensors")
+    tensors = mx.load(str(path))
+    mx.eval(tensors)
+    table, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+    for words in ("is a copy of the embedding", "in place of the embedding"):
+        tensors[head] = tensors[table] if words.startswith("is") else tensors.pop(table)
+        mx.save_safetensors(str(path), tensors)
+        (problem,) = [line for line in validate(tmp_path / "out") if "lm_head" in line]
+        assert words in problem
+
+
 @pytest.mark.parametrize("case", ["low_rank_head", "tokens"])
 def test_an_adapter_on_a_head_of_its_own(case: str, tmp_path: Path) -> None:
     """Merged, it is what it is beside packed weights; single tokens change the embedding only."""

@@ -75,6 +75,33 @@ def test_as_the_model(published: Hub, tmp_path: Path) -> None:
         load("me/lora")
 
 
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "hf://"])
+def test_by_the_address_of_its_page(start: str, published: Hub, tmp_path: Path) -> None:
+    """As adapter, as the model, as tokenizer."""
+    base = published.folder / "nobody" / "gemma2"
+    model = load_model(base, dtype="float32", adapter_path=f"{start}me/lora")
+    assert distance(golden_logits(model), expected("gemma2_both")) <= TOLERANCE
+    convert(f"{start}me/lora", tmp_path / "out", need_tokenizer=False, check=False, dtype="float32")
+    assert distance(golden_logits(load_model(tmp_path / "out", dtype="float32")), expected("gemma2_both")) <= TOLERANCE
+    with one_line_error("pieces", "96 rows"):
+        load("bare/gemma2", tokenizer=f"{start}nobody/gemma2")
+
+
+def test_a_conversion_replaces_neither_adapter_nor_its_base(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "source", heads_config("gemma2"), heads_tensors("gemma2"))
+    target, adapter = tmp_path / "base", tmp_path / "lora"
+    convert(base, target, need_tokenizer=False, check=False)
+    shutil.copytree(ADAPTER, adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(target)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for options in ({}, {"adapter_path": adapter}):
+        with one_line_error(str(target), "choose another folder"):
+            convert(target if options else adapter, target, need_tokenizer=False, check=False, force=True, **options)
+    with one_line_error(str(adapter)):
+        convert(adapter, adapter, need_tokenizer=False, check=False, force=True)
+    assert load_model(target, adapter_path=adapter)
+
+
 def test_as_the_model_without_the_hub(published: Hub) -> None:
     load_model(published.folder / "nobody" / "gemma2", adapter_path="me/lora")
     hub.resolve("nobody/gemma2")
