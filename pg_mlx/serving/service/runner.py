@@ -148,12 +148,6 @@ class Runner:
                 progress.row.cancel()
         return ended
 
-    def abandon(self) -> list[Job]:
-        """Forget all jobs, and return them. There is no step after this."""
-        jobs = self.running
-        self._jobs.clear()
-        return jobs
-
     def _send(self, job: Job, progress: Progress) -> None:
         """One Text for all new tokens, a RegionFound for each new region, and the end. Raises what went wrong, after
         what is known has been sent."""
