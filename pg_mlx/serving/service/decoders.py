@@ -23,7 +23,7 @@ class Decoders:
     """
 
     def __init__(self, limits: Limits, make_request: Callable[[Ask], Request], on_change: Callable[[], None]):
-        """make_request: decodes and tokenizes; raises ServingError. on_change: called when the state of a job changed."""
+        """make_request: decodes and tokenizes; raises ServingError. on_change: called when a job has changed."""
         self._limits, self._make_request, self._on_change = limits, make_request, on_change
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()

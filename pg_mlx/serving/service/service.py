@@ -146,11 +146,11 @@ class Service:
             state = "broken" if self._broken else "shutting_down" if not self._open else None
             if state is None:
                 state = "loading" if self._commands else "ready" if self._runner else "empty"
-            counts = self._jobs.counts
+            jobs, counts = self._jobs, self._jobs.counts
             return {
                 "state": state,
-                "running": len(self._jobs.running),
-                "waiting": len(self._jobs.waiting),
+                "running": len(jobs.running),
+                "waiting": len(jobs.waiting),
                 "answered": counts["done"],
                 "failed": {code: n for code, n in sorted(counts.items()) if code != "done"},
                 "uptime_s": time.perf_counter() - self._began,
@@ -160,7 +160,7 @@ class Service:
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new requests from now on, and wait until all accepted ones are answered: False if time was up. Loading
         is not waited for: it fails ("shutting_down"), since nobody could ask that model."""
-        with self._changed:
+        with self._lock:
             self._open = False
         self._commands.fail("shutting_down", "the service takes up nothing new")
         with self._changed:
@@ -177,10 +177,10 @@ class Service:
         """Drain, then end. What is not answered in time fails ("shutting_down"). Only a load, or a pass that is still
         running then, may outlive the service."""
         loading = bool(self._commands)
-        drained = self.drain(timeout)
+        patient = self.drain(timeout) and not loading
         self.abandon()
         self._decoders.close()
-        self._owner.join(END_S if loading or not drained else None)
+        self._owner.join(None if patient else END_S)
 
     # --- the owner's thread ---------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Service:
         self._measure()
 
     def _measure(self) -> None:
-        """Note what MLX holds, the most that it has held since the process began, and the bytes of encoded pictures."""
+        """Note what MLX holds, the most that it has held so far, and the bytes of encoded pictures."""
         memory = {
             "active_bytes": mx.get_active_memory(),
             "peak_bytes": mx.get_peak_memory(),
@@ -274,12 +274,9 @@ class Service:
         return self._runner.info
 
     def _unload(self) -> None:
-        if self._runner:
-            self._runner = None
-            gc.collect()
-            mx.clear_cache()
-
-    # --- other threads --------------------------------------------------------------------------------
+        self._runner = None
+        gc.collect()
+        mx.clear_cache()
 
     def _watch(self) -> None:
         """End what is cancelled or late, whatever the owner and the decoders are doing."""
@@ -294,6 +291,8 @@ class Service:
         runner = self._runner
         assert runner is not None  # while a job waits, no model is unloaded
         request = prepare(question, runner.processor, self.limits)
+        if question.shorten:
+            request = runner.shortened(request)
         runner.check(request)
         return request
 
