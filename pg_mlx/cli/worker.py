@@ -15,8 +15,8 @@ DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as d
 EPILOG = """\
 The options of the model are defaults: a load message may say otherwise for every one of which it has a field.
 
-It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered (after SIGTERM within
-30 seconds; a model that is being loaded is given up); and at once with its parent. What libraries print goes to stderr.
+It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered (after SIGTERM
+within 30 seconds; a load is given up); and at once with its parent. What libraries print goes to stderr.
 
 exit code: 0, or 1 if the model failed so that only a new worker can help (with --supervise: if several in a row died
 at once), 2 for a wrong input.

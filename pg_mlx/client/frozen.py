@@ -1,10 +1,10 @@
-"""What starts a worker: Python, or an app that was frozen (PyInstaller, py2app, cx_Freeze, Nuitka) and starts itself."""
+"""What starts a worker: Python, or an app frozen by PyInstaller, py2app, cx_Freeze or Nuitka, which starts itself."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -36,13 +36,13 @@ def worker_command() -> list[str]:
     A frozen app has no Python to start: `sys.executable -m pg_mlx` would start the whole app again, and that one
     another, without end. So it must have called `serve_if_worker`.
     """
-    if not sys.executable or not os.path.exists(sys.executable):
+    if not sys.executable or not Path(sys.executable).exists():
         raise InputError("sys.executable names no program to start a worker with: give Client(command=...)")
     if not is_frozen():
         return [sys.executable, "-m", "pg_mlx", "worker"]
     if not _called:
         raise InputError(
-            "a frozen app has no Python to start a worker with: call pg_mlx.client.serve_if_worker() as the first thing "
-            "in the app, or give Client(command=...); docs/embedding.md explains it"
+            "a frozen app has no Python to start a worker with: call pg_mlx.client.serve_if_worker() as the first "
+            "thing in the app, or give Client(command=...); docs/embedding.md explains it"
         )
     return [sys.executable, WORKER]

@@ -18,24 +18,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import APIError
 
-ACCEPTED = 32
-"""Connections that are accepted in one go, before any of them is counted."""
-OTHER_FILES = 64
-"""Open files that the server needs beside its connections: the model's, its libraries', pictures."""
+ACCEPTED = 8
+"""Connections that asyncio accepts in one turn of its loop."""
+OTHER_FILES = 6 * ACCEPTED + 64
+"""Open files that the server needs beside its connections: those that are accepted and not counted yet, or closed and
+not gone yet (a few turns of the loop), the model's, its libraries', pictures."""
 
 
 def connections_that_fit(wanted: int) -> int:
     """How many connections the limit of open files allows, up to `wanted`; the limit is raised first, if it can be.
     Says so on stderr if they are fewer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + ACCEPTED + OTHER_FILES
+    needed = wanted + OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
         soft = raised
-    fit = max(1, min(wanted, soft - ACCEPTED - OTHER_FILES))
+    fit = max(1, min(wanted, soft - OTHER_FILES))
     if fit < wanted:
         print(f"{fit} connections at a time, since this process may open {soft} files (ulimit -n)", file=sys.stderr)
     return fit

@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from errno import EADDRINUSE
@@ -54,14 +55,20 @@ def serve(
     settings = replace(settings, connections=connections_that_fit(settings.connections))
     server = Server(application(service, settings), settings, drain_s, service.abandon)
     loading = service.load(path_or_repo, options, stage)
-    loading.add_done_callback(lambda done: server.stop(1) if done.exception() else None)
+    loading.add_done_callback(lambda done: server.stop(1) if _failure(done) else None)
     try:
         asyncio.run(server.serve([listener]))
     finally:
         service.close(timeout=0 if server.code else 1)
-    if loading.done() and isinstance(failure := loading.exception(), ServingError):
+    if failure := _failure(loading):
         raise InputError(str(failure)) if failure.code == "bad_model" else failure
     return server.code
+
+
+def _failure(loading: Future[Any]) -> ServingError | None:
+    """Why the model could not be loaded; None if it was, or was not waited for."""
+    failure = loading.exception() if loading.done() else None
+    return failure if isinstance(failure, ServingError) and failure.code != "shutting_down" else None
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -160,8 +160,7 @@ class Service:
     def drain(self, timeout: float | None = None) -> bool:
         """Refuse new requests from now on, and wait until all accepted ones are answered: False if time was up. Loading
         is not waited for: it fails ("shutting_down"), since nobody could ask that model."""
-        with self._lock:
-            self._open = False
+        self._open = False
         self._commands.fail("shutting_down", "the service takes up nothing new")
         with self._changed:
             return self._changed.wait_for(lambda: not self._jobs.busy, timeout)
