@@ -205,7 +205,8 @@ class Worker:
             raise ServingError("bad_model", str(error)) from None
 
         def stage(name: Any, done: int, of: int) -> None:
-            self._send(schemas.WorkerProgress(request_id, name, done, of))
+            if request_id in self._open:  # or it was given up, at the end
+                self._send(schemas.WorkerProgress(request_id, name, done, of))
 
         def loaded(info: ModelInfo) -> schemas.Worker:
             return schemas.WorkerLoaded(request_id, _model(info))
