@@ -10,7 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EADDRINUSE
 from pathlib import Path
@@ -30,6 +30,8 @@ from .settings import Settings
 
 HEAD_BYTES = 16 << 10
 KEEP_ALIVE_S = 15
+CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""The signals that end the server, and the exit code after each."""
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
 LAST_ERRORS_S = 0.3
@@ -56,6 +58,9 @@ def serve(
     server = Server(application(service, settings), settings, drain_s, service.abandon)
     loading = service.load(path_or_repo, options, stage)
     loading.add_done_callback(lambda done: server.stop(1) if _failure(done) else None)
+    for number, code in CODES.items():  # until the loop is there
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(number, lambda *_, code=code: server.stop(code))
     try:
         asyncio.run(server.serve([listener]))
     finally:
@@ -159,17 +164,19 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """While uvicorn serves: SIGTERM and Ctrl-C stop it."""
         loop = asyncio.get_running_loop()
-        codes = {signal.SIGTERM: 0, signal.SIGINT: 130}
+        before = {}
         try:
-            for number, code in codes.items():
+            for number, code in CODES.items():
+                before[number] = signal.getsignal(number)
                 loop.add_signal_handler(number, self.stop, code)
         except (RuntimeError, ValueError):  # not in the main thread
-            codes = {}
+            before = {}
         try:
             yield
         finally:
-            for number in codes:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
 
 class _Quiet:
