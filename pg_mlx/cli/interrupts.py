@@ -23,6 +23,9 @@ def spare_imports() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _waited
+    if signal.getsignal(signal.SIGINT) is not _interrupt:  # while it waited, the command took Ctrl-C over
+        signal.raise_signal(signal.SIGINT)
+        return
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib") and _waited < MOST_S:
             _waited += RETRY_S

@@ -65,3 +65,10 @@ def test_without_a_python_there_is_one_line(executable: str | None, monkeypatch:
 def test_other_programs_start_this_python(monkeypatch: pytest.MonkeyPatch):
     assert frozen.worker_command() == [sys.executable, "-m", "pg_mlx", "worker"]
     frozen.serve_if_worker()
+
+
+def test_pyinstaller_finds_the_hook():
+    from pg_mlx.pyinstaller import hook_dirs
+
+    assert [path.name for path in Path(*hook_dirs()).glob("hook-*.py")] == ["hook-pg_mlx.py"]
+    assert 'hook-dirs = "pg_mlx.pyinstaller:hook_dirs"' in (ROOT / "pyproject.toml").read_text()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers.service import SCENE, Asked, service
@@ -179,3 +182,18 @@ def test_an_answer_may_be_as_long_as_memory_allows():
         long = SamplingOptions(max_tokens=8192)
         assert Asked(running, Ask("ocr", [SCENE], long)).code() == "out_of_memory"
         assert isinstance(Asked(running, Ask("ocr", [SCENE], long, shorten=True)).last(), Answered)
+
+
+def test_a_tokenizer_that_panics_is_a_bad_model(tmp_path: Path):
+    """The Rust library panics over this table; its panics are no Exceptions."""
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder)
+    (folder / "tokenizer.model").unlink()
+    described = json.loads((folder / "tokenizer.json").read_bytes())
+    described["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAAAA"}
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    with Service(Limits()) as running:
+        with pytest.raises(ServingError) as failed:
+            running.load(folder).result(60)
+        assert failed.value.code == "bad_model" and "tokenizer.json" in str(failed.value)
+        running.load(CHECKPOINT).result(60)
