@@ -30,7 +30,7 @@ from .event_stream import Events, EventStream, Form
 from .events import ask, in_thread
 from .metrics import Metrics
 from .middleware import Access, Guard
-from .parameters import check_lenient
+from .parameters import HEADER, check_lenient
 from .responses_schemas import ResponsesRequest
 from .settings import Settings
 from .sources import pictures
@@ -73,7 +73,11 @@ class _Server:
         app = Access(app, settings)
         if settings.origins:
             app = CORSMiddleware(
-                app, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+                app,
+                allow_origins=settings.origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=[HEADER],
             )
         return Guard(app, settings, self._metrics)
 
