@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from typing import NoReturn
 
 from ..errors import PgMlxError
@@ -23,8 +22,15 @@ COMMANDS = {
 def command(argv: list[str] | None = None, program: str | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     try:
+        from .interrupts import spare_imports
+
+        spare_imports()
         code = main(argv, program)
+    except KeyboardInterrupt:
+        code = _fail("pg-mlx", "interrupted", 130)
     except Exception:  # with --debug
+        import traceback
+
         traceback.print_exc()
         code = 1
 
@@ -47,8 +53,8 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     if not argv or argv[0] not in COMMANDS:
         return _overview(argv)
     program = program or f"pg-mlx {argv[0]}"
-    command = importlib.import_module(f".{argv[0]}", __name__)
     try:
+        command = importlib.import_module(f".{argv[0]}", __name__)
         code = command.run(argv[1:], program)
         sys.stdout.flush()
         return code

@@ -13,7 +13,9 @@ from helpers.commands import ROOT
 
 from pg_mlx.generation.results import Stats
 from pg_mlx.generation.sampling import MAX_TOKENS, SamplingOptions
-from pg_mlx.serving.http.schemas import NEUTRAL, ChatRequest
+from pg_mlx.serving.http.parameters import ignored, neutral
+from pg_mlx.serving.http.responses_schemas import ResponsesRequest
+from pg_mlx.serving.http.schemas import ChatRequest
 from pg_mlx.serving.service.limits import Limits
 from pg_mlx.serving.service.runner import ModelInfo
 from pg_mlx.serving.strict_json import BadJson, loads
@@ -37,12 +39,15 @@ def test_the_documents_are_schemas():
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-def test_the_document_says_what_becomes_of_openais_parameters():
-    fields = openapi.document()["components"]["schemas"]["ChatRequest"]["properties"]
-    assert set(fields) == set(ChatRequest.__struct_fields__)
-    assert len(NEUTRAL) == 16 and all(fields[name]["enum"] == values for name, values in NEUTRAL.items())
-    assert NEUTRAL["logprobs"][0] is False and NEUTRAL["top_logprobs"][0] is not False
-    assert sum(field == {"description": "Ignored."} for field in fields.values()) == 10
+@pytest.mark.parametrize(("kind", "changing", "without_effect"), [(ChatRequest, 22, 10), (ResponsesRequest, 8, 13)])
+def test_the_document_says_what_becomes_of_openais_parameters(kind: Any, changing: int, without_effect: int):
+    fields = openapi.document()["components"]["schemas"][kind.__name__]["properties"]
+    assert set(fields) == set(kind.__struct_fields__)
+    found = neutral(kind)
+    assert len(found) == changing and all(fields[name]["enum"] == values for name, values in found.items())
+    assert found["top_logprobs"][0] is not False
+    assert sum(field == {"description": "Ignored."} for field in fields.values()) == len(ignored(kind))
+    assert len(ignored(kind)) == without_effect
 
 
 def test_the_structs_say_what_the_program_has():

@@ -32,6 +32,8 @@ class Ask:
     """Let the answer to a detect or segment prompt be records with labels out of the prompt, and nothing else."""
     max_regions: int | None = None
     """With `constrain`: the answer ends with so many regions."""
+    shorten: bool = False
+    """Where memory is limited: let the answer have fewer tokens than max_tokens, if so many do not fit even alone."""
 
     @property
     def held_bytes(self) -> int:

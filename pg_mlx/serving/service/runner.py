@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +111,18 @@ class Runner:
             needed = self._room.needed([self._slots(request)]) + self._more_scratch(request)
             raise ServingError("out_of_memory", f"the answer may need {needed} bytes of memory; ask for fewer tokens")
 
+    def shortened(self, request: Request) -> Request:
+        """The request with as many tokens of an answer as fit in memory, if that is fewer than it asks for."""
+        if self._fits(0, request):
+            return request
+
+        def limited(tokens: int) -> Request:
+            return replace(request, options=replace(request.options, max_tokens=tokens))
+
+        lengths = range(1, request.options.max_tokens)
+        fit = bisect_left(lengths, True, key=lambda tokens: not self._fits(0, limited(tokens)))
+        return limited(fit) if fit else request
+
     def drop_expired(self) -> None:
         """End the jobs that were cancelled or are past their deadline."""
         now = time.perf_counter()
@@ -147,12 +160,6 @@ class Runner:
             elif job.outcome:
                 progress.row.cancel()
         return ended
-
-    def abandon(self) -> list[Job]:
-        """Forget all jobs, and return them. There is no step after this."""
-        jobs = self.running
-        self._jobs.clear()
-        return jobs
 
     def _send(self, job: Job, progress: Progress) -> None:
         """One Text for all new tokens, a RegionFound for each new region, and the end. Raises what went wrong, after
