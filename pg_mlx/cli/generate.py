@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..limits import MAX_BATCH_SIZE
@@ -14,11 +13,9 @@ from .drawings import Drawings
 from .hints import chat_hint
 from .options import Parser, add_model_options, bounded
 from .pictures import expand, is_folder
+from .report import Report
 from .session import Session
-from .writers import FORMATS, Failure, Success, answer_all, describe, output
-
-if TYPE_CHECKING:
-    from ..generation import Stats
+from .writers import FORMATS, Failure, Success, answer_all, output
 
 DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
@@ -122,35 +119,34 @@ def run(argv: list[str], program: str) -> int:
         items = [replace(items[0], image=first.result())]
     stop: list[int] = []
 
-    answered = failures = 0
+    report = Report(program, items, prompts, args.max_tokens)
     try:
         for outcome in answer_all(items, Session(args, items, kept, stop), out):
             if isinstance(outcome, Failure):
                 if args.debug or not several:
                     raise outcome.error
-                print(f"{program}: {describe(outcome)}", file=sys.stderr)
-                failures += 1
+                report.failure(outcome)
                 continue
             generation = replace(outcome.generation, regions=kept.select(outcome.generation.regions))
             answer = Success(outcome.item, generation)
             out.add(answer)
-            answered += 1
+            report.answer(answer)
             drawings.add(answer)
             if args.format == "text" and (args.verbose or not several):
-                print(summary(generation.stats), file=sys.stderr)
+                report.summary(generation.stats)
             if generation.finish_reason == "cancelled":
                 break
     except BaseException:
-        if answered:  # what is answered is printed, whatever fails then
+        if report.answered:  # what is answered is printed, whatever fails then
             out.close()
+            report.close()
         raise
-    if stop and not several and not answered:
+    if stop and not several and not report.answered:
         raise KeyboardInterrupt
     out.close()
     drawings.close()
-    if failures:
-        print(f"{failures} of {len(items)} {'pictures' if len(prompts) == 1 else 'answers'} failed", file=sys.stderr)
-    return 130 if stop else int(failures > 0)
+    report.close()
+    return 130 if stop else int(report.failed > 0)
 
 
 def _read_prompts(prompts: list[str], images: list[str]) -> list[str]:
@@ -162,16 +158,3 @@ def _read_prompts(prompts: list[str], images: list[str]) -> list[str]:
         raise InputError("stdin holds one prompt, but --prompt - was given more than once")
     read = sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
     return [read if prompt == "-" else prompt for prompt in prompts]
-
-
-def summary(stats: Stats) -> str:
-    """One line: how long each stage took."""
-    parts = [
-        f"load {stats.load_s:.2f} s",
-        f"vision {stats.vision_s:.2f} s",
-        f"prefill {stats.prefill_s:.2f} s ({stats.prompt_tokens} tokens, {stats.prefill_tps:.0f}/s)",
-        f"first token {stats.time_to_first_token_s:.2f} s",
-    ]
-    if stats.decode_tokens > 1:
-        parts.append(f"{stats.decode_tokens} tokens at {stats.decode_tps:.1f}/s")
-    return " | ".join([*parts, f"peak {stats.peak_memory_bytes / 1e9:.2f} GB"])

@@ -32,3 +32,10 @@ def chat_hint(prompt: str) -> str | None:
     if not chatty:
         return None
     return f"hint: PaliGemma answers to task prompts, not to chat: {' | '.join(TASKS.values())}"
+
+
+def empty_hint(empty: int, answered: int) -> str:
+    """One line for answers that ended before any text."""
+    which = "the answer is" if answered == 1 else f"{empty} of {answered} answers are"
+    meaning = "the model had nothing to say: it found nothing, or does not know this kind of prompt"
+    return f"{which} empty: {meaning} ({' | '.join(TASKS.values())})"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..memory.size import format_size
 from ..regions import Malformed, Region
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -33,6 +34,18 @@ class Stats:
     """Tokens a second, without the first one, which prefill made."""
     peak_memory_bytes: int
     """The most bytes that MLX has held since the process started, loading included."""
+
+    def summary(self) -> str:
+        """One line: how long each stage took, and the most memory that was held."""
+        parts = [
+            f"load {self.load_s:.2f} s",
+            f"vision {self.vision_s:.2f} s",
+            f"prefill {self.prefill_s:.2f} s ({self.prompt_tokens} tokens, {self.prefill_tps:.0f}/s)",
+            f"first token {self.time_to_first_token_s:.2f} s",
+        ]
+        if self.decode_tokens > 1:
+            parts.append(f"{self.decode_tokens} tokens at {self.decode_tps:.1f}/s")
+        return " | ".join([*parts, f"peak {format_size(self.peak_memory_bytes)}"])
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def test_a_folder_with_corrupt_pictures_gives_the_others_and_names_them(model: P
     names = [Path(answer["image"]).name for answer in answers]
     assert len(answers) == 195 and names == sorted(names)
     assert all(len(answer["token_ids"]) <= 3 and answer["stats"]["prompt_tokens"] > 16 for answer in answers)
-    *failures, total = [line for line in done.stderr.splitlines() if "no fast BLAS" not in line]
+    *failures, cut, speed, total = [line for line in done.stderr.splitlines() if "no fast BLAS" not in line]
     assert len(failures) == 5 and total == "5 of 200 pictures failed"
+    assert "were cut off after 3 tokens" in cut and "pictures a second" in speed
     for number, line in zip(CORRUPT, failures, strict=True):
         assert f"p{number:03}" in line
 
