@@ -55,6 +55,8 @@ class Answer:
     width: int
     height: int
     stats: dict[str, float]
+    logprobs: list[dict[str, Any]] | None = None
+    """Of token_ids in OpenAI's form, if `logprobs` was asked for."""
 
 
 Event = str | Region | Answer

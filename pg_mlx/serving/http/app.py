@@ -124,7 +124,8 @@ class _Server:
             prompt, named = chat.question(asked)
             images = await pictures(named, self._settings, self._service.limits)
         seconds = self._settings.request_s
-        question = Ask(prompt, images, asked.options(), deadline_s=seconds, constrain=asked.constrain)
+        logprobs = asked.logprobs and asked.top_logprobs
+        question = Ask(prompt, images, asked.options(asked.stop), logprobs, seconds, asked.constrain)
         events = self._ask(question, request)
         completion = chat.Completion(asked, self._settings.model_name)
         if asked.stream:

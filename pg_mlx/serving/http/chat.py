@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from msgspec import UNSET, to_builtins
+from msgspec import UNSET, convert, to_builtins
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...generation import Generation
+from ...generation import Generation, TokenLogprob
 from ...regions import Region as FoundRegion
 from ...regions.export import to_json
 from ..service.requests import Answered, RegionFound, Text
@@ -28,6 +28,7 @@ from .schemas import (
     ChatRequest,
     Choice,
     ImagePart,
+    Logprobs,
     TextPart,
     Usage,
     UserMessage,
@@ -39,6 +40,8 @@ def check_chat(value: Any) -> ChatRequest:
     asked = check(value, ChatRequest)
     if asked.stream_options is not UNSET and not asked.stream:
         raise bad_request("stream_options is only allowed with stream", "stream_options")
+    if asked.top_logprobs and not asked.logprobs:
+        raise bad_request("top_logprobs is only allowed with logprobs", "top_logprobs")
     for name, allowed in NEUTRAL.items():
         if not any(_same(getattr(asked, name), other) for other in allowed):
             raise APIError(400, "unsupported_parameter", f"{name} is not supported by this model", name)
@@ -95,7 +98,10 @@ class Completion:
         message = AnswerMessage(generation.text)
         if self._regions:
             message.regions = regions_of(generation.regions)
-        choices = [Choice(message, generation.finish_reason)]  # type: ignore[arg-type]  # never cancelled
+        choice = Choice(message, generation.finish_reason)  # type: ignore[arg-type]  # never cancelled
+        if generation.logprobs is not None:
+            choice.logprobs = convert(_logprobs(generation.logprobs), Logprobs)
+        choices = [choice]
         return ChatCompletion(**self._head, choices=choices, usage=usage(generation))
 
     def begin(self) -> bytes:
@@ -105,7 +111,7 @@ class Completion:
     def more(self, event: Text | RegionFound) -> bytes:
         """The event for more text or a region; empty for a region that was not asked for."""
         if isinstance(event, Text):
-            return self._chunk({"content": event.text})
+            return self._chunk({"content": event.text}, logprobs=_logprobs(event.tokens) if event.tokens else None)
         return self._chunk({"regions": [to_json(event.region)]}) if self._regions else b""
 
     def end(self, generation: Generation) -> bytes:
@@ -115,12 +121,16 @@ class Completion:
             last += self._event({"choices": [], "usage": to_builtins(usage(generation))})
         return last + b"data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._event({"choices": [choice], **({"usage": None} if self._usage else {})})
 
     def _event(self, rest: dict[str, Any]) -> bytes:
         return b"data: " + dumps({**self._head, "object": "chat.completion.chunk", **rest}) + b"\n\n"
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"content": [token.to_json() for token in tokens], "refusal": None}
 
 
 def regions_of(regions: Sequence[FoundRegion]) -> list[Region]:

@@ -6,6 +6,7 @@ The fields of a request that are null are left out before (body.parse): null is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -13,7 +14,25 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ...errors import InputError
 from ...generation import SamplingOptions
 from ...generation.sampling import MAX_TOKENS
-from ..structs import Count, Device, Dtype, FinishReason, Malformed, ModelType, Positive, Region, State, UInt64, Unit
+from ..structs import (
+    MAX_ALTERNATIVES,
+    ContextSize,
+    Count,
+    Device,
+    Dtype,
+    FinishReason,
+    Malformed,
+    ModelType,
+    NgramSize,
+    Penalty,
+    Positive,
+    Region,
+    State,
+    Stop,
+    TokenLogprob,
+    UInt64,
+    Unit,
+)
 from .errors import bad_request
 
 
@@ -21,8 +40,6 @@ def _only(*values: Any) -> Meta:
     return Meta(extra_json_schema={"enum": [*values, None]})
 
 
-_only_false = Meta(extra_json_schema={"type": ["boolean", "null"], "enum": [False, None]})
-"""Not _only(False): to Python that is the same as _only(0), and `Annotated` would give both the same object."""
 _Ignored = Annotated[Any, Meta(description="Ignored.")]
 _Seed = Annotated[
     int,
@@ -50,13 +67,27 @@ class Sampling(Struct, kw_only=True):
     top_k: UInt64 = SamplingOptions.top_k
     min_p: Unit = SamplingOptions.min_p
     seed: _Seed | UnsetType = UNSET
+    repetition_penalty: Penalty = SamplingOptions.repetition_penalty
+    repetition_context_size: ContextSize = SamplingOptions.repetition_context_size
+    no_repeat_ngram_size: NgramSize = SamplingOptions.no_repeat_ngram_size
 
-    def options(self) -> SamplingOptions:
+    def options(self, stop: str | Sequence[str] = ()) -> SamplingOptions:
         """Raises APIError."""
         tokens = self.max_tokens if self.max_completion_tokens is UNSET else self.max_completion_tokens
         seed = None if self.seed is UNSET else self.seed % 2**64
         try:
-            return SamplingOptions(tokens, self.temperature, self.top_p, self.top_k, self.min_p, seed)
+            return SamplingOptions(
+                tokens,
+                self.temperature,
+                self.top_p,
+                self.top_k,
+                self.min_p,
+                seed,
+                stop,
+                self.repetition_penalty,
+                self.repetition_context_size,
+                self.no_repeat_ngram_size,
+            )
         except InputError as error:
             raise bad_request(str(error), str(error).partition(" ")[0]) from None
 
@@ -129,14 +160,16 @@ class ChatRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
     ] = False
     constrain: _Constrain = False
     n: Annotated[Any, _only(1)] = None
-    stop: Annotated[Any, _only([])] = None
+    stop: Stop = ()  # type: ignore[assignment]  # msgspec wants a default that cannot be changed
     tools: Annotated[Any, _only([])] = None
     tool_choice: Annotated[Any, _only("none", "auto")] = None
     functions: Annotated[Any, _only([])] = None
     function_call: Annotated[Any, _only("none", "auto")] = None
     response_format: Annotated[Any, _only({"type": "text"})] = None
-    logprobs: Annotated[Any, _only_false] = None
-    top_logprobs: Annotated[Any, _only(0)] = None
+    logprobs: Annotated[bool, Meta(description="Add the log-probability of each token.")] = False
+    top_logprobs: Annotated[
+        int, Meta(ge=0, le=MAX_ALTERNATIVES, description="And of so many of the likeliest tokens at each place.")
+    ] = 0
     logit_bias: Annotated[Any, _only({})] = None
     frequency_penalty: Annotated[Any, _only(0)] = None
     presence_penalty: Annotated[Any, _only(0)] = None
@@ -243,13 +276,20 @@ class AnswerMessage(Struct):
     refusal: None = None
 
 
+class Logprobs(Struct):
+    """Of the tokens of an answer, without the one that ends it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(Struct):
     """The answer; there is one only."""
 
     message: AnswerMessage
     finish_reason: FinishReason
     index: Literal[0] = 0
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatCompletion(Struct):

@@ -10,6 +10,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 
 from ..error_codes import ERROR_CODES
 from ..structs import (
+    MAX_ALTERNATIVES,
+    ContextSize,
     Count,
     Device,
     Dtype,
@@ -17,10 +19,14 @@ from ..structs import (
     Invalid,
     Malformed,
     ModelType,
+    NgramSize,
+    Penalty,
     Positive,
     Region,
     Seconds,
     State,
+    Stop,
+    TokenLogprob,
     UInt64,
     Unit,
     convert,
@@ -110,7 +116,17 @@ class ClientGenerate(ClientMessage, tag="generate"):
     top_k: Whole | UnsetType = UNSET
     min_p: Unit | UnsetType = UNSET
     seed: UInt64 | UnsetType = UNSET
-    logprobs: Annotated[bool, Meta(description="Give regions a score.")] | UnsetType = UNSET
+    stop: Stop | UnsetType = UNSET
+    repetition_penalty: Penalty | UnsetType = UNSET
+    repetition_context_size: ContextSize | UnsetType = UNSET
+    no_repeat_ngram_size: NgramSize | UnsetType = UNSET
+    logprobs: (
+        Annotated[
+            bool | Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)],
+            Meta(description="Report each token's, with so many alternatives (true: 0), and give regions a score."),
+        ]
+        | UnsetType
+    ) = UNSET
     deadline_s: Annotated[float, Meta(gt=0, description="Seconds from now.")] | UnsetType = UNSET
     constrain: Annotated[bool, Meta(description="Only records with labels out of the prompt.")] | UnsetType = UNSET
     max_regions: Annotated[Whole, Meta(description="With `constrain`: end after so many.")] | UnsetType = UNSET
@@ -227,6 +243,7 @@ class WorkerDone(WorkerMessage, tag="done"):
     width: Annotated[int, Meta(ge=1, description="Of the first picture, in pixels.")]
     height: Positive
     stats: AnswerStats
+    logprobs: Annotated[list[TokenLogprob], Meta(description="Of token_ids, if asked for.")] | UnsetType = UNSET
 
 
 class WorkerCancelled(WorkerMessage, tag="cancelled"):
