@@ -214,7 +214,7 @@ def event_of(message: Message) -> Event:
     if message["type"] == "error":
         raise ServingError(message["code"], message["message"])
     if message["type"] == "done":
-        return Answer(**{name: message[name] for name in Answer.__dataclass_fields__})
+        return Answer(**{name: message[name] for name in Answer.__dataclass_fields__ if name in message})
     return message[message["type"]]  # of text and region
 
 

@@ -11,8 +11,10 @@ import jsonschema
 import pytest
 from helpers.commands import ROOT
 
+from pg_mlx.generation import sampling
 from pg_mlx.generation.results import Stats
 from pg_mlx.generation.sampling import MAX_TOKENS, SamplingOptions
+from pg_mlx.serving import structs
 from pg_mlx.serving.http.schemas import NEUTRAL, ChatRequest
 from pg_mlx.serving.service.limits import Limits
 from pg_mlx.serving.service.runner import ModelInfo
@@ -38,8 +40,7 @@ def test_the_documents_are_schemas():
 def test_the_document_says_what_becomes_of_openais_parameters():
     fields = openapi.document()["components"]["schemas"]["ChatRequest"]["properties"]
     assert set(fields) == set(ChatRequest.__struct_fields__)
-    assert len(NEUTRAL) == 16 and all(fields[name]["enum"] == values for name, values in NEUTRAL.items())
-    assert NEUTRAL["logprobs"][0] is False and NEUTRAL["top_logprobs"][0] is not False
+    assert len(NEUTRAL) == 13 and all(fields[name]["enum"] == values for name, values in NEUTRAL.items())
     assert sum(field == {"description": "Ignored."} for field in fields.values()) == 10
 
 
@@ -48,6 +49,8 @@ def test_the_structs_say_what_the_program_has():
         return {field.name for field in dataclasses.fields(kind)}
 
     assert schemas.MAX_TOKENS == MAX_TOKENS
+    for name in ("MAX_STOPS", "MAX_STOP_CHARACTERS", "MAX_ALTERNATIVES"):
+        assert getattr(structs, name) == getattr(sampling, name)
     assert set(schemas.Model.__struct_fields__) == names(ModelInfo)
     assert set(schemas.AnswerStats.__struct_fields__) == names(Stats) | {"queue_s"}
     assert set(schemas.Limits.__struct_fields__) - {"line_bytes"} <= names(Limits)
