@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from .paligemma import PaliGemma
     from .processor import Processor
-    from .regions import Region, RegionParser, parse_regions
+    from .regions import Region, RegionParser, format_region, parse_regions
     from .regions.mask_vae import MaskDecoder, MaskEncoder
 
 _HOMES = {
@@ -61,6 +61,7 @@ _HOMES = {
     "MaskEncoder": ".regions.mask_vae",
     "Region": ".regions",
     "RegionParser": ".regions",
+    "format_region": ".regions",
     "parse_regions": ".regions",
 }
 

@@ -102,7 +102,7 @@ def test_only_chat_gets_a_hint_and_the_prompt_stays_as_it_is(prompt: str, hinted
 
 
 def test_interrupting_ends_between_tokens_with_130_and_keeps_the_text(model: Path):
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT), "--prompt", ""]
     process = subprocess.Popen(
         [*command, "--max-tokens", "8000", "--temp", "5", "--seed", "1"],
         stdout=subprocess.PIPE,
@@ -258,7 +258,7 @@ def test_a_bad_model_is_one_line_and_exit_2(broken: Path, kind: str):
 def test_a_closed_stdout_is_one_line_and_no_traceback(model: Path):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT), "--prompt", ""]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     errors = done.stderr.decode().splitlines()

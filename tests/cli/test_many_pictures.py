@@ -102,7 +102,7 @@ def test_batches_change_nothing_but_the_time(model: Path, folder: Path, capsys: 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_leaves_valid_lines(model: Path, folder: Path, tmp_path: Path, how: signal.Signals):
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder), "--prompt", ""]
     with (tmp_path / "out.jsonl").open("wb") as out:
         process = subprocess.Popen(
             [*command, "--format", "jsonl", "--max-tokens", "8"], stdout=out, stderr=out.fileno()
@@ -119,7 +119,7 @@ def test_a_run_that_is_killed_leaves_valid_lines(model: Path, folder: Path, tmp_
 
 
 def test_interrupting_ends_the_answer_and_the_row(model: Path, folder: Path):
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder), "--prompt", ""]
     process = subprocess.Popen(
         [*command, "--max-tokens", "8000", "--temp", "5", "--seed", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -135,7 +135,7 @@ def test_interrupting_ends_the_answer_and_the_row(model: Path, folder: Path):
 def test_a_closed_stdout_is_one_line_and_no_failure_of_a_picture(model: Path, folder: Path, kind: str):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder), "--prompt", ""]
     command += ["--image", str(CAT), "--format", kind, "--max-tokens", "1"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
@@ -199,7 +199,8 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
 
 
 def ask(model: Path, *flags: str | Path) -> int:
-    return main(["generate", "--model", str(model), "--mask-decoder", str(ARCHIVE), *map(str, flags)])
+    prompt = () if "--prompt" in flags else ("--prompt", "ocr")
+    return main(["generate", "--model", str(model), "--mask-decoder", str(ARCHIVE), *prompt, *map(str, flags)])
 
 
 def test_json_holds_boxes_masks_and_what_was_malformed(planted, model: Path, capsys):

@@ -187,7 +187,7 @@ def test_a_debugged_run_prints_what_was_answered_before_it_breaks_off(
 
 
 def flags(model: Path, folder: Path) -> list[str]:
-    return ["--model", str(model), "--dtype", "float32", "--image", str(folder), "--max-tokens", "3"]
+    return ["--model", str(model), "--dtype", "float32", "--image", str(folder), "--prompt", "", "--max-tokens", "3"]
 
 
 def command(model: Path, folder: Path, batch_size: int) -> tuple[list[dict], list[str]]:
