@@ -202,11 +202,14 @@ def run(argv: list[str], program: str) -> int:
 
 
 def _region(text: str) -> list[float]:
-    """An argparse type: x0,y0,x1,y1."""
+    """An argparse type: x0,y0,x1,y1. Raises InputError for corners in the wrong order."""
+    from ..regions import format_region
+
     try:
         x0, y0, x1, y1 = map(float, text.replace(",", " ").split())
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not x0,y0,x1,y1 in pixels") from None
+    format_region((x0, y0, x1, y1), (1, 1))  # or InputError
     return [x0, y0, x1, y1]
 
 
@@ -221,7 +224,8 @@ def _read_prompts(prompts: list[str] | None, images: list[str]) -> list[str]:
         raise InputError("stdin holds one prompt, but --prompt - was given more than once")
     if sys.stdin is None:
         raise InputError("--prompt - reads the prompt from stdin, which is closed")
-    read = sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
+    # A newline that echo or an editor added, and the mark with which some Windows programs begin a file.
+    read = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
     return [read if prompt == "-" else prompt for prompt in prompts]
 
 

@@ -68,7 +68,8 @@ def test_sampling_with_a_seed_is_repeatable_and_differs_from_greedy(model: Path)
 def test_a_picture_from_stdin_and_a_prompt_from_stdin(model: Path):
     direct = ask(model, CAT, "--prompt", "ocr")
     assert ask(model, "-", "--prompt", "ocr", input=CAT.read_bytes()).stdout == direct.stdout
-    assert ask(model, CAT, "--prompt", "-", input=b"ocr\n").stdout == direct.stdout
+    for typed in (b"ocr", b"ocr\n", b"ocr\r\n", b"\xef\xbb\xbfocr\r\n"):
+        assert ask(model, CAT, "--prompt", "-", input=typed).stdout == direct.stdout
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 3), (3, 20000)])
