@@ -79,6 +79,34 @@ class Malformed(Struct, forbid_unknown_fields=True):
     reason: str
 
 
+class Model(Struct, forbid_unknown_fields=True):
+    """What is loaded."""
+
+    model: str
+    model_type: ModelType
+    image_size: Annotated[int, Meta(ge=1, description="Side in pixels to which pictures are brought.")]
+    image_tokens: Annotated[int, Meta(ge=1, description="Of one picture.")]
+    dtype: Dtype
+    device: Device
+    load_s: Seconds
+    weight_bytes: Count
+
+
+class AnswerStats(Struct, forbid_unknown_fields=True):
+    """Times in seconds, and what was read and written."""
+
+    load_s: Seconds
+    vision_s: Seconds
+    prefill_s: Seconds
+    time_to_first_token_s: Seconds
+    prompt_tokens: Count
+    prefill_tps: Seconds
+    decode_tokens: Count
+    decode_tps: Seconds
+    peak_memory_bytes: Count
+    queue_s: Seconds
+
+
 class Invalid(Exception):
     """A value that does not have the form it must have.
 

@@ -25,6 +25,8 @@ from pg_mlx.generation import SamplingOptions
 SCENE, CLUTTER = CHECKPOINT.parent / "scene.png", CHECKPOINT.parent / "clutter.png"
 GREEDY = SamplingOptions()
 
+pytestmark = pytest.mark.ops("cpu", reason="what the command reads and prints does not depend on the operations")
+
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
     assert main(["generate", *map(str, arguments)]) == code

@@ -6,34 +6,26 @@ The fields of a request that are null are left out before (body.parse): null is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ...errors import InputError
-from ...generation import SamplingOptions
-from ...generation.sampling import MAX_TOKENS
 from ..structs import (
     MAX_ALTERNATIVES,
-    ContextSize,
     Count,
     Device,
     Dtype,
     FinishReason,
     Malformed,
     ModelType,
-    NgramSize,
-    Penalty,
     Positive,
     Region,
     State,
     Stop,
     TokenLogprob,
-    UInt64,
     Unit,
 )
-from .errors import bad_request
+from .sampling import Sampling
 
 
 def _only(*values: Any) -> Meta:
@@ -41,11 +33,6 @@ def _only(*values: Any) -> Meta:
 
 
 _Ignored = Annotated[Any, Meta(description="Ignored.")]
-_Seed = Annotated[
-    int,
-    Meta(ge=-(2**63), extra_json_schema={"maximum": 2**64 - 1}, description="Negative ones count from 2^64 down."),
-]
-_Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 _Constrain = Annotated[
     bool, Meta(description="Let a detect or segment answer be nothing but records with labels out of the prompt.")
 ]
@@ -55,41 +42,6 @@ _Image = Annotated[
 
 
 # --- requests -----------------------------------------------------------------------------------------
-
-
-class Sampling(Struct, kw_only=True):
-    """How the tokens of an answer are chosen; greedily without a temperature."""
-
-    max_tokens: _Tokens = SamplingOptions.max_tokens
-    max_completion_tokens: Annotated[_Tokens, Meta(description="In place of max_tokens.")] | UnsetType = UNSET
-    temperature: Annotated[float, Meta(ge=0)] = SamplingOptions.temperature
-    top_p: Annotated[float, Meta(gt=0, le=1)] = SamplingOptions.top_p
-    top_k: UInt64 = SamplingOptions.top_k
-    min_p: Unit = SamplingOptions.min_p
-    seed: _Seed | UnsetType = UNSET
-    repetition_penalty: Penalty = SamplingOptions.repetition_penalty
-    repetition_context_size: ContextSize = SamplingOptions.repetition_context_size
-    no_repeat_ngram_size: NgramSize = SamplingOptions.no_repeat_ngram_size
-
-    def options(self, stop: str | Sequence[str] = ()) -> SamplingOptions:
-        """Raises APIError."""
-        tokens = self.max_tokens if self.max_completion_tokens is UNSET else self.max_completion_tokens
-        seed = None if self.seed is UNSET else self.seed % 2**64
-        try:
-            return SamplingOptions(
-                tokens,
-                self.temperature,
-                self.top_p,
-                self.top_k,
-                self.min_p,
-                seed,
-                stop,
-                self.repetition_penalty,
-                self.repetition_context_size,
-                self.no_repeat_ngram_size,
-            )
-        except InputError as error:
-            raise bad_request(str(error), str(error).partition(" ")[0]) from None
 
 
 class ImageUrl(Struct):

@@ -11,14 +11,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 from ..error_codes import ERROR_CODES
 from ..structs import (
     MAX_ALTERNATIVES,
+    AnswerStats,
     ContextSize,
     Count,
-    Device,
     Dtype,
     FinishReason,
     Invalid,
     Malformed,
-    ModelType,
+    Model,
     NgramSize,
     Penalty,
     Positive,
@@ -59,19 +59,6 @@ class Picture(Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if (self.path, self.base64, self.bytes).count(UNSET) != 2:
             raise ValueError("must have exactly one of path, base64 and bytes")
-
-
-class Model(Struct, forbid_unknown_fields=True):
-    """What is loaded."""
-
-    model: str
-    model_type: ModelType
-    image_size: Annotated[int, Meta(ge=1, description="Side in pixels to which pictures are brought.")]
-    image_tokens: Annotated[int, Meta(ge=1, description="Of one picture.")]
-    dtype: Dtype
-    device: Device
-    load_s: Seconds
-    weight_bytes: Count
 
 
 # --- from the client ----------------------------------------------------------------------------------
@@ -215,21 +202,6 @@ class WorkerRegion(WorkerMessage, tag="region"):
     """A region that has become complete."""
 
     region: Region
-
-
-class AnswerStats(Struct, forbid_unknown_fields=True):
-    """Times in seconds, and what was read and written."""
-
-    load_s: Seconds
-    vision_s: Seconds
-    prefill_s: Seconds
-    time_to_first_token_s: Seconds
-    prompt_tokens: Count
-    prefill_tps: Seconds
-    decode_tokens: Count
-    decode_tps: Seconds
-    peak_memory_bytes: Count
-    queue_s: Seconds
 
 
 class WorkerDone(WorkerMessage, tag="done"):
