@@ -13,7 +13,7 @@ from .drawings import Drawings
 from .hints import chat_hint
 from .options import Parser, add_model_options, bounded
 from .pictures import expand, is_folder
-from .report import Report
+from .report import RunReport
 from .session import Session
 from .writers import FORMATS, Failure, Success, answer_all, output
 
@@ -169,7 +169,7 @@ def run(argv: list[str], program: str) -> int:
         items = [replace(items[0], image=first.result())]
     stop: list[int] = []
 
-    report = Report(program, items, prompts, args.max_tokens)
+    report = RunReport(program, items, prompts, args.max_tokens)
     try:
         for outcome in answer_all(items, Session(args, items, kept, stop), out):
             if isinstance(outcome, Failure):

@@ -21,7 +21,7 @@ _EVERY_S = 0.2
 """The progress is written at most so often."""
 
 
-class Report:
+class RunReport:
     """Counts the outcomes of one run, and says on stderr what a person should know of them."""
 
     def __init__(self, program: str, items: Sequence[Item], prompts: Sequence[str], max_tokens: int):
