@@ -202,14 +202,17 @@ def run(argv: list[str], program: str) -> int:
 
 
 def _region(text: str) -> list[float]:
-    """An argparse type: x0,y0,x1,y1. Raises InputError for corners in the wrong order."""
+    """An argparse type: x0,y0,x1,y1, with the corners in this order."""
     from ..regions import format_region
 
     try:
         x0, y0, x1, y1 = map(float, text.replace(",", " ").split())
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not x0,y0,x1,y1 in pixels") from None
-    format_region((x0, y0, x1, y1), (1, 1))  # or InputError
+    try:
+        format_region((x0, y0, x1, y1), (1, 1))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return [x0, y0, x1, y1]
 
 
@@ -225,7 +228,7 @@ def _read_prompts(prompts: list[str] | None, images: list[str]) -> list[str]:
     if sys.stdin is None:
         raise InputError("--prompt - reads the prompt from stdin, which is closed")
     # A newline that echo or an editor added, and the mark with which some Windows programs begin a file.
-    read = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
+    read = sys.stdin.read().removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
     return [read if prompt == "-" else prompt for prompt in prompts]
 
 
