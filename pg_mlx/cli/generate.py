@@ -191,7 +191,7 @@ def run(argv: list[str], program: str) -> int:
     except BaseException:
         if report.answered:  # what is answered is printed, whatever fails then
             out.close()
-            report.close()
+            report.close(broken_off=True)
         raise
     if stop and not several and not report.answered:
         raise KeyboardInterrupt

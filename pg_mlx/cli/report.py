@@ -57,14 +57,16 @@ class RunReport:
         self._clear()
         print(stats.summary(), file=sys.stderr)
 
-    def close(self) -> None:
-        """There are no more answers."""
+    def close(self, broken_off: bool = False) -> None:
+        """There are no more answers. broken_off: because of a failure of the whole run, whose error follows."""
         self._clear()
         several = self._all > 1
         if self._cut:
             print(_cut_line(self._cut, self._max_tokens, several), file=sys.stderr)
         if self._empty:
             print(empty_hint(self._empty, self.answered), file=sys.stderr)
+        if broken_off:
+            return
         if several and self.answered:
             print(self._closing_line(), file=sys.stderr)
         if self.failed:
