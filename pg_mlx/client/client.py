@@ -55,6 +55,8 @@ class Answer:
     width: int
     height: int
     stats: dict[str, float]
+    logprobs: list[dict[str, Any]] | None = None
+    """Of token_ids in OpenAI's form, if `logprobs` was asked for."""
 
 
 Event = str | Region | Answer
@@ -213,7 +215,7 @@ def event_of(message: Message) -> Event:
     if message["type"] == "error":
         raise ServingError(message["code"], message["message"])
     if message["type"] == "done":
-        return Answer(**{name: message[name] for name in Answer.__dataclass_fields__})
+        return Answer(**{name: message[name] for name in Answer.__dataclass_fields__ if name in message})
     return message[message["type"]]  # of text and region
 
 

@@ -262,8 +262,8 @@ def test_bodies_that_are_none(client: httpx.Client, body: bytes):
         {"max_tokens": 0}, {"max_tokens": -2}, {"max_tokens": "9"}, {"max_tokens": 1e300}, {"max_tokens": True},
         {"max_tokens": 10**300}, {"top_k": -(10**300)}, {"top_k": 2**64}, {"seed": -(2**63) - 1}, {"top_p": 1e300},
         {"temperature": -1}, {"top_p": 0}, {"seed": 2**64}, {"stream": 1}, {"stream_options": {}},
-        {"stop": ["a"]}, {"tools": [{}]},
-        {"response_format": {"type": "json_object"}}, {"logprobs": True}, {"guided_json": {"a": 1}}, {"model": 7},
+        {"stop": [1]}, {"tools": [{}]},
+        {"response_format": {"type": "json_object"}}, {"logprobs": 1}, {"guided_json": {"a": 1}}, {"model": 7},
     ],
 )  # fmt: skip
 def test_parameters_that_cannot_be_met(client: httpx.Client, more: dict[str, Any]):

@@ -91,11 +91,25 @@ def test_an_earlier_picture_and_all_kinds_of_items(client: httpx.Client):
 
 
 def test_both_addresses_answer_alike(client: httpx.Client):
-    for options in ({}, {"temperature": 1.5, "seed": 7, "top_p": 0.9}, {"max_tokens": 3}):
+    for options in (
+        {},
+        {"temperature": 1.5, "seed": 7, "top_p": 0.9},
+        {"max_tokens": 3},
+        {"max_tokens": -1, "stop": [" star", "never"]},
+        {"repetition_penalty": 1.4, "repetition_context_size": 8, "no_repeat_ngram_size": 2},
+    ):
         there = client.post("/v1/chat/completions", json=chat("caption en", **options)).json()
         here = client.post(RESPONSES, json={"input": asked("caption en"), **options}).json()
         assert here["output"][0]["content"][0]["text"] == there["choices"][0]["message"]["content"]
         assert here["usage"]["total_tokens"] == there["usage"]["total_tokens"]
+
+
+def test_an_answer_that_was_stopped_is_complete(client: httpx.Client):
+    answer = client.post(RESPONSES, json={"input": asked("caption en"), "stop": " star"})
+    expected = alone("caption en", (SCENE,), SamplingOptions(stop=" star"))
+    assert answer.json()["output"][0]["content"][0]["text"] == expected.text and answer.json()["status"] == "completed"
+    assert expected.text != alone("caption en", (SCENE,), SamplingOptions()).text
+    assert "x-ignored-parameters" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -109,6 +123,9 @@ def test_both_addresses_answer_alike(client: httpx.Client):
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"text": {"format": {"type": "json_object"}}}, "text"),
         ({"max_output_tokens": 0}, None),
+        ({"stop": ""}, "stop"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"background": True}, "background"),
     ],
 )

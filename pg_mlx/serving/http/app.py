@@ -129,7 +129,8 @@ class _Server:
         async with self._body(request, "application/json") as body:
             asked, header = await in_thread(lambda: chat.check_chat(parse(body.data)))
             form, streamed = chat.Completion(asked, self._settings.model_name), asked.stream
-            events = await self._ask_messages(request, body, asked, asked.messages, "messages")
+            logprobs = asked.logprobs and asked.top_logprobs
+            events = await self._ask_messages(request, body, asked, asked.messages, "messages", logprobs)
             del asked  # it holds pictures
         return await _answer(form, streamed, events, header)
 
@@ -174,11 +175,12 @@ class _Server:
         asked: schemas.ChatRequest | ResponsesRequest,
         messages: Sequence[schemas.Message],
         name: str,
+        logprobs: bool | int = False,
     ) -> Events:
         self._check_model(asked.model)
         prompt, named = chat.question(messages, name)
         images = await pictures(named, self._settings, self._service.limits, body.take)
-        return self._ask(request, asked, prompt, images)
+        return self._ask(request, asked, prompt, images, logprobs)
 
     def _ask(
         self,
@@ -186,7 +188,7 @@ class _Server:
         asked: schemas.ChatRequest | ResponsesRequest | schemas.RegionsRequest,
         prompt: str,
         images: list[bytes],
-        logprobs: bool = False,
+        logprobs: bool | int = False,
         max_regions: int | None = None,
     ) -> Events:
         """Submit a question. Raises APIError if it is refused."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import UNSET, to_builtins
+from msgspec import UNSET, convert, to_builtins
 
-from ...generation import Generation
+from ...generation import Generation, TokenLogprob
 from ...regions import Region as FoundRegion
 from ...regions.export import to_json
 from ..service.requests import RegionFound, Text
@@ -23,6 +23,7 @@ from .schemas import (
     ChatRequest,
     Choice,
     InputTextPart,
+    Logprobs,
     Message,
     Part,
     TextPart,
@@ -36,6 +37,8 @@ def check_chat(value: Any) -> tuple[ChatRequest, dict[str, str]]:
     asked, header = check_lenient(value, ChatRequest)
     if asked.stream_options is not UNSET and not asked.stream:
         raise bad_request("stream_options is only allowed with stream", "stream_options")
+    if asked.top_logprobs and not asked.logprobs:
+        raise bad_request("top_logprobs is only allowed with logprobs", "top_logprobs")
     return asked, header
 
 
@@ -87,7 +90,10 @@ class Completion:
         message = AnswerMessage(generation.text)
         if self._regions:
             message.regions = regions_of(generation.regions)
-        choices = [Choice(message, generation.finish_reason)]  # type: ignore[arg-type]  # never cancelled
+        choice = Choice(message, generation.finish_reason)  # type: ignore[arg-type]  # never cancelled
+        if generation.logprobs is not None:
+            choice.logprobs = convert(_logprobs(generation.logprobs), Logprobs)
+        choices = [choice]
         return ChatCompletion(**self._head, choices=choices, usage=usage(generation))
 
     def begin(self) -> bytes:
@@ -97,7 +103,7 @@ class Completion:
     def more(self, event: Text | RegionFound) -> bytes:
         """The event for more text or a region; empty for a region that was not asked for."""
         if isinstance(event, Text):
-            return self._chunk({"content": event.text})
+            return self._chunk({"content": event.text}, logprobs=_logprobs(event.tokens) if event.tokens else None)
         return self._chunk({"regions": [to_json(event.region)]}) if self._regions else b""
 
     def end(self, generation: Generation) -> bytes:
@@ -111,12 +117,16 @@ class Completion:
         """The event for a failure after the first event. error: the object in OpenAI's form."""
         return b"data: " + dumps({"error": error}) + b"\n\n"
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._event({"choices": [choice], **({"usage": None} if self._usage else {})})
 
     def _event(self, rest: dict[str, Any]) -> bytes:
         return b"data: " + dumps({**self._head, "object": "chat.completion.chunk", **rest}) + b"\n\n"
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"content": [token.to_json() for token in tokens], "refusal": None}
 
 
 def regions_of(regions: Sequence[FoundRegion]) -> list[Region]:

@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..structs import Count
-from .schemas import ONLY_FALSE, Constrain, Ignored, Message, Sampling, only
+from .sampling import Sampling
+from .schemas import Constrain, Ignored, Message, only
 
+_only_false = Meta(extra_json_schema={"type": ["boolean", "null"], "enum": [False, None]})
+"""Not only(False): to Python that is the same as only(0), and `Annotated` would give both the same object."""
 _TEXT = {"type": "text"}
 
 
@@ -26,7 +29,7 @@ class ResponsesRequest(Sampling, kw_only=True):
     previous_response_id: Annotated[Any, only()] = None
     conversation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
-    background: Annotated[Any, ONLY_FALSE] = None
+    background: Annotated[Any, _only_false] = None
     top_logprobs: Annotated[Any, only(0)] = None
     include: Ignored = None
     instructions: Ignored = None

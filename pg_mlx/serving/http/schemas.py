@@ -9,11 +9,21 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ...errors import InputError
-from ...generation import SamplingOptions
-from ...generation.sampling import MAX_TOKENS
-from ..structs import Count, Device, Dtype, FinishReason, Malformed, ModelType, Positive, Region, State, UInt64, Unit
-from .errors import bad_request
+from ..structs import (
+    MAX_ALTERNATIVES,
+    Count,
+    Device,
+    Dtype,
+    FinishReason,
+    Malformed,
+    ModelType,
+    Positive,
+    Region,
+    State,
+    TokenLogprob,
+    Unit,
+)
+from .sampling import Sampling
 
 
 def only(*values: Any) -> Meta:
@@ -21,14 +31,7 @@ def only(*values: Any) -> Meta:
     return Meta(extra_json_schema={"enum": [*values, None]})
 
 
-ONLY_FALSE = Meta(extra_json_schema={"type": ["boolean", "null"], "enum": [False, None]})
-"""Not only(False): to Python that is the same as only(0), and `Annotated` would give both the same object."""
 Ignored = Annotated[Any, Meta(description="Ignored.")]
-_Seed = Annotated[
-    int,
-    Meta(ge=-(2**63), extra_json_schema={"maximum": 2**64 - 1}, description="Negative ones count from 2^64 down."),
-]
-_Tokens = Annotated[int, Meta(ge=-1, description=f"-1, or more than {MAX_TOKENS}: as many as may be.")]
 Constrain = Annotated[
     bool, Meta(description="Let a detect or segment answer be nothing but records with labels out of the prompt.")
 ]
@@ -38,37 +41,6 @@ _Image = Annotated[
 
 
 # --- requests -----------------------------------------------------------------------------------------
-
-
-class Sampling(Struct, kw_only=True):
-    """How the tokens of an answer are chosen; greedily without a temperature."""
-
-    max_tokens: _Tokens = SamplingOptions.max_tokens
-    max_completion_tokens: Annotated[_Tokens, Meta(description="In place of max_tokens.")] | UnsetType = UNSET
-    temperature: Annotated[float, Meta(ge=0)] = SamplingOptions.temperature
-    top_p: Annotated[float, Meta(gt=0, le=1)] = SamplingOptions.top_p
-    top_k: UInt64 = SamplingOptions.top_k
-    min_p: Unit = SamplingOptions.min_p
-    seed: _Seed | UnsetType = UNSET
-
-    @property
-    def wanted_tokens(self) -> int:
-        """The most tokens of the answer, as the request says it."""
-        return self.max_tokens if self.max_completion_tokens is UNSET else self.max_completion_tokens
-
-    @property
-    def as_long_as_may_be(self) -> bool:
-        """Whether only the model and the memory bound the answer."""
-        return self.wanted_tokens == -1 or self.wanted_tokens > MAX_TOKENS
-
-    def options(self) -> SamplingOptions:
-        """Raises APIError."""
-        tokens = MAX_TOKENS if self.as_long_as_may_be else self.wanted_tokens
-        seed = None if self.seed is UNSET else self.seed % 2**64
-        try:
-            return SamplingOptions(tokens, self.temperature, self.top_p, self.top_k, self.min_p, seed)
-        except InputError as error:
-            raise bad_request(str(error), str(error).partition(" ")[0]) from None
 
 
 class ImageUrl(Struct):
@@ -153,16 +125,17 @@ class ChatRequest(Sampling, kw_only=True):
     regions: Annotated[
         bool, Meta(description="Add boxes and masks as message.regions, or delta.regions; not in OpenAI's protocol.")
     ] = False
+    logprobs: Annotated[bool, Meta(description="Add the log-probability of each token.")] = False
+    top_logprobs: Annotated[
+        int, Meta(ge=0, le=MAX_ALTERNATIVES, description="And of so many of the likeliest tokens at each place.")
+    ] = 0
     constrain: Constrain = False
     n: Annotated[Any, only(1)] = None
-    stop: Annotated[Any, only([])] = None
     tools: Annotated[Any, only([])] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
     functions: Annotated[Any, only([])] = None
     function_call: Annotated[Any, only("none", "auto")] = None
     response_format: Annotated[Any, only({"type": "text"})] = None
-    logprobs: Annotated[Any, ONLY_FALSE] = None
-    top_logprobs: Annotated[Any, only(0)] = None
     logit_bias: Annotated[Any, only({})] = None
     frequency_penalty: Annotated[Any, only(0)] = None
     presence_penalty: Annotated[Any, only(0)] = None
@@ -266,13 +239,20 @@ class AnswerMessage(Struct):
     refusal: None = None
 
 
+class Logprobs(Struct):
+    """Of the tokens of an answer, without the one that ends it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(Struct):
     """The answer; there is one only."""
 
     message: AnswerMessage
     finish_reason: FinishReason
     index: Literal[0] = 0
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatCompletion(Struct):

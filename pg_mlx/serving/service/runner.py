@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions, load_with
 from ...errors import InputError, PgMlxError
-from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, warm_up
+from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, TokenLogprob, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
 from ...memory.residency import held_bytes, model_scratch_bytes
@@ -167,15 +167,17 @@ class Runner:
         if progress.error:
             raise progress.error
         assert job.answer is not None
-        pieces, regions, generation = list[str](), list[Region](), None
+        pieces, tokens, regions, generation = list[str](), list[TokenLogprob](), list[Region](), None
         try:
             for step in job.answer.push(progress.token_ids):
                 pieces.append(step.text)
+                tokens += [step.token] if step.token else []
                 regions += step.regions
                 generation = step.generation
         finally:
-            if text := "".join(pieces):
-                job.send(Text(text))
+            text = "".join(pieces)
+            if text or tokens:
+                job.send(Text(text, tokens))
             for region in regions:
                 job.send(RegionFound(region))
         if generation:

@@ -22,7 +22,7 @@ from ...errors import InputError
 from ...generation import SamplingOptions
 from ..error_codes import ServingError
 from ..service.limits import Limits
-from ..service.requests import Answered, Ask, Event, Failed
+from ..service.requests import Answered, Ask, Event, Failed, Text
 from ..service.runner import ModelInfo
 from ..service.service import Service
 from ..strict_json import BadJson
@@ -238,7 +238,7 @@ class Worker:
             elif isinstance(event, Answered):
                 self._close(request_id)
                 self._out.send(lambda: done_message(request_id, event))
-            elif message.stream:
+            elif message.stream and not (isinstance(event, Text) and not event.text):
                 self._out.send(lambda: partial_message(request_id, event))
 
         cancel = self._service.submit(question, listen)
