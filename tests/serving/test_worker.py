@@ -83,7 +83,7 @@ def test_answers_are_those_given_alone_whatever_way_the_pictures_come(worker: Ra
             ways = {"path": str(image)}, {"base64": base64.b64encode(data).decode()}, {"bytes": len(data)}
             described.append(ways[way])
             frames += [data] if way == 2 else []
-        given = {name: value for name, value in vars(options).items() if value is not None}
+        given = {name: value for name, value in vars(options).items() if value not in (None, ())}
         message = dict(prompt=prompt, images=described, logprobs=logprobs, **given)
         assert CLIENT.is_valid({"type": "generate", "id": 0, **message})
         asked[worker.say("generate", *frames, **message)] = (prompt, images, options, logprobs)
