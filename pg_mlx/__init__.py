@@ -23,10 +23,20 @@ if TYPE_CHECKING:
     from .config import PaliGemmaConfig
     from .conversion import convert
     from .errors import InputError, PgMlxError
-    from .generation import Generation, Stats, Step, batch_generate, generate, stream_batch, stream_generate, warm_up
+    from .generation import (
+        Generation,
+        Stats,
+        Step,
+        TokenLogprob,
+        batch_generate,
+        generate,
+        stream_batch,
+        stream_generate,
+        warm_up,
+    )
     from .paligemma import PaliGemma
     from .processor import Processor
-    from .regions import Region, RegionParser, parse_regions
+    from .regions import Region, RegionParser, format_region, parse_regions
     from .regions.mask_vae import MaskDecoder, MaskEncoder
 
 _HOMES = {
@@ -39,6 +49,7 @@ _HOMES = {
     "Generation": ".generation",
     "Stats": ".generation",
     "Step": ".generation",
+    "TokenLogprob": ".generation",
     "batch_generate": ".generation",
     "generate": ".generation",
     "stream_batch": ".generation",
@@ -50,6 +61,7 @@ _HOMES = {
     "MaskEncoder": ".regions.mask_vae",
     "Region": ".regions",
     "RegionParser": ".regions",
+    "format_region": ".regions",
     "parse_regions": ".regions",
 }
 

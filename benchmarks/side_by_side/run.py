@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.side_by_side import page
 from benchmarks.side_by_side.contestants import CONTESTANTS
 from benchmarks.side_by_side.results import BATCH, Json, Result, keep, kept
-from benchmarks.side_by_side.settings import LONG_PROMPT, PROMPT, ROOT, SCENE, SETTINGS, STEPS
+from benchmarks.side_by_side.settings import LONG_PROMPT, PROMPT, ROOT, SCENE, SETTINGS, STEPS, check_tokenizer
 from pg_mlx.errors import InputError
 from pg_mlx.measure import machine
 from pg_mlx.processor import Processor
@@ -219,6 +219,7 @@ def main() -> None:
     args = parser.parse_args()
     assert set(PYTHONS) == set(CONTESTANTS)
     try:
+        check_tokenizer(args.settings)
         numbers = versions(args.threads)
         described = machine.description()
         about = {"machine": described, "versions": numbers, "threads": args.threads, "layers": args.layers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import mlx.core as mx
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.conversion.pipeline import convert
 from pg_mlx.demo import CHECKPOINT
+from pg_mlx.errors import InputError
 from pg_mlx.quantization.modes import Quantization
 from tools import random_checkpoint
 
@@ -62,6 +64,21 @@ class Setting:
             as_on_the_hub(target)
         return target
 
+
+def check_tokenizer(names: Collection[str], folder: Path = random_checkpoint.PUBLISHED_TOKENIZER) -> None:
+    """Raises InputError if one of these settings needs the published vocabulary, and there is none. The bundled small
+    one would give prompts of another length, so the figures could not be compared with earlier ones."""
+    without = [name for name in names if SETTINGS[name].model is None]
+    there = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    if not there and len(without) < len(names):
+        raise InputError(
+            f"these settings need PaliGemma's vocabulary, which is not in {folder}: name a folder with its "
+            f"tokenizer.model in PG_MLX_TOKENIZER, or measure --settings {' '.join(without or BUNDLED)} only"
+        )
+
+
+BUNDLED = ("demo-8bit", "demo")
+"""Settings of the bundled checkpoint, which brings its tokenizer."""
 
 SETTINGS = {
     "demo-8bit": Setting("demo, 8 bits", q_bits=8, contestants=ON_MLX),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..demo import CHECKPOINT
 from ..errors import InputError
 from ..memory.estimate import check_fits
 from ..memory.residency import check_copies, dequantize_if_small, dequantize_within, held_bytes, keep_within
@@ -81,7 +82,7 @@ class LoadOptions:
 
 
 def load(
-    path_or_repo: str | Path,
+    path_or_repo: str | Path = CHECKPOINT,
     *,
     dtype: mx.Dtype | str | None = None,
     adapter_path: AdapterPath = None,
@@ -95,8 +96,9 @@ def load(
     mask_decoder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[PaliGemma, Processor]:
-    """A model and its processor from a local folder, a hub repository or a big_vision .npz archive. For an adapter's
-    folder or repository, from the base that it names, with the adapter on top.
+    """A model and its processor from a local folder, a hub repository or a big_vision .npz archive; without a path the
+    bundled demo, which knows only coloured shapes and short words. For an adapter's folder or repository, from the base
+    that it names, with the adapter on top.
 
     The options are those of LoadOptions. progress: called as modules are loaded. Raises InputError for anything wrong
     with the checkpoint or an option, and PgMlxError if the hub cannot be reached.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
-import traceback
 from typing import NoReturn
 
+from .. import __version__
 from ..errors import PgMlxError
 
 COMMANDS = {
@@ -19,12 +21,24 @@ COMMANDS = {
     "doctor": "check that this machine computes right",
 }
 
+SERVING = ("serve", "worker")
+"""Commands that look after stdout themselves."""
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
+
 
 def command(argv: list[str] | None = None, program: str | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     try:
+        from .interrupts import spare_imports
+
+        spare_imports()
         code = main(argv, program)
+    except KeyboardInterrupt:
+        code = _fail("pg-mlx", "interrupted", 130)
     except Exception:  # with --debug
+        import traceback
+
         traceback.print_exc()
         code = 1
 
@@ -44,32 +58,62 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
     Every failure is one line on stderr, unless --debug asks for the traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _reserve_streams()
+    if len(argv) > 1 and argv[0] == "help":
+        argv = [argv[1], "--help"]
     if not argv or argv[0] not in COMMANDS:
         return _overview(argv)
     program = program or f"pg-mlx {argv[0]}"
-    command = importlib.import_module(f".{argv[0]}", __name__)
+    if sys.stdout is None and argv[0] not in SERVING:
+        return _fail(program, "stdout is closed, so there is nowhere to write an answer", 1)
     try:
+        command = importlib.import_module(f".{argv[0]}", __name__)
         code = command.run(argv[1:], program)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except PgMlxError as error:
         if "--debug" in argv:
             raise
         return _fail(program, str(error), error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at exit
+        _drop_stdout()
         return _fail(program, "stdout was closed before the answer was complete", 1)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
     except Exception as error:
         if "--debug" in argv:
             raise
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
+            _drop_stdout()
+            return _fail(program, f"the answer could not be written to stdout: {error.strerror}", 1)
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(program, f"unexpected failure: {what} (--debug shows where)", 1)
 
 
+def _reserve_streams() -> None:
+    """Give closed standard streams something to be: a file that is opened would become one of them otherwise, and what
+    is meant for stderr would go to stdout."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  # until the process ends
+
+
+def _drop_stdout() -> None:
+    """Write no more to stdout, or Python complains again at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _overview(argv: list[str]) -> int:
-    wanted = bool(argv) and argv[0] in ("-h", "--help")
+    if argv and argv[0] in ("--version", "-V", "version"):
+        print(f"pg-mlx {__version__}")
+        return 0
+    wanted = bool(argv) and argv[0] in ("-h", "--help", "help")
     if argv and not wanted:
         return _fail("pg-mlx", f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}", 2)
     lines = ["usage: pg-mlx COMMAND ...", "", *(f"  {name:<10} {about}" for name, about in COMMANDS.items())]

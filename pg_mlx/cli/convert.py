@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..memory.size import format_size
 from .options import Parser
 
 if TYPE_CHECKING:
@@ -39,7 +40,12 @@ examples:
 def parser(program: str) -> argparse.ArgumentParser:
     """The options of this command."""
     p = Parser(program, DESCRIPTION, EPILOG)
-    p.add_argument("--hf-path", metavar="SRC", help="folder, hub repository owner/name, or .npz file")
+    p.add_argument(
+        *("-m", "--model", "--hf-path"),
+        dest="hf_path",
+        metavar="SRC",
+        help="folder, hub repository owner/name, or .npz file",
+    )
     p.add_argument("--mlx-path", type=Path, default=Path("mlx_model"), metavar="DST", help="folder to write")
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     p.add_argument("-q", "--quantize", action="store_true", help="pack the weights (recipe: balanced)")
@@ -180,7 +186,7 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
 
 def table(conversion: Conversion) -> str:
     """What would be written, by component, as text for people."""
-    rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "GB before", "after")]
+    rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "size before", "after")]
     modules = conversion.plan.modules
     parts = list(dict.fromkeys(module.component for module in modules))
     for part in [*parts, "all"]:
@@ -189,7 +195,7 @@ def table(conversion: Conversion) -> str:
         before = sum(module.bytes_before(conversion.checkpoint.dtype.size) for module in mine)
         after = sum(module.bytes_after(conversion.dtype.size) for module in mine)
         bits = [f"{size * 8 / count:.2f}" for size in (before, after)]
-        rows.append((part, f"{count:,}", *bits, f"{before / 1e9:.3f}", f"{after / 1e9:.3f}"))
+        rows.append((part, f"{count:,}", *bits, format_size(before), format_size(after)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
@@ -201,8 +207,8 @@ def table(conversion: Conversion) -> str:
         [
             *lines,
             "",
-            f"peak memory of the conversion: about {conversion.expected_peak() / 1e9:.2f} GB",
-            f"read from memory for each token decoded: {read / 1e9:.3f} GB and the cache",
+            f"peak memory of the conversion: about {format_size(conversion.expected_peak())}",
+            f"read from memory for each token decoded: {format_size(read)} and the cache",
         ]
     )
 
@@ -210,9 +216,9 @@ def table(conversion: Conversion) -> str:
 def summary(report: Report) -> str:
     """A few lines about a finished conversion, as text for people."""
     lines = [
-        f"{report.target}: {report.bytes_after / 1e9:.3f} GB (before: {report.bytes_before / 1e9:.3f}), "
+        f"{report.target}: {format_size(report.bytes_after)} (before: {format_size(report.bytes_before)}), "
         f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "
-        f"peak {report.peak_memory_bytes / 1e9:.2f} GB"
+        f"peak {format_size(report.peak_memory_bytes)}"
     ]
     if report.quality:
         lines += ["", report.quality.to_markdown()]

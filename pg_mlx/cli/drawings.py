@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LABEL_CHARACTERS = 30
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
+"""What looks like the suffix of a file, as .svg; not that of a folder called photos.2024."""
 
 
 class Drawings:
@@ -27,7 +29,7 @@ class Drawings:
         if soft and not masks:
             raise InputError("--soft-masks says how --masks DIR are written, which is missing")
         self._sources = {_identity(path) for item in items if (path := item.path)}
-        self._targets = _targets(Path(annotate).expanduser(), items, many) if annotate else {}
+        self._targets = _targets(annotate, items, many) if annotate else {}
         for target in self._targets.values():
             self._spare(target)
         self._masks = Path(masks).expanduser() if masks else None
@@ -74,12 +76,18 @@ class Drawings:
         self._unknown.update(unknown)
 
 
-def _targets(out: Path, items: list[Item], many: bool) -> dict[str, Path]:
-    """By each item's name the file for its drawing: `out` itself if it names a picture file, else one in the folder
-    `out`. Raises InputError if it cannot be written."""
+def _targets(annotate: str, items: list[Item], many: bool) -> dict[str, Path]:
+    """By each item's name the file for its drawing: the path itself if it names a picture file, else one in that
+    folder. Raises InputError if it cannot be written."""
     from PIL import Image
 
+    out = Path(annotate).expanduser()
     as_file = not out.is_dir() and out.suffix.lower() in Image.registered_extensions()
+    if not as_file and not out.is_dir() and not annotate.endswith(("/", os.sep)) and _SUFFIX.fullmatch(out.suffix):
+        raise InputError(
+            f"--annotate {out}: no picture can be written as {out.suffix}; use .png or .jpg, or end a folder's name "
+            "with /"
+        )
     if as_file and many:
         raise InputError(f"--annotate {out} names one file, but there are several answers; name a folder")
     if as_file:

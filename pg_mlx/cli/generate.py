@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..limits import MAX_BATCH_SIZE
@@ -14,11 +13,9 @@ from .drawings import Drawings
 from .hints import chat_hint
 from .options import Parser, add_model_options, bounded
 from .pictures import expand, is_folder
+from .report import RunReport
 from .session import Session
-from .writers import FORMATS, Failure, Success, answer_all, describe, output
-
-if TYPE_CHECKING:
-    from ..generation import Stats
+from .writers import FORMATS, Failure, Success, answer_all, output
 
 DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
@@ -38,6 +35,8 @@ examples:
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "segment cat" --annotate out.png --masks masks
   %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --format jsonl > found.jsonl
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "caption en" --prompt "detect cat"
+  %(prog)s --model ./pg2-4bit --image before.jpg after.jpg --together --prompt "answer en what has changed?"
+  %(prog)s --model ./pg2-4bit --image cat.jpg --region 40,30,220,180 --prompt "caption"
 
 exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong input, 130 after Ctrl-C.
 """
@@ -47,18 +46,49 @@ def parser(program: str) -> argparse.ArgumentParser:
     """The options of `generate`."""
     p = Parser(program, DESCRIPTION, EPILOG)
     add_model_options(p)
-    p.add_argument("--image", action="append", metavar="I", help="file, folder, URL, or - for stdin; repeatable")
     p.add_argument(
-        "--prompt",
+        *("-i", "--image"),
+        action="extend",
+        nargs="+",
+        metavar="I",
+        help="files, folders, URLs, or - for stdin; repeatable",
+    )
+    p.add_argument(
+        *("-p", "--prompt"),
         action="append",
         metavar="P",
-        help="the task text, or - for stdin (default: empty); repeatable, all are asked about every picture",
+        help="the task text, or - for stdin; repeatable, all are asked about every picture",
     )
+    p.add_argument("--together", action="store_true", help="ask about all pictures at once: one answer a prompt")
     p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     p.add_argument("--temp", "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P of the mass")
     p.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)")
     p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
+    p.add_argument("--stop", action="append", metavar="S", help="end the answer before this text; repeatable")
+    p.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1: what was there becomes less likely (1: off)",
+    )
+    p.add_argument(
+        "--repetition-context-size",
+        type=int,
+        default=20,
+        metavar="N",
+        help="among the last N tokens (default: 20; 0: all)",
+    )
+    p.add_argument(
+        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N tokens in a row come twice (0: off)"
+    )
+    p.add_argument(
+        "--logprobs",
+        type=bounded(0, 20),
+        metavar="N",
+        help="json and jsonl: the log-probability of each token, and of the N likeliest in its place",
+    )
     p.add_argument(
         "--batch-size",
         type=bounded(1, MAX_BATCH_SIZE),
@@ -74,6 +104,13 @@ def parser(program: str) -> argparse.ArgumentParser:
         "coco: a COCO results file",
     )
     regions = p.add_argument_group("boxes and masks")
+    regions.add_argument(
+        "--region",
+        type=_region,
+        metavar="X0,Y0,X1,Y1",
+        help="ask about this place, in pixels: its <loc> tokens are put behind the prompt, or in place of {region}",
+    )
+    regions.add_argument("--raw", action="store_true", help="print the model's tokens on a terminal, too")
     regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
     regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
@@ -90,7 +127,12 @@ def parser(program: str) -> argparse.ArgumentParser:
     regions.add_argument(
         "--min-score", type=float, metavar="S", help="compute scores (0..1) and drop what has less (0 drops nothing)"
     )
-    p.add_argument("--verbose", action="store_true", help="say more about the model and the machine on stderr")
+    p.add_argument(
+        "--verbose",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="say more about the model and the machine on stderr",
+    )
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -98,9 +140,14 @@ def parser(program: str) -> argparse.ArgumentParser:
 def run(argv: list[str], program: str) -> int:
     """Answer, print, and return the exit code. Raises PgMlxError, which is InputError for a wrong input."""
     args = parser(program).parse_args(argv)
-    prompts = _read_prompts(args.prompt or [""], args.image or [])
-    items = expand(args.image, prompts)
-    many = len(args.image) > 1 or is_folder(args.image[0])
+    if args.logprobs is not None and args.format not in ("json", "jsonl"):
+        raise InputError("--logprobs needs --format json or jsonl, which can show them")
+    if args.region and args.constrain:
+        raise InputError("--region does not go with --constrain: a detect or segment prompt has no place in it")
+    expand(args.image, ("",))  # before a prompt is asked for
+    prompts = _read_prompts(args.prompt, args.image)
+    items = expand(args.image, prompts, args.together)
+    many = not args.together and (len(args.image) > 1 or is_folder(args.image[0]))
     several = many or len(prompts) > 1
     for hint in dict.fromkeys(filter(None, map(chat_hint, prompts))):
         print(hint, file=sys.stderr)
@@ -117,63 +164,83 @@ def run(argv: list[str], program: str) -> int:
         RegionPrompt.required(plain_prompt(prompt))
     first = None if several else start(items[0].load)
     drawings = Drawings(args.annotate, args.masks, args.soft_masks, items, several)
-    out = output(args.format, items, prompts, many)
+    out = output(args.format, items, prompts, many, args.raw)
     if first:
         import mlx.core  # noqa: F401  # takes as long as reading a picture does
 
         items = [replace(items[0], image=first.result())]
     stop: list[int] = []
 
-    answered = failures = 0
+    report = RunReport(program, items, prompts, args.max_tokens)
     try:
         for outcome in answer_all(items, Session(args, items, kept, stop), out):
             if isinstance(outcome, Failure):
                 if args.debug or not several:
                     raise outcome.error
-                print(f"{program}: {describe(outcome)}", file=sys.stderr)
-                failures += 1
+                report.failure(outcome)
                 continue
             generation = replace(outcome.generation, regions=kept.select(outcome.generation.regions))
+            if args.logprobs is None:  # scores alone were wanted
+                generation = replace(generation, logprobs=None)
             answer = Success(outcome.item, generation)
             out.add(answer)
-            answered += 1
+            report.answer(answer)
             drawings.add(answer)
             if args.format == "text" and (args.verbose or not several):
-                print(summary(generation.stats), file=sys.stderr)
+                report.summary(generation.stats)
             if generation.finish_reason == "cancelled":
                 break
     except BaseException:
-        if answered:  # what is answered is printed, whatever fails then
+        if report.answered:  # what is answered is printed, whatever fails then
             out.close()
+            report.close(broken_off=True)
         raise
-    if stop and not several and not answered:
+    if stop and not several and not report.answered:
         raise KeyboardInterrupt
     out.close()
     drawings.close()
-    if failures:
-        print(f"{failures} of {len(items)} {'pictures' if len(prompts) == 1 else 'answers'} failed", file=sys.stderr)
-    return 130 if stop else int(failures > 0)
+    report.close()
+    return 130 if stop else int(report.failed > 0)
 
 
-def _read_prompts(prompts: list[str], images: list[str]) -> list[str]:
+def _region(text: str) -> list[float]:
+    """An argparse type: x0,y0,x1,y1, with the corners in this order."""
+    from ..regions import format_region
+
+    try:
+        x0, y0, x1, y1 = map(float, text.replace(",", " ").split())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not x0,y0,x1,y1 in pixels") from None
+    try:
+        format_region((x0, y0, x1, y1), (1, 1))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return [x0, y0, x1, y1]
+
+
+def _read_prompts(prompts: list[str] | None, images: list[str]) -> list[str]:
+    if prompts is None:
+        return [_ask_for_prompt(images)]
     if "-" not in prompts:
         return prompts
     if "-" in images:
         raise InputError("--image and --prompt cannot both be read from stdin")
     if prompts.count("-") > 1:
         raise InputError("stdin holds one prompt, but --prompt - was given more than once")
-    read = sys.stdin.read().removesuffix("\n")  # the one that echo or an editor added
+    if sys.stdin is None:
+        raise InputError("--prompt - reads the prompt from stdin, which is closed")
+    # A newline that echo or an editor added, and the mark with which some Windows programs begin a file.
+    read = sys.stdin.read().removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
     return [read if prompt == "-" else prompt for prompt in prompts]
 
 
-def summary(stats: Stats) -> str:
-    """One line: how long each stage took."""
-    parts = [
-        f"load {stats.load_s:.2f} s",
-        f"vision {stats.vision_s:.2f} s",
-        f"prefill {stats.prefill_s:.2f} s ({stats.prompt_tokens} tokens, {stats.prefill_tps:.0f}/s)",
-        f"first token {stats.time_to_first_token_s:.2f} s",
-    ]
-    if stats.decode_tokens > 1:
-        parts.append(f"{stats.decode_tokens} tokens at {stats.decode_tps:.1f}/s")
-    return " | ".join([*parts, f"peak {stats.peak_memory_bytes / 1e9:.2f} GB"])
+def _ask_for_prompt(images: list[str]) -> str:
+    """One line from the terminal, if there is one. Raises InputError otherwise: an empty prompt is seldom meant."""
+    missing = 'no prompt was given: --prompt "caption en", or another task (--help lists them)'
+    if sys.stdin is None or not sys.stdin.isatty() or "-" in images:
+        raise InputError(f'{missing}; --prompt "" asks with an empty one')
+    print("prompt (such as: caption en): ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line.strip():
+        raise InputError(missing)
+    return line.removesuffix("\n")

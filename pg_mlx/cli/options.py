@@ -60,6 +60,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model is loaded, and how: the same for all commands that load one."""
     p = parser.add_argument_group("the model")
     p.add_argument(
+        "-m",
         "--model",
         metavar="M",
         help="checkpoint or adapter folder, big_vision .npz, or hub repository owner/name (default: the bundled demo)",

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 _NO_PATH = (OSError, RuntimeError, ValueError)
 """Raised for a name that is too long, begins with ~ and no user, or has a zero byte."""
 
+_SUFFIXES = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
+        *(".jpx", ".ico", ".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+)
+"""Files in a folder that are pictures. Pillow knows more, but most of those are documents, films or data."""
+
 _NAME_BYTES = 120
 """File systems allow 255; this leaves room for number, label and suffix."""
 
@@ -29,6 +38,8 @@ class Item:
     name: str
     """Its file name without suffix, made different from the name of every other item: for files about it."""
     prompt: str = ""
+    more: tuple[str, ...] = ()
+    """Further pictures that the same question is about."""
     image: Image.Image | None = None
     """The picture itself, if it has been read and is needed again."""
 
@@ -48,15 +59,18 @@ class Item:
         return self.image or load_image(self.source)
 
 
-def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",)) -> list[Item]:
-    """The pictures in order, those of a folder sorted by name, each with every prompt. Raises InputError if there are
-    none."""
+def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",), together: bool = False) -> list[Item]:
+    """The pictures in order, those of a folder sorted by name, each with every prompt. together: one item for each
+    prompt, about all pictures. Raises InputError if there are none."""
     if not images:
         raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
     sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
     names: dict[str, int] = {}
+    if together:
+        first, *more = sources
+        return [Item(first, _unique(stem(first), names), prompt, tuple(more)) for prompt in prompts]
     return [Item(source, _unique(stem(source), names), prompt) for source in sources for prompt in prompts]
 
 
@@ -70,14 +84,11 @@ def is_folder(image: str) -> bool:
 
 def _in_folder(folder: str) -> list[str]:
     """Its files with the suffix of a picture; not those in folders below, and none that is hidden."""
-    from PIL import Image
-
-    suffixes = {*Image.registered_extensions(), ".heic", ".heif"}
     try:
         files = sorted(path for path in Path(folder).expanduser().iterdir() if path.is_file())
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    found = [str(path) for path in files if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+    found = [str(path) for path in files if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
     if not found:
         raise InputError(f"there are no pictures in the folder {folder}")
     return found

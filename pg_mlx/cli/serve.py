@@ -49,6 +49,13 @@ def parser(program: str) -> argparse.ArgumentParser:
     who.add_argument(
         "--allow-origin", action="append", default=[], metavar="O", help="web page that may ask (repeatable; * is any)"
     )
+    who.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name for this machine, such as host.docker.internal (repeatable)",
+    )
     what = p.add_argument_group("what")
     what.add_argument("--allow-urls", action="store_true", help="fetch pictures from public addresses")
     what.add_argument("--allow-files", action="append", default=[], metavar="DIR", help="read pictures from a folder")
@@ -133,6 +140,9 @@ def _check(args: argparse.Namespace, key: str | None) -> None:
     for origin in args.allow_origin:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
             raise InputError(f"--allow-origin {origin} is not an origin, such as https://example.com")
+    for host in args.allow_host:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+", host):
+            raise InputError(f"--allow-host {host} is not the name of a host, such as host.docker.internal")
     for folder in args.allow_files:
         if not Path(folder).is_dir():
             raise InputError(f"--allow-files {folder} is not a folder")
@@ -146,7 +156,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _hosts(args: argparse.Namespace) -> set[str]:
-    return {f"[{args.host}]" if ":" in args.host else args.host.lower()}
+    return {f"[{host}]" if ":" in host else host.lower() for host in (args.host, *args.allow_host)}
 
 
 def _name(model: str | None) -> str:

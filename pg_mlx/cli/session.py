@@ -21,7 +21,7 @@ from .pictures import Item
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..generation import Picture, Prompt, Request, Step
+    from ..generation import Picture, Prompt, Request, SamplingOptions, Step
     from ..paligemma import PaliGemma
     from ..processor import Processor
     from ..regions.select import RegionFilter
@@ -77,11 +77,13 @@ class Session:
             read = Shared(partial(self._read, group[0][1]))
             yield from (partial(self._request, index, item, read) for index, item in group)
 
-    def _read(self, item: Item) -> tuple[Image.Image, Picture, float]:
-        """The picture, its pixels for the model, and the seconds that both took."""
+    def _read(self, item: Item) -> tuple[Image.Image, list[Picture], float]:
+        """The (first) picture, the pixels of all for the model, and the seconds that both took."""
+        from ..processor.images import load_image
+
         start = time.perf_counter()
         with timed("picture"):
-            image = item.load()
+            images = [item.load(), *map(load_image, item.more)]
         read_s = time.perf_counter() - start
         _, processor = self._loaded.result()  # waits for it
 
@@ -89,8 +91,8 @@ class Session:
 
         start = time.perf_counter()
         with timed("picture"):
-            picture = resized(processor, image)
-        return image, picture, read_s + time.perf_counter() - start
+            pictures = [resized(processor, image) for image in images]
+        return images[0], pictures, read_s + time.perf_counter() - start
 
     def _prompt(self, text: str) -> Prompt:
         from ..generation import make_prompt
@@ -99,16 +101,19 @@ class Session:
         most = self._kept.enough(args.constrain, self._scores)
         return make_prompt(processor, text, constrain=args.constrain, max_regions=most)
 
-    def _request(self, index: int, item: Item, read: Callable[[], tuple[Image.Image, Picture, float]]) -> Request:
-        image, picture, read_s = read()
+    def _request(self, index: int, item: Item, read: Callable[[], tuple[Image.Image, list[Picture], float]]) -> Request:
+        image, pictures, read_s = read()
         if self._args.annotate and (item.image or not item.path):
             self._items[index] = replace(item, image=image)
 
-        from ..generation import SamplingOptions, make_request
+        from ..generation import make_request
 
         args, (_, processor) = self._args, self._loaded.result()
-        options = SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)
-        request = make_request(processor, self._prompts[item.prompt], picture, options, logprobs=self._scores)
+        prompt: str | Shared[Prompt] = self._prompts[item.prompt]
+        if args.region:
+            prompt = about_region(item.prompt, args.region, image.size)
+        logprobs = self._scores if args.logprobs is None else args.logprobs
+        request = make_request(processor, prompt, pictures, sampling(args), logprobs=logprobs)
         return replace(request, ready_s=request.ready_s + read_s)
 
     @property
@@ -120,13 +125,11 @@ class Session:
 
         from ..checkpoint.load import load_with
         from ..demo import CHECKPOINT
-        from ..generation import SamplingOptions
         from ..ops import device
         from ..ops.device import dtype_name
 
         args = self._args
-        SamplingOptions(args.max_tokens, args.temp, args.top_p, args.top_k, args.min_p, args.seed)  # or InputError
-
+        sampling(args)  # or InputError
         if args.model is None:
             note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
             print(note, file=sys.stderr)
@@ -143,6 +146,33 @@ class Session:
                 file=sys.stderr,
             )
         return model, processor
+
+
+def sampling(args: argparse.Namespace) -> SamplingOptions:
+    """How tokens are chosen. Raises InputError for an option out of range."""
+    from ..generation import SamplingOptions
+
+    return SamplingOptions(
+        args.max_tokens,
+        args.temp,
+        args.top_p,
+        args.top_k,
+        args.min_p,
+        args.seed,
+        args.stop or (),
+        args.repetition_penalty,
+        args.repetition_context_size,
+        args.no_repeat_ngram_size,
+    )
+
+
+def about_region(prompt: str, region: list[float], image_size: tuple[int, int]) -> str:
+    """A prompt about a place in the picture: its <loc> tokens stand at the end, or where the prompt says {region}.
+    Raises InputError for a region that is none."""
+    from ..regions import format_region
+
+    text = format_region(region, image_size)
+    return prompt.replace("{region}", text) if "{region}" in prompt else f"{prompt} {text}"
 
 
 def _note_interrupts(pressed: list[int]) -> None:

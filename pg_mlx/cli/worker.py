@@ -15,8 +15,8 @@ DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as d
 EPILOG = """\
 The options of the model are defaults: a load message may say otherwise for every one of which it has a field.
 
-It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered; and at once with
-its parent. What libraries print goes to stderr.
+It ends when stdin ends, on SIGTERM or after a shutdown message, once what was accepted is answered (after SIGTERM
+within 30 seconds; a load is given up); and at once with its parent. What libraries print goes to stderr.
 
 exit code: 0, or 1 if the model failed so that only a new worker can help (with --supervise: if several in a row died
 at once), 2 for a wrong input.
@@ -56,11 +56,13 @@ def run(argv: list[str], program: str) -> int:
 
     pipes = guarded_pipes()
     if args.supervise:
+        from ..client.frozen import is_frozen, worker_command
         from ..serving.worker.supervisor import Supervisor
 
         flags = [flag for flag, on in (("-I", sys.flags.isolated), ("-B", sys.flags.dont_write_bytecode)) if on]
         again = [argument for argument in argv if argument != "--supervise"]
-        return Supervisor(*pipes, parent, [sys.executable, *flags, "-m", "pg_mlx", "worker", *again]).run()
+        start = worker_command() if is_frozen() else [sys.executable, *flags, "-m", "pg_mlx", "worker"]
+        return Supervisor(*pipes, parent, [*start, *again]).run()
 
     from ..demo import CHECKPOINT
     from ..serving.service.limits import Limits

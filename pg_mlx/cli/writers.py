@@ -85,38 +85,50 @@ class Output:
         """There are no more answers."""
 
 
-def output(kind: str, items: list[Item], prompts: list[str], many: bool) -> Output:
-    """The writer of a format. kind: one of FORMATS. many: whether more than one picture, or a folder, was asked for."""
+def output(kind: str, items: list[Item], prompts: list[str], many: bool, raw: bool = False) -> Output:
+    """The writer of a format. kind: one of FORMATS. many: whether more than one picture, or a folder, was asked for.
+    raw: print boxes as the tokens that the model wrote, on a terminal too."""
     if kind == "text":
-        return TextOutput(many, len(prompts) > 1)
+        return TextOutput(many, len(prompts) > 1, sys.stdout.isatty() and not raw)
     if kind == "jsonl":
         return JsonLines()
     return CocoOutput(items, prompts) if kind == "coco" else JsonOutput(many or len(prompts) > 1)
 
 
 class TextOutput(Output):
-    """The text of answers as it comes. If there are several, each is a line that begins with its picture or prompt."""
+    """The text of answers as it comes. If there are several, each is a line that begins with its picture or prompt.
+    For people, the answer to a detect or segment prompt is a line for each region: label, box and mask in pixels."""
 
-    def __init__(self, name_pictures: bool, name_prompts: bool):
+    def __init__(self, name_pictures: bool, name_prompts: bool, for_people: bool = False):
         self._name_pictures, self._name_prompts = name_pictures, name_prompts
         self._unfinished = False
+        self._for_people = for_people
+        self._hidden = False
         # File names need not be text; answers always are.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
     def begin(self, item: Item) -> None:
         """Begin its line."""
         self.close()
+        from ..processor import plain_prompt
+        from ..regions.prompt import RegionPrompt
+
+        self._hidden = self._for_people and RegionPrompt.of(plain_prompt(item.prompt)) is not None
         about = [item.source] * self._name_pictures + [" ".join(item.prompt.split())] * self._name_prompts
         print("".join(f"{name}: " for name in about), end="")
         self._unfinished = bool(about)
 
     def token(self, text: str) -> None:
         """Print it at once."""
+        if self._hidden:
+            return
         print(text, end="", flush=True)
         self._unfinished = True
 
     def add(self, answer: Success) -> None:
         """End the line."""
+        if self._hidden:
+            print(_for_people(answer.generation, self._unfinished), end="")
         print(flush=True)
         self._unfinished = False
 
@@ -124,6 +136,20 @@ class TextOutput(Output):
         """End the line of an answer that was not completed."""
         if self._unfinished:
             print()
+
+
+def _for_people(generation: Generation, several: bool) -> str:
+    """The regions of an answer, one a line; its text if it has none. several: it follows the name of its picture."""
+    lines = [
+        f"{region.label or 'an object'}: {' '.join(map(str, map(round, region.box)))}"
+        + (f" (mask of {region.mask.sum()} pixels)" if region.mask is not None else "")
+        for region in generation.regions
+    ]
+    if generation.malformed:
+        lines.append(f"{len(generation.malformed)} parts that are no box (--raw shows them)")
+    if not lines:
+        return generation.text or "nothing found"
+    return "\n".join([""] * (several and len(lines) > 1) + lines)
 
 
 class JsonLines(Output):
@@ -194,4 +220,6 @@ def categories(prompts: list[str]) -> dict[str, int]:
 
 def to_json(answer: Success) -> dict[str, Any]:
     """An answer in JSON types, with its picture and prompt."""
-    return {"image": answer.item.source, "prompt": answer.item.prompt, **answer.generation.to_json()}
+    item = answer.item
+    images = {"images": [item.source, *item.more]} if item.more else {}
+    return {"image": item.source, **images, "prompt": item.prompt, **answer.generation.to_json()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..errors import InputError
 from ..serving.error_codes import ServingError
 from ..serving.worker.framing import VERSION, Message
 from .child import Child
+from .frozen import worker_command
 
 __all__ = ["Answer", "AsyncClient", "Client", "Image", "Region", "ServingError"]
 
@@ -55,6 +55,8 @@ class Answer:
     width: int
     height: int
     stats: dict[str, float]
+    logprobs: list[dict[str, Any]] | None = None
+    """Of token_ids in OpenAI's form, if `logprobs` was asked for."""
 
 
 Event = str | Region | Answer
@@ -68,15 +70,15 @@ class Client:
         self,
         model: str | Path | None = None,
         *,
-        command: Sequence[str] = (sys.executable, "-m", "pg_mlx", "worker"),
+        command: Sequence[str] | None = None,
         progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
         **load: Any,
     ):
-        """model: folder or hub repository; the bundled demo if None. command: what starts a worker. progress: called
-        with each stage of loading, how much of it is done, and how much it is. load: other fields of the `load`
-        message (dtype, revision, adapter_path, ...)."""
+        """model: folder or hub repository; the bundled demo if None. command: what starts a worker; by default as
+        `frozen.worker_command`. progress: called with each stage of loading, how much of it is done, and how much it
+        is. load: other fields of the `load` message (dtype, revision, adapter_path, ...)."""
         self._load = {"type": "load", **({} if model is None else {"model": str(model)}), **load}
-        self._command, self._progress = list(command), progress
+        self._command, self._progress = list(command) if command else None, progress
         self._lock = threading.Lock()
         self._worker: Child | None = None
 
@@ -87,7 +89,8 @@ class Client:
         self.close()
 
     def start(self) -> None:
-        """Start the worker and load the model, if it does not run. Raises ServingError."""
+        """Start the worker and load the model, if it does not run. Raises ServingError, and InputError where nothing is
+        known to start a worker with."""
         self._running()
 
     @property
@@ -139,7 +142,7 @@ class Client:
     def _running(self) -> Child:
         with self._lock:
             if self._worker is None or self._worker.ended:
-                self._worker = Child(self._command)
+                self._worker = Child(self._command or worker_command())
                 try:
                     self._worker.ask({"type": "hello", "protocols": [VERSION]})
                     self._worker.ask(self._load, self._on_progress)
@@ -212,7 +215,7 @@ def event_of(message: Message) -> Event:
     if message["type"] == "error":
         raise ServingError(message["code"], message["message"])
     if message["type"] == "done":
-        return Answer(**{name: message[name] for name in Answer.__dataclass_fields__})
+        return Answer(**{name: message[name] for name in Answer.__dataclass_fields__ if name in message})
     return message[message["type"]]  # of text and region
 
 

@@ -8,7 +8,7 @@ from .grammar import RegionGrammar, grammar_for
 from .options import GenerateOptions
 from .recovery import Recovery
 from .request import Guide, Prompt, Request, make_pictures, make_prompt, make_request
-from .results import Generation, Stats, Step
+from .results import Generation, Stats, Step, TokenLogprob
 from .rows import Progress, Row
 from .sampling import Allowed, SamplingOptions
 from .scheduler import Scheduler
@@ -34,6 +34,7 @@ __all__ = [
     "Scheduler",
     "Stats",
     "Step",
+    "TokenLogprob",
     "batch_generate",
     "generate",
     "grammar_for",

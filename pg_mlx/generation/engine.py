@@ -17,9 +17,10 @@ from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..timeline import timed
 from .features import FeatureCache
+from .next_tokens import NextTokens
 from .request import Request
 from .rows import Progress, Row
-from .sampling import Allowed, NextTokens, bar, choose, needed
+from .sampling import Allowed, bar, choose, needed
 
 ROOM = 256
 """Slots by which the cache grows. Growing copies it, once in as many steps as this."""
@@ -119,7 +120,8 @@ class Engine:
 
         On a GPU the pass for the token after the next one starts before the next tokens are looked at, so that the GPU
         does not wait for Python; a row that then turns out to be finished has read one token too many, which changes
-        nothing. With a guide that is not possible. On the CPU it is no use, since nothing runs beside Python there.
+        nothing. With a guide, or an option against repetition, that is not possible. On the CPU it is no use, since
+        nothing runs beside Python there.
         """
         self._drop_cancelled(progress)
         self._admit()
@@ -128,7 +130,9 @@ class Engine:
         following = self._next
         assert following is not None
         ahead = (
-            device.gpu_ops() and all(row.guide is None for row in self._rows) and max(r.left for r in self._rows) > 1
+            device.gpu_ops()
+            and all(row.guide is None and not row.sample.looks_back for row in self._rows)
+            and max(row.left for row in self._rows) > 1
         )
         failure: Exception | None = None
         if ahead:
@@ -249,10 +253,12 @@ class Engine:
             mx.async_eval(self._next.arrays)
 
     def _choose(self, rows: list[Row], logits: mx.array, asked: list[list[Allowed]], vocab: Ids) -> NextTokens:
-        logprobs = any(row.request.logprobs for row in rows)
+        wanted = [row.request.alternatives for row in rows if row.request.alternatives is not None]
+        samplers = [row.sample for row in rows]
+        histories = [row.histories for row in rows] if any(one.looks_back for one in samplers) else None
         if self._bar is not None and vocab == self._vocab:
             logits = logits + self._bar
-        return choose([row.sample for row in rows], logits, asked, vocab, logprobs)
+        return choose(samplers, logits, asked, vocab, max(wanted, default=None), histories)
 
 
 def engine_for(

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .engine import Engine
+from .next_tokens import Choice
 from .request import Request
 from .rows import Progress, Row
 
@@ -24,7 +25,7 @@ class _Reported:
     """Tokens that the present attempt has made."""
     token_ids: list[int] = field(default_factory=list)
     """What earlier attempts have reported; the present one has to repeat it."""
-    logprobs: list[float | None] = field(default_factory=list)
+    choices: list[Choice | None] = field(default_factory=list)
     """Of those tokens, if the request asks for them."""
 
     def new(self, token_ids: Sequence[int], ended: bool = False) -> Sequence[int]:
@@ -39,7 +40,7 @@ class _Reported:
     def begin_again(self, row: Row) -> None:
         """The attempt has failed; another one follows."""
         if self.count > len(self.token_ids):
-            self.token_ids, self.logprobs = row.token_ids[: self.count], row.logprobs[: self.count]
+            self.token_ids, self.choices = row.token_ids[: self.count], row.choices[: self.count]
         self.count = 0
 
 
@@ -138,7 +139,7 @@ class Recovery:
         if row is self._retried:
             self._retried = None
         if row.finish_reason == "cancelled" and reported.count < len(reported.token_ids):
-            row.token_ids, row.logprobs = reported.token_ids, reported.logprobs
+            row.token_ids, row.choices = reported.token_ids, reported.choices
         if last.error is None and row.finish_reason != "cancelled":
             self.failures = 0
         return last

@@ -14,7 +14,8 @@ from ..threads import Shared
 from ..timeline import timed
 from .features import Picture
 from .grammar import grammar_for
-from .sampling import Allowed, SamplingOptions
+from .sampling import Allowed, SamplingOptions, alternatives
+from .stop import StopStrings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,15 +43,22 @@ class Request:
     prompt_ids: Sequence[int]
     options: SamplingOptions = field(default_factory=SamplingOptions)
     guide: Guide | None = None
-    logprobs: bool = False
-    """Also report the probability of each chosen token: one more pass over the logits."""
+    logprobs: bool | int = False
+    """Also report the log-probability of each chosen token, and of so many alternatives: one more pass over the logits.
+    As in GenerateOptions."""
     ready_s: float = 0.0
     """Seconds that making the request took. They belong to the time to the first token."""
+    stops: StopStrings | None = None
+    """options.stop, with the tokenizer that makes text of tokens; an engine does not look at options.stop."""
+    alternatives: int | None = field(init=False, default=None)
+    """How many likely tokens are reported with each log-probability; None for no log-probabilities."""
 
     def __post_init__(self) -> None:
-        """Draw a seed if none was given, so that a second attempt at this request gives the same answer."""
+        """Draw a seed if none was given, so that a second attempt at this request gives the same answer. Raises
+        InputError for a wrong logprobs."""
         if self.options.seed is None:
             object.__setattr__(self, "options", replace(self.options, seed=secrets.randbits(64)))
+        object.__setattr__(self, "alternatives", alternatives(self.logprobs))
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def make_request(
     image: Any,
     options: SamplingOptions,
     *,
-    logprobs: bool = False,
+    logprobs: bool | int = False,
     constrain: bool = False,
     max_regions: int | None = None,
 ) -> Request:
@@ -86,7 +94,8 @@ def make_request(
     elif isinstance(prompt, Shared):
         prompt = prompt()
     pictures = make_pictures(processor, image() if isinstance(image, Shared) else image)
-    return Request(pictures, prompt.ids, options, prompt.guide, logprobs, time.perf_counter() - start)
+    stops = StopStrings(processor.tokenizer, options.stop) if options.stop else None
+    return Request(pictures, prompt.ids, options, prompt.guide, logprobs, time.perf_counter() - start, stops)
 
 
 def make_prompt(processor: Processor, text: str, *, constrain: bool = False, max_regions: int | None = None) -> Prompt:

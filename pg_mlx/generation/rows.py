@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .next_tokens import Choice
 from .request import Request
 from .results import FinishReason
 from .sampling import Allowed
@@ -43,9 +44,10 @@ class Row:
     def restart(self) -> None:
         """Forget the answer and wait again. The same tokens will come, since the request has a seed."""
         self.token_ids: list[int] = []
-        self.logprobs: list[float | None] = []
-        """One for each of token_ids if the request asks for them; None for a token that the guide forced. The natural
-        logarithm of the probability before temperature and truncation, among the tokens that the guide allowed."""
+        self.choices: list[Choice | None] = []
+        """One for each of token_ids if the request asks for log-probabilities; None for a token that the guide forced.
+        The logarithm is the natural one of the probability before penalties, temperature and truncation, among the
+        tokens that the guide allowed."""
         self.finish_reason: FinishReason | None = None
         self.decoded = 0
         """Tokens so far, <eos> included."""
@@ -57,8 +59,14 @@ class Row:
         """time.perf_counter() at these moments."""
         self.guide = copy.deepcopy(self.request.guide)  # it changes with the answer, and the request may be used again
         self.sample = self.request.options.sampler(self._vocab_size)
+        self._watch = self.request.stops.watch() if self.request.stops else None
         self._unread: list[int] = []
         self._pending: list[int] = []
+
+    @property
+    def logprobs(self) -> list[float | None]:
+        """The log-probabilities of `choices`."""
+        return [choice and choice.logprob for choice in self.choices]
 
     def cancel(self) -> None:
         """The answer ends before the next step. May be called on any thread."""
@@ -85,6 +93,14 @@ class Row:
             return [last]
         return [(len(self._unread) - 1, [self._eos_id, self._pending[0]]), last]
 
+    @property
+    def histories(self) -> list[Sequence[int]]:
+        """The prompt and the answer before each of `asks`."""
+        known = [*self.request.prompt_ids, *self.token_ids]
+        if not self._pending:
+            return [known]
+        return [known, known + self.reads[len(self._unread) :]]
+
     def allowed(self) -> Allowed:
         """The ids that may follow the last of `reads`; as Guide.allowed."""
         if self._ends_pending:
@@ -96,39 +112,42 @@ class Row:
         """Whether the pending tokens end with <eos>."""
         return self._pending[-1:] == [self._eos_id]
 
-    def take(self, chosen: Sequence[tuple[int, float]]) -> list[int]:
+    def take(self, chosen: Sequence[Choice]) -> list[int]:
         """Add what the model chose to the answer. Sets finish_reason where the answer ends.
 
-        chosen: (token, log-probability) for each of `asks`. Returns the tokens that the answer grew by: pending ones
+        chosen: one for each of `asks`. Returns the tokens that the answer grew by: pending ones
         that are now certain, the chosen one, and those that the guide forces after it.
         """
         guide = self.guide
         pending, self._pending = self._pending, []
-        *decision, (token, logprob) = chosen
-        coming: list[tuple[int, float | None]] = []
+        *decision, last = chosen
+        coming: list[tuple[int, Choice | None]] = []
         if decision:
-            coming = [decision[0], *((forced, None) for forced in pending[1:])]
-        if not decision or decision[0][0] != self._eos_id:
-            coming.append((token, logprob))
-            if guide and token != self._eos_id:
-                coming += [(forced, None) for forced in guide.advance(token)]
+            coming = [(decision[0].token, decision[0]), *((forced, None) for forced in pending[1:])]
+        if not decision or decision[0].token != self._eos_id:
+            coming.append((last.token, last))
+            if guide and last.token != self._eos_id:
+                coming += [(forced, None) for forced in guide.advance(last.token)]
         grown = self._grow(coming)
         if self.finish_reason is None:
             self._unread = grown[len(pending) :]
             self._pending = self._only_way_on()
         return grown
 
-    def _grow(self, coming: Sequence[tuple[int, float | None]]) -> list[int]:
+    def _grow(self, coming: Sequence[tuple[int, Choice | None]]) -> list[int]:
         """Append these tokens until the answer ends. Returns those that were appended."""
         grown: list[int] = []
-        for token, logprob in coming:
+        for token, choice in coming:
             self.decoded += 1
             if token == self._eos_id:
                 self.finish_reason = "stop"
                 break
             grown.append(token)
-            if self.request.logprobs:
-                self.logprobs.append(logprob)
+            if self.request.alternatives is not None:
+                self.choices.append(choice)
+            if self._watch and self._watch.ends(token):
+                self.finish_reason = "stop"
+                break
             if self.left == 0:
                 self.finish_reason = "length"
                 break

@@ -8,12 +8,14 @@ import sys
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 
 import mlx.core as mx
 
 from ..errors import InputError
 from ..linear import Ids
+from .next_tokens import NextTokens
+from .penalties import penalized
 
 MIN_TEMPERATURE = 1e-9
 """A lower temperature is as good as greedy, and would divide by zero in float32."""
@@ -23,6 +25,12 @@ Allowed = list[int] | range | None
 
 MAX_TOKENS = 8192
 """The positions that Gemma was trained on."""
+
+MAX_ALTERNATIVES = 20
+"""As in OpenAI's API."""
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1000
+"""How many stop strings an answer may have, and how long each may be."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,10 @@ class SamplingOptions:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    stop: str | Sequence[str] = ()
+    repetition_penalty: float = 1.0
+    repetition_context_size: int = 20
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= MAX_TOKENS:
@@ -49,6 +61,19 @@ class SamplingOptions:
             raise InputError(f"min_p is {self.min_p}, but must be from 0 to 1")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}, but must be from 0 to 2^64 - 1")
+        if not 0 < self.repetition_penalty <= sys.float_info.max:
+            raise InputError(
+                f"repetition_penalty is {self.repetition_penalty}, but must be above 0 (1 switches it off)"
+            )
+        for name in ("repetition_context_size", "no_repeat_ngram_size"):
+            if not isinstance(value := getattr(self, name), int) or value < 0:
+                raise InputError(f"{name} is {value}, but must be a whole number from 0 up")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the choice of a token depends on those before it in more ways than through the model."""
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
 
     def sampler(self, vocab_size: int) -> Sampler:
         """A sampler over the first `vocab_size` ids, those that have text. The ids beyond them (<image>, and padding to
@@ -65,8 +90,22 @@ class Sampler:
 
     def __init__(self, options: SamplingOptions, vocab_size: int):
         self.greedy = options.temperature == 0
+        self.looks_back = options.looks_back
         self._options, self._vocab_size = options, vocab_size
         self._key = mx.random.key(int.from_bytes(os.urandom(8), "little") if options.seed is None else options.seed)
+
+    def penalized(self, logits: mx.array, ids: Ids, history: Sequence[int]) -> mx.array:
+        """float32 logits [1, len(ids)] of these ids as the options against repetition change them. history: the prompt
+        and the answer so far."""
+        options = self._options
+        return penalized(
+            logits,
+            ids,
+            history,
+            options.repetition_penalty,
+            options.repetition_context_size,
+            options.no_repeat_ngram_size,
+        )
 
     def __call__(self, logits: mx.array) -> mx.array:
         """The next token: an index into float32 logits [1, V], as int [1]. It may not be evaluated yet."""
@@ -98,47 +137,24 @@ def _likely(logits: mx.array, options: SamplingOptions) -> mx.array:
     return likely
 
 
-@dataclass(frozen=True)
-class NextTokens:
-    """Sampled tokens, possibly not yet evaluated: one per row, or several for a row with several positions, stored
-    consecutively."""
+def alternatives(logprobs: bool | int | None) -> int | None:
+    """What the option `logprobs` means: how many alternatives each log-probability comes with; None for no
+    log-probabilities. Raises InputError for a number out of range."""
+    if logprobs is None or logprobs is False:
+        return None
+    if not isinstance(logprobs, int) or not 0 <= logprobs <= MAX_ALTERNATIVES:
+        raise InputError(f"logprobs is {logprobs!r}, but must be true, false or from 0 to {MAX_ALTERNATIVES}")
+    return 0 if logprobs is True else logprobs
 
-    tokens: mx.array
-    """int [positions], of all rows."""
-    counts: tuple[int, ...]
-    """How many of them belong to each row."""
-    logprobs: mx.array | None = None
-    """float32 [positions], each token's log-probability before temperature and truncation, among the ids that were
-    allowed; None if no row asked for it."""
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        """What has to be evaluated."""
-        return [self.tokens] if self.logprobs is None else [self.tokens, self.logprobs]
-
-    def select(self, rows: Sequence[int]) -> NextTokens:
-        """The choices of some rows, in the order given."""
-        stops = list(accumulate(self.counts))
-        index = mx.array([place for row in rows for place in range(stops[row] - self.counts[row], stops[row])])
-        counts = tuple(self.counts[row] for row in rows)
-        return NextTokens(self.tokens[index], counts, None if self.logprobs is None else self.logprobs[index])
-
-    def join(self, other: NextTokens) -> NextTokens:
-        """The choices of these rows, and then those of others."""
-        tokens, counts = mx.concatenate([self.tokens, other.tokens]), self.counts + other.counts
-        if self.logprobs is None and other.logprobs is None:
-            return NextTokens(tokens, counts)
-        parts = (mx.zeros(c.tokens.shape) if c.logprobs is None else c.logprobs for c in (self, other))
-        return NextTokens(tokens, counts, mx.concatenate(list(parts)))
-
-    def read(self) -> list[list[tuple[int, float]]]:
-        """Wait until they are computed. For each row its (token, log-probability) pairs; 0.0 if no row asked for it."""
-        tokens: list[int] = self.tokens.tolist()  # type: ignore[assignment]
-        logprobs: list[float] = [0.0] * len(tokens)
-        if self.logprobs is not None:
-            logprobs = self.logprobs.tolist()  # type: ignore[assignment]
-        pairs = list(zip(tokens, logprobs, strict=True))
-        return [pairs[stop - count : stop] for stop, count in zip(accumulate(self.counts), self.counts, strict=True)]
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Raises InputError."""
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(string, str) and 0 < len(string) <= MAX_STOP_CHARACTERS for string in strings):
+        raise InputError(f"stop must be one or several strings of 1 to {MAX_STOP_CHARACTERS} characters")
+    if len(strings) > MAX_STOPS:
+        raise InputError(f"stop has {len(strings)} strings, but there may be {MAX_STOPS}")
+    return strings
 
 
 def needed(allowed: Sequence[Allowed], vocab: range) -> Ids:
@@ -162,19 +178,26 @@ def bar(ids: Collection[int], vocab_size: int) -> mx.array | None:
 
 
 def choose(
-    samplers: Sequence[Sampler], logits: mx.array, asked: Sequence[Sequence[Allowed]], vocab: Ids, logprobs: bool
+    samplers: Sequence[Sampler],
+    logits: mx.array,
+    asked: Sequence[Sequence[Allowed]],
+    vocab: Ids,
+    alternatives: int | None = None,
+    histories: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> NextTokens:
     """The next token at each position, from logits float32 [positions, len(vocab)] of the ids in vocab.
 
     samplers: one for each row. asked: for each row what is allowed at each of its positions, in the order of the
-    logits. logprobs: whether log-probabilities are wanted, too.
+    logits. alternatives: how many likely tokens to report with each log-probability; None for no log-probabilities.
+    histories: for each row the prompt and the answer before each of its positions, if a sampler looks back.
     """
     counts = tuple(map(len, asked))
     places = [(sampler, allowed) for sampler, several in zip(samplers, asked, strict=True) for allowed in several]
-    if all(sampler.greedy and (allowed is None or allowed == vocab) for sampler, allowed in places):
+    if all(one.greedy and not one.looks_back and (allowed is None or allowed == vocab) for one, allowed in places):
         tokens = mx.argmax(logits, axis=-1)
-        return NextTokens(_ids(tokens, vocab), counts, _logprobs(tokens, logits) if logprobs else None)
-    chosen, logged = [], []
+        return NextTokens(_ids(tokens, vocab), counts, *_logged(tokens, logits, vocab, alternatives))
+    before = list(chain(*histories)) if histories else []
+    chosen = []
     for place, (sampler, allowed) in enumerate(places):
         own = logits[place : place + 1]
         # The draw is among its own ids only, or it would depend on the neighbours' guides.
@@ -184,20 +207,31 @@ def choose(
             own = own[:, first : first + len(ids)]
         else:
             own = own[:, mx.array([bisect_left(vocab, token) for token in ids])]
-        tokens = sampler(own)
-        chosen.append(_ids(tokens, ids))
-        logged.append(_logprobs(tokens, own) if logprobs else tokens)
-    return NextTokens(mx.concatenate(chosen), counts, mx.concatenate(logged) if logprobs else None)
+        tokens = sampler(sampler.penalized(own, ids, before[place]) if sampler.looks_back else own)
+        chosen.append(NextTokens(_ids(tokens, ids), (1,), *_logged(tokens, own, ids, alternatives)))
+    return NextTokens.concatenate(chosen, counts)
 
 
 def _ids(tokens: mx.array, ids: Ids) -> mx.array:
-    """The ids at these indices, int [positions]."""
+    """The ids at these indices, of any shape."""
     if not isinstance(ids, range):
         return mx.array(ids)[tokens]
     return tokens + ids.start if ids.start else tokens
 
 
-def _logprobs(tokens: mx.array, logits: mx.array) -> mx.array:
-    """float32 [positions]: log-probabilities of tokens int [positions], indices into logits [positions, ids]."""
-    chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1).squeeze(-1)
-    return chosen - mx.logsumexp(logits, axis=-1)
+def _logged(
+    tokens: mx.array, logits: mx.array, ids: Ids, alternatives: int | None
+) -> tuple[mx.array | None, tuple[mx.array, mx.array] | None]:
+    """What NextTokens has beside the tokens int [positions], which are indices into logits [positions, len(ids)]."""
+    if alternatives is None:
+        return None, None
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = (mx.take_along_axis(logits, tokens[:, None], axis=-1) - total).squeeze(-1)
+    count = min(alternatives, len(ids))
+    if not count:
+        return logprobs, None
+    likely = mx.argpartition(-logits, kth=count - 1, axis=-1)[:, :count]
+    values = mx.take_along_axis(logits, likely, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    likely, values = (mx.take_along_axis(array, order, axis=-1) for array in (likely, values))
+    return logprobs, (_ids(likely, ids), values - total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,20 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: PaliGemma, processor: Processor, prompt: str, image: Any, **options: Unpack[GenerateOptions]
+    model: PaliGemma,
+    processor: Processor,
+    prompt: str,
+    image: Any,
+    *,
+    verbose: bool = False,
+    **options: Unpack[GenerateOptions],
 ) -> Generation:
-    """The whole answer at once. Arguments and errors as `stream_generate`."""
+    """The whole answer at once. Arguments and errors as `stream_generate`. verbose: print on stderr how long each stage
+    took."""
     *_, last = stream_generate(model, processor, prompt, image, **options)
     assert last.generation is not None
+    if verbose:
+        print(last.generation.stats.summary(), file=sys.stderr)
     return last.generation
 
 

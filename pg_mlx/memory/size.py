@@ -20,3 +20,10 @@ def parse_size(text: str | int) -> int:
     if size < 1:
         raise InputError(f"{text!r} is not a size of memory, such as 8GB, 6.5GiB or 500MB")
     return size
+
+
+def format_size(size: float) -> str:
+    """A number of bytes to be read: "3.05 GB", "21.4 MB", "512 kB" (powers of 1000)."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 999_500 else f"{size / 1e3:.0f} kB"

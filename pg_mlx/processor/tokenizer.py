@@ -88,7 +88,9 @@ class Tokenizer:
             return cls(_JsonPieces(path) if path.suffix == ".json" else _SentencePieces(path))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except Exception as error:  # both libraries raise plain Exceptions and RuntimeErrors
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # RuntimeErrors, plain Exceptions, and panics of Rust code, which are none
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a readable tokenizer: {reason}") from None
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +80,28 @@ class Region:
         from .paste import paste_soft
 
         return paste_soft(self.decoded, self.box_pixels, self.image_size)
+
+
+def format_region(box: Sequence[float], image_size: tuple[int, int]) -> str:
+    """A box as the four <loc> tokens of a prompt: y0 x0 y1 x1, as the model was trained on them.
+
+    box: x0, y0, x1, y1 in pixels of the upright picture; what lies outside of it is moved to its edge. image_size: its
+    width and height. The tokens are the nearest, so `parse_regions` gives the box within half of 1/1023 of the picture.
+    Raises InputError for a box that is none, or whose corners are in the wrong order.
+    """
+    try:
+        x0, y0, x1, y1 = map(float, box)
+        width, height = map(index, image_size)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{box!r} in {image_size!r} is no box x0, y0, x1, y1 in a width and height") from None
+    if min(width, height) < 1:
+        raise InputError(f"image_size is {image_size!r}; it must be the picture's width and height in pixels")
+    if not (-math.inf < x0 <= x1 < math.inf and -math.inf < y0 <= y1 < math.inf):
+        raise InputError(
+            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} must be numbers x0, y0, x1, y1 with x0 <= x1, y0 <= y1"
+        )
+    places = (y0 / height, x0 / width, y1 / height, x1 / width)
+    return "".join(f"<loc{round(min(max(place, 0.0), 1.0) * LAST_LOCATION):04}>" for place in places)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,16 @@ Device = Literal["gpu", "cpu"]
 FinishReason = Literal["stop", "length"]
 State = Literal["empty", "loading", "ready", "shutting_down", "broken"]
 Unit = Annotated[float, Meta(ge=0, le=1)]
+MAX_STOPS, MAX_STOP_CHARACTERS, MAX_ALTERNATIVES = 16, 1000, 20
+"""As generation.sampling has them, which loads MLX."""
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stop = Annotated[
+    _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)],
+    Meta(description="The answer ends before the first of these strings."),
+]
+Penalty = Annotated[float, Meta(gt=0, description="Above 1: tokens that were there become less likely; 1 is off.")]
+ContextSize = Annotated[int, Meta(ge=0, le=2**53, description="Among so many last tokens; 0 is all.")]
+NgramSize = Annotated[int, Meta(ge=0, le=2**53, description="So many tokens in a row come only once; 0 is off.")]
 
 
 class Mask(Struct, forbid_unknown_fields=True):
@@ -44,11 +54,57 @@ class Region(Struct, forbid_unknown_fields=True):
     mask: Mask | None
 
 
+class Alternative(Struct, forbid_unknown_fields=True):
+    """A token that could have stood here. bytes is null for one that is no text, as <eos>."""
+
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, Meta(ge=0, le=255)]] | None
+
+
+class TokenLogprob(Struct, forbid_unknown_fields=True):
+    """A token of an answer in OpenAI's form. logprob is a natural logarithm, before penalties, temperature and
+    truncation; 0 for a token that a constrained answer had to have."""
+
+    token: str
+    logprob: float
+    bytes: list[Annotated[int, Meta(ge=0, le=255)]] | None
+    top_logprobs: list[Alternative]
+
+
 class Malformed(Struct, forbid_unknown_fields=True):
     """A part of an answer that looks like a region and is none."""
 
     text: str
     reason: str
+
+
+class Model(Struct, forbid_unknown_fields=True):
+    """What is loaded."""
+
+    model: str
+    model_type: ModelType
+    image_size: Annotated[int, Meta(ge=1, description="Side in pixels to which pictures are brought.")]
+    image_tokens: Annotated[int, Meta(ge=1, description="Of one picture.")]
+    dtype: Dtype
+    device: Device
+    load_s: Seconds
+    weight_bytes: Count
+
+
+class AnswerStats(Struct, forbid_unknown_fields=True):
+    """Times in seconds, and what was read and written."""
+
+    load_s: Seconds
+    vision_s: Seconds
+    prefill_s: Seconds
+    time_to_first_token_s: Seconds
+    prompt_tokens: Count
+    prefill_tps: Seconds
+    decode_tokens: Count
+    decode_tps: Seconds
+    peak_memory_bytes: Count
+    queue_s: Seconds
 
 
 class Invalid(Exception):

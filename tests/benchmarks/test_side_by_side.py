@@ -18,7 +18,8 @@ from benchmarks.side_by_side import page as side_by_side_page
 from benchmarks.side_by_side import results as side_by_side_results
 from benchmarks.side_by_side import run as side_by_side
 from benchmarks.side_by_side.results import Result
-from benchmarks.side_by_side.settings import as_on_the_hub
+from benchmarks.side_by_side.settings import SETTINGS, as_on_the_hub, check_tokenizer
+from pg_mlx.errors import InputError
 
 MACHINE = dict(chip="Some chip", cpu_cores=2, cpu_flags=["avx2"], memory_bytes=8e9, backend="CPU", system="Linux 6.1",
                blas="libopenblas.so.0")  # fmt: skip
@@ -111,3 +112,28 @@ def test_pg_mlx_answers_commands(tmp_path: Path) -> None:
     assert versions["mlx"] and load["seconds"] > 0 and dance == {"error": "KeyError: 'dance'"}
     assert len(run["decode_s"]) == 3 and run["peak_bytes"] > 1e6 and run["first_s"] > 0
     assert together["tokens"] == alone["tokens"] and alone["tokens"][0] == run["tokens"]
+
+
+def test_a_missing_vocabulary_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    with one_line_error("PG_MLX_TOKENIZER"):
+        check_tokenizer(list(SETTINGS), tmp_path)
+    with one_line_error("--settings demo-8bit demo only"):
+        check_tokenizer(["3b-224"], tmp_path)
+    check_tokenizer(["demo", "demo-8bit"], tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    check_tokenizer(list(SETTINGS), tmp_path)
+
+
+def test_it_is_said_at_once_at_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("begun")
+
+    def missing(names: Any) -> None:
+        raise InputError("no vocabulary")
+
+    monkeypatch.setattr(side_by_side, "versions", never)
+    monkeypatch.setattr(side_by_side, "check_tokenizer", missing)
+    monkeypatch.setattr(side_by_side.sys, "argv", ["side_by_side", "--settings", "3b-224"])
+    with pytest.raises(SystemExit) as end:
+        side_by_side.main()
+    assert end.value.code == 2 and capsys.readouterr().err == "side_by_side: error: no vocabulary\n"

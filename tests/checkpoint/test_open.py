@@ -72,7 +72,7 @@ def test_an_archive_without_a_tokenizer_is_one_line(
 ) -> None:
     with one_line_error("pg.npz has no tokenizer", "--tokenizer FOLDER|REPO|FILE"):
         pg_mlx.load(archive)
-    assert main(["generate", "--model", str(archive), "--image", str(CAT)]) == 2
+    assert main(["generate", "--model", str(archive), "--image", str(CAT), "--prompt", ""]) == 2
     out, errors = capsys.readouterr()
     assert out == "" and len(errors.splitlines()) == 1 and "--tokenizer FOLDER|REPO|FILE" in errors
     with one_line_error("no such file", "nothere.npz"):

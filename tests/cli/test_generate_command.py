@@ -68,7 +68,8 @@ def test_sampling_with_a_seed_is_repeatable_and_differs_from_greedy(model: Path)
 def test_a_picture_from_stdin_and_a_prompt_from_stdin(model: Path):
     direct = ask(model, CAT, "--prompt", "ocr")
     assert ask(model, "-", "--prompt", "ocr", input=CAT.read_bytes()).stdout == direct.stdout
-    assert ask(model, CAT, "--prompt", "-", input=b"ocr\n").stdout == direct.stdout
+    for typed in (b"ocr", b"ocr\n", b"ocr\r\n", b"\xef\xbb\xbfocr\r\n"):
+        assert ask(model, CAT, "--prompt", "-", input=typed).stdout == direct.stdout
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 3), (3, 20000)])
@@ -102,7 +103,7 @@ def test_only_chat_gets_a_hint_and_the_prompt_stays_as_it_is(prompt: str, hinted
 
 
 def test_interrupting_ends_between_tokens_with_130_and_keeps_the_text(model: Path):
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT), "--prompt", ""]
     process = subprocess.Popen(
         [*command, "--max-tokens", "8000", "--temp", "5", "--seed", "1"],
         stdout=subprocess.PIPE,
@@ -258,7 +259,7 @@ def test_a_bad_model_is_one_line_and_exit_2(broken: Path, kind: str):
 def test_a_closed_stdout_is_one_line_and_no_traceback(model: Path):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(CAT), "--prompt", ""]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     errors = done.stderr.decode().splitlines()

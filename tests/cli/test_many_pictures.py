@@ -63,8 +63,9 @@ def test_a_folder_with_corrupt_pictures_gives_the_others_and_names_them(model: P
     names = [Path(answer["image"]).name for answer in answers]
     assert len(answers) == 195 and names == sorted(names)
     assert all(len(answer["token_ids"]) <= 3 and answer["stats"]["prompt_tokens"] > 16 for answer in answers)
-    *failures, total = [line for line in done.stderr.splitlines() if "no fast BLAS" not in line]
+    *failures, cut, speed, total = [line for line in done.stderr.splitlines() if "no fast BLAS" not in line]
     assert len(failures) == 5 and total == "5 of 200 pictures failed"
+    assert "were cut off after 3 tokens" in cut and "pictures a second" in speed
     for number, line in zip(CORRUPT, failures, strict=True):
         assert f"p{number:03}" in line
 
@@ -84,7 +85,20 @@ def test_batches_change_nothing_but_the_time(model: Path, folder: Path, capsys: 
     """Two corrupt pictures and one that is missing among sound ones; answers of many lengths."""
     images = [folder / f"p{number:03}.{'jpg' if number % 2 else 'png'}" for number in (0, 1, 2, 3, 4, 50, 5, 6, 7)]
     flags = [flag for image in (*images, "missing.png") for flag in ("--image", str(image))]
-    flags += ["--model", str(model), "--max-tokens", "30", "--temp", "3", "--seed", "5", "--format", kind]
+    flags += [
+        "--model",
+        str(model),
+        "--prompt",
+        "",
+        "--max-tokens",
+        "30",
+        "--temp",
+        "3",
+        "--seed",
+        "5",
+        "--format",
+        kind,
+    ]
     results = []
     for batch in (["--batch-size", "1"], ["--batch-size", "3"], []):
         code = main(["generate", *flags, *batch])
@@ -93,15 +107,18 @@ def test_batches_change_nothing_but_the_time(model: Path, folder: Path, capsys: 
             out = [
                 {name: part for name, part in json.loads(line).items() if name != "stats"} for line in out.splitlines()
             ]
-        results.append((code, out, [line for line in err.splitlines() if "no fast BLAS" not in line]))
+        lines = [line for line in err.splitlines() if "no fast BLAS" not in line]
+        assert "pictures a second" in lines.pop(-2)
+        results.append((code, out, lines))
     assert results[0] == results[1] == results[2]
     code, out, err = results[0]
-    assert code == 1 and len(err) == 4 and (len(out) == 7 if kind == "jsonl" else out.count("\n") >= 7)
+    failures = [line for line in err if "cut off" not in line]
+    assert code == 1 and len(failures) == 4 and (len(out) == 7 if kind == "jsonl" else out.count("\n") >= 7)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_leaves_valid_lines(model: Path, folder: Path, tmp_path: Path, how: signal.Signals):
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder), "--prompt", ""]
     with (tmp_path / "out.jsonl").open("wb") as out:
         process = subprocess.Popen(
             [*command, "--format", "jsonl", "--max-tokens", "8"], stdout=out, stderr=out.fileno()
@@ -118,7 +135,7 @@ def test_a_run_that_is_killed_leaves_valid_lines(model: Path, folder: Path, tmp_
 
 
 def test_interrupting_ends_the_answer_and_the_row(model: Path, folder: Path):
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder), "--prompt", ""]
     process = subprocess.Popen(
         [*command, "--max-tokens", "8000", "--temp", "5", "--seed", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -134,7 +151,7 @@ def test_interrupting_ends_the_answer_and_the_row(model: Path, folder: Path):
 def test_a_closed_stdout_is_one_line_and_no_failure_of_a_picture(model: Path, folder: Path, kind: str):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder)]
+    command = [sys.executable, str(ROOT / "generate.py"), "--model", str(model), "--image", str(folder), "--prompt", ""]
     command += ["--image", str(CAT), "--format", kind, "--max-tokens", "1"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
@@ -198,7 +215,8 @@ def planted(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]
 
 
 def ask(model: Path, *flags: str | Path) -> int:
-    return main(["generate", "--model", str(model), "--mask-decoder", str(ARCHIVE), *map(str, flags)])
+    prompt = () if "--prompt" in flags else ("--prompt", "ocr")
+    return main(["generate", "--model", str(model), "--mask-decoder", str(ARCHIVE), *prompt, *map(str, flags)])
 
 
 def test_json_holds_boxes_masks_and_what_was_malformed(planted, model: Path, capsys):

@@ -23,7 +23,7 @@ COMMANDS: dict[str, Callable[[str], argparse.ArgumentParser]] = {
     module.__name__.rpartition(".")[2]: module.parser for module in (bench, doctor, generate, serve, worker)
 }
 FLAGS = (
-    *("--model", "--revision", "--tokenizer", "--adapter-path", "--dtype", "--max-memory", "--memory"),
+    *("-m", "--model", "--revision", "--tokenizer", "--adapter-path", "--dtype", "--max-memory", "--memory"),
     *("--layers-at-once", "--sliding-window", "--mask-decoder"),
 )
 GIVEN = [

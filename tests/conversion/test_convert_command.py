@@ -61,7 +61,12 @@ def test_q_alone_is_the_balanced_recipe_and_says_what_came_of_it(source: Path, p
     done = convert(source, tmp_path / "out", "--q-recipe", "balanced")
     assert done.returncode == 0 and done.stderr == ""
     first = done.stdout.splitlines()[0]
-    assert first.startswith(f"{tmp_path / 'out'}: 0.00") and "bits a weight" in first and "peak" in first
+    assert (
+        first.startswith(f"{tmp_path / 'out'}: ")
+        and " MB (before: " in first
+        and "bits a weight" in first
+        and "peak" in first
+    )
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == names(packed) == PARTS_OF_A_FOLDER
     ours, theirs = contents(packed), contents(tmp_path / "out")
     different = [name for name in ours if name not in ("README.md", "pg_mlx.json") and ours[name] != theirs[name]]

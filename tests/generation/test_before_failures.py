@@ -163,6 +163,7 @@ def test_a_folder_gives_every_answer_in_order(
         path.write_bytes(BAD) if image is BAD else Image.fromarray(image).save(path)
     lines, errors = command(model, folder, batch_size)
     assert [Path(line["image"]).name for line in lines] == [f"p{i:02}.png" for i, is_good in enumerate(good) if is_good]
+    errors = [error for error in errors if "cut off" not in error]
     assert [name for name in (f"p{i:02}.png" for i in range(len(good))) if any(name in error for error in errors)] == [
         f"p{i:02}.png" for i, is_good in enumerate(good) if not is_good
     ]
@@ -186,7 +187,7 @@ def test_a_debugged_run_prints_what_was_answered_before_it_breaks_off(
 
 
 def flags(model: Path, folder: Path) -> list[str]:
-    return ["--model", str(model), "--dtype", "float32", "--image", str(folder), "--max-tokens", "3"]
+    return ["--model", str(model), "--dtype", "float32", "--image", str(folder), "--prompt", "", "--max-tokens", "3"]
 
 
 def command(model: Path, folder: Path, batch_size: int) -> tuple[list[dict], list[str]]:

@@ -56,9 +56,22 @@ def test_each_row_says_what_it_says_alone(
             assert row.token_ids == expected.token_ids[: len(row.token_ids)]
         else:
             assert (row.token_ids, row.finish_reason) == (expected.token_ids, expected.finish_reason)
+            assert_same_choices(row, expected)
             assert row.decoded == len(row.token_ids) + (row.finish_reason == "stop")
         assert max(row.token_ids, default=0) < VOCAB and EOS not in row.token_ids
         assert row.guide is None or not row.guide.broken
+
+
+def assert_same_choices(row: Row, expected: Row) -> None:
+    """Log-probabilities, and as many alternatives as were asked for; two that are equally likely may change places."""
+    wanted = row.request.alternatives
+    assert len(row.choices) == (0 if wanted is None else len(row.token_ids))
+    for mine, other in zip(row.choices, expected.choices, strict=True):
+        assert (mine is None) == (other is None)
+        if mine and other:
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)
+            values = [[value for _, value in choice.alternatives[:wanted]] for choice in (mine, other)]
+            assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 def test_answers_differ_and_end_in_every_way() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pg_mlx import RegionParser
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.generation import RegionGrammar, Request, Row, SamplingOptions, grammar_for
+from pg_mlx.generation.next_tokens import Choice
 from pg_mlx.processor import Tokenizer
 from pg_mlx.regions.prompt import RegionPrompt
 
@@ -144,11 +145,11 @@ def test_a_label_may_be_long_and_is_not_read_beyond_max_tokens() -> None:
     long = RegionPrompt("detect", ("red", "red" + " circle" * 2000))
     row = Row(Request([], [], SamplingOptions(8), RegionGrammar(tokenizer, long, 1)), 0, tokenizer.eos_id)
     for place in (1, 2, 3, 4):
-        row.take([(tokenizer.location_ids[place], 0.0)])
+        row.take([Choice(tokenizer.location_ids[place])])
     red, circle = tokenizer.encode(" red circle")
     assert row.token_ids[4:] == [red] and row.left == 3
     assert row.reads == [tokenizer.location_ids[4], red, circle, circle, circle]
-    row.take([(circle, 0.0), (0, 0.0)])
+    row.take([Choice(circle), Choice(0)])
     assert row.token_ids[4:] == [red, circle, circle, circle] and row.finish_reason == "length"
 
 

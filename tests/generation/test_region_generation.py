@@ -31,7 +31,7 @@ def dictated(loaded: tuple[PaliGemma, Processor], monkeypatch: pytest.MonkeyPatc
     ids = [*tokenizer.encode(ANSWER), tokenizer.eos_id]
 
     class Dictating:
-        greedy = False
+        greedy = looks_back = False
 
         def __init__(self):
             self.rest = chain(ids, repeat(tokenizer.eos_id))  # a step is planned before the last one is read

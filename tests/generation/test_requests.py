@@ -50,7 +50,7 @@ def by_batch(model: Path, loaded: tuple[PaliGemma, Processor]) -> None:
 
 
 def by_command(model: Path, loaded: tuple[PaliGemma, Processor]) -> None:
-    assert main(["generate", "--model", str(model), "--image", str(CAT), "--max-tokens", "1"]) == 0
+    assert main(["generate", "--model", str(model), "--image", str(CAT), "--prompt", "", "--max-tokens", "1"]) == 0
 
 
 def by_command_on_many_prompts(model: Path, loaded: tuple[PaliGemma, Processor]) -> None:

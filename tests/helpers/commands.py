@@ -21,7 +21,9 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 
 def run(*arguments: str, input: bytes | None = None) -> subprocess.CompletedProcess:
-    """generate.py with text output; stdin is empty unless given."""
+    """generate.py with text output; stdin is empty unless given. The prompt is "ocr" unless given."""
+    if not {"--prompt", "-p"} & set(arguments):
+        arguments += ("--prompt", "ocr")
     done = subprocess.run(
         [sys.executable, str(ROOT / "generate.py"), *arguments],
         cwd=ROOT,

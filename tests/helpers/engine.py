@@ -78,8 +78,11 @@ def requests(draw: st.DrawFn, guides: bool = True) -> Request:
         top_k=draw(st.sampled_from([0, 7])),
         min_p=draw(st.sampled_from([0.0, 0.05])),
         seed=draw(st.integers(0, 9)),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.5])),
+        repetition_context_size=draw(st.sampled_from([0, 3])),
+        no_repeat_ngram_size=draw(st.sampled_from([0, 0, 2])),
     )
     pictures = [picture(seed) for seed in draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))]
     ids = draw(st.lists(st.integers(2, 80), min_size=1, max_size=7))
     guide = Script(draw(st.integers(0, 999))) if guides and draw(st.booleans()) else None
-    return Request(pictures, ids, options, guide)
+    return Request(pictures, ids, options, guide, draw(st.sampled_from([False, True, 2, 5])))

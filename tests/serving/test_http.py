@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -224,6 +225,7 @@ def test_the_command_answers_what_it_has_accepted_and_ends(tmp_path: Path, uds: 
         (["--allow-origin", "example.com"], "not an origin"),
         (["--api-key", ""], "API key"),
         (["--allow-files", "/nothere"], "not a folder"),
+        (["--allow-host", "http://a.example"], "not the name of a host"),
         (["--port", "70000"], "--port"),
         (["--max-body", "lots"], "--max-body"),
         (["--uds", "/nothere/socket"], "cannot listen"),
@@ -236,3 +238,18 @@ def test_wrong_arguments_are_one_line(arguments: list[str], words: str, capsys: 
     assert main(["serve", *arguments]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("pg-mlx serve: error:") and words in line
+
+
+def test_hosts_are_allowed_by_name():
+    from pg_mlx.cli.serve import _hosts, parser
+
+    args = parser("serve").parse_args(["--allow-host", "Host.docker.internal", "--allow-host", "fd00::1"])
+    assert _hosts(args) == {"127.0.0.1", "host.docker.internal", "[fd00::1]"}
+
+
+def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture):
+    from pg_mlx.cli import main
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert main(["serve", "--port", str(other.getsockname()[1])]) == 2
+    assert "choose another with --port" in capsys.readouterr().err.splitlines()[-1]

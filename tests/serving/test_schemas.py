@@ -11,9 +11,13 @@ import jsonschema
 import pytest
 from helpers.commands import ROOT
 
+from pg_mlx.generation import sampling
 from pg_mlx.generation.results import Stats
 from pg_mlx.generation.sampling import MAX_TOKENS, SamplingOptions
-from pg_mlx.serving.http.schemas import NEUTRAL, ChatRequest
+from pg_mlx.serving import structs
+from pg_mlx.serving.http.parameters import ignored, neutral
+from pg_mlx.serving.http.responses_schemas import ResponsesRequest
+from pg_mlx.serving.http.schemas import ChatRequest
 from pg_mlx.serving.service.limits import Limits
 from pg_mlx.serving.service.runner import ModelInfo
 from pg_mlx.serving.strict_json import BadJson, loads
@@ -37,12 +41,20 @@ def test_the_documents_are_schemas():
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-def test_the_document_says_what_becomes_of_openais_parameters():
-    fields = openapi.document()["components"]["schemas"]["ChatRequest"]["properties"]
-    assert set(fields) == set(ChatRequest.__struct_fields__)
-    assert len(NEUTRAL) == 16 and all(fields[name]["enum"] == values for name, values in NEUTRAL.items())
-    assert NEUTRAL["logprobs"][0] is False and NEUTRAL["top_logprobs"][0] is not False
-    assert sum(field == {"description": "Ignored."} for field in fields.values()) == 10
+@pytest.mark.parametrize(
+    ("kind", "changing", "only_false", "without_effect"),
+    [(ChatRequest, 19, [], 10), (ResponsesRequest, 8, ["background"], 13)],
+)
+def test_the_document_says_what_becomes_of_openais_parameters(
+    kind: Any, changing: int, only_false: list[str], without_effect: int
+):
+    fields = openapi.document()["components"]["schemas"][kind.__name__]["properties"]
+    assert set(fields) == set(kind.__struct_fields__)
+    found = neutral(kind)
+    assert len(found) == changing and all(fields[name]["enum"] == values for name, values in found.items())
+    assert [name for name, values in found.items() if values[0] is False] == only_false  # and not 0
+    assert sum(field == {"description": "Ignored."} for field in fields.values()) == len(ignored(kind))
+    assert len(ignored(kind)) == without_effect
 
 
 def test_the_structs_say_what_the_program_has():
@@ -50,6 +62,8 @@ def test_the_structs_say_what_the_program_has():
         return {field.name for field in dataclasses.fields(kind)}
 
     assert schemas.MAX_TOKENS == MAX_TOKENS
+    for name in ("MAX_STOPS", "MAX_STOP_CHARACTERS", "MAX_ALTERNATIVES"):
+        assert getattr(structs, name) == getattr(sampling, name)
     assert set(schemas.Model.__struct_fields__) == names(ModelInfo)
     assert set(schemas.AnswerStats.__struct_fields__) == names(Stats) | {"queue_s"}
     assert set(schemas.Limits.__struct_fields__) - {"line_bytes"} <= names(Limits)

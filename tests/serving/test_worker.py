@@ -83,7 +83,7 @@ def test_answers_are_those_given_alone_whatever_way_the_pictures_come(worker: Ra
             ways = {"path": str(image)}, {"base64": base64.b64encode(data).decode()}, {"bytes": len(data)}
             described.append(ways[way])
             frames += [data] if way == 2 else []
-        given = {name: value for name, value in vars(options).items() if value is not None}
+        given = {name: value for name, value in vars(options).items() if value not in (None, ())}
         message = dict(prompt=prompt, images=described, logprobs=logprobs, **given)
         assert CLIENT.is_valid({"type": "generate", "id": 0, **message})
         asked[worker.say("generate", *frames, **message)] = (prompt, images, options, logprobs)
@@ -212,7 +212,11 @@ FIELDS = {
     "top_k": st.integers(-1, 9),
     "min_p": st.floats(-1, 2),
     "seed": st.integers(-1, 2**64),
-    "logprobs": st.booleans(),
+    "logprobs": st.booleans() | st.integers(-1, 21),
+    "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=3),
+    "repetition_penalty": st.floats(-1, 3),
+    "repetition_context_size": st.integers(-1, 9),
+    "no_repeat_ngram_size": st.integers(-1, 4),
     "constrain": st.booleans(),
     "max_regions": st.integers(-1, 3),
     "deadline_s": st.sampled_from([-1, 0, 1e-9, 0.01, 5, 1e300]),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pg_mlx.serving.http import schemas
+from pg_mlx.serving.http import responses_schemas, schemas
 
 from .json_schema import Json, definitions
 
 WHERE = "#/components/schemas/"
-REQUESTS = (schemas.ChatRequest, schemas.RegionsRequest)
-ANSWERS = (schemas.Error, schemas.Health, schemas.Model, schemas.Models, schemas.ChatCompletion, schemas.Regions)
+REQUESTS = (schemas.ChatRequest, responses_schemas.ResponsesRequest, schemas.RegionsRequest)
+ANSWERS = (
+    *(schemas.Error, schemas.Health, schemas.Model, schemas.Models),
+    *(schemas.ChatCompletion, responses_schemas.ModelResponse, schemas.Regions),
+)
 MODEL = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+IGNORED = {"description": "Names of fields that were ignored.", "required": False, "schema": {"type": "string"}}
 STATUS = {
     400: "Something in the request is wrong; param names what.",
     401: "The API key is missing or wrong.",
@@ -21,7 +25,7 @@ STATUS = {
     408: "The body came too slowly.",
     413: "Body, picture, prompt or answer is over a limit.",
     415: "The Content-Type is another.",
-    429: "The queue is full; ask again later.",
+    429: "The queue is full, or too many bytes are held; ask again later.",
     500: "An unexpected failure.",
     503: "The model is being loaded, the server is ending, or too many connections are open.",
     504: "The time was over before the answer was complete.",
@@ -59,7 +63,10 @@ def _paths() -> Json:
     health = _answer("The server answers.", "Health")
     metrics = {"description": "Its text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
     chat = _answer("The answer, with stream as events of chat.completion.chunk objects", "ChatCompletion")
-    chat["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    responses = _answer("The answer, with stream as events such as response.output_text.delta", "ModelResponse")
+    for answer in (chat, responses):
+        answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["headers"] = {"X-Ignored-Parameters": IGNORED}
     not_ready = _answer("It does not: loading, broken, shutting_down.", "Health")
     get_health = {**_get("health", "Whether it answers", health, 403), "security": []}
     get_health["responses"]["503"] = not_ready
@@ -75,6 +82,11 @@ def _paths() -> Json:
         },
         "/v1/chat/completions": {
             "post": _post("chat", "Ask about pictures, in OpenAI's form", chat, {"application/json": "ChatRequest"})
+        },
+        "/v1/responses": {
+            "post": _post(
+                "responses", "The same in OpenAI's newer form", responses, {"application/json": "ResponsesRequest"}
+            )
         },
         "/v1/regions": {
             "post": _post(

@@ -7,10 +7,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -20,14 +21,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ... import __version__
-from ..service.requests import Answered, Ask, RegionFound, Text
+from ..service.requests import Answered, Ask
 from ..service.service import Service
-from . import chat, regions, schemas
-from .body import Bodies, parse
+from . import chat, regions, responses, schemas
+from .body import Bodies, Body, parse
 from .errors import APIError, ClientGone, Json
+from .event_stream import Events, EventStream, Form
 from .events import ask, in_thread
 from .metrics import Metrics
 from .middleware import Access, Guard
+from .parameters import HEADER, check_lenient
+from .responses_schemas import ResponsesRequest
 from .settings import Settings
 from .sources import pictures
 
@@ -61,6 +65,7 @@ class _Server:
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.model),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/responses", self.responses, methods=["POST"]),
                 Route("/v1/regions", self.regions, methods=["POST"]),
             ],
             exception_handlers={APIError: _refused, ClientGone: _gone, HTTPException: _http, Exception: _failed},
@@ -68,7 +73,11 @@ class _Server:
         app = Access(app, settings)
         if settings.origins:
             app = CORSMiddleware(
-                app, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+                app,
+                allow_origins=settings.origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=[HEADER],
             )
         return Guard(app, settings, self._metrics)
 
@@ -117,47 +126,101 @@ class _Server:
 
     async def chat(self, request: Request) -> Response:
         """An answer in OpenAI's form, whole or as a stream."""
-        async with self._bodies.read(request) as body:
-            _expect(request, "application/json")
-            asked = await in_thread(lambda: chat.check_chat(parse(body)))
-            self._check_model(asked.model)
-            prompt, named = chat.question(asked)
-            images = await pictures(named, self._settings, self._service.limits)
-        seconds = self._settings.request_s
-        question = Ask(prompt, images, asked.options(), deadline_s=seconds, constrain=asked.constrain)
-        events = self._ask(question, request)
-        completion = chat.Completion(asked, self._settings.model_name)
-        if asked.stream:
-            first = await anext(events)
-            return chat.EventStream(chat.stream(completion, first, events))
-        done = await _last(events)
-        return Json(await in_thread(completion.whole, done.generation))
+        async with self._body(request, "application/json") as body:
+            asked, header = await in_thread(lambda: chat.check_chat(parse(body.data)))
+            form, streamed = chat.Completion(asked, self._settings.model_name), asked.stream
+            logprobs = asked.logprobs and asked.top_logprobs
+            events = await self._ask_messages(request, body, asked, asked.messages, "messages", logprobs)
+            del asked  # it holds pictures
+        return await _answer(form, streamed, events, header)
+
+    async def responses(self, request: Request) -> Response:
+        """The same in the form of OpenAI's newer protocol."""
+        async with self._body(request, "application/json") as body:
+            asked, header = await in_thread(lambda: check_lenient(parse(body.data), ResponsesRequest))
+            form, streamed = responses.ResponseForm(asked, self._settings.model_name), asked.stream
+            events = await self._ask_messages(request, body, asked, responses.messages(asked), "input")
+            del asked
+        return await _answer(form, streamed, events, header)
 
     async def regions(self, request: Request) -> Response:
         """An answer as boxes and masks."""
         limits = self._service.limits
-        async with self._bodies.read(request) as body:
-            if _expect(request, "application/json", "multipart/form-data") == "multipart/form-data":
-                asked, images = await regions.read_form(request.headers, body, limits)
+        async with self._body(request, "application/json", "multipart/form-data") as body:
+            if _kind(request) == "multipart/form-data":
+                asked, images = await regions.read_form(request.headers, body.data, limits)
                 self._check_model(asked.model)
             else:
-                asked = await in_thread(lambda: regions.check_regions(parse(body)))
+                asked = await in_thread(lambda: regions.check_regions(parse(body.data)))
                 self._check_model(asked.model)
-                images = await pictures(regions.named_images(asked), self._settings, limits)
-        seconds, constrained = self._settings.request_s, (asked.constrain, regions.enough(asked))
-        question = Ask(asked.prompt, images, asked.options(), regions.wants_scores(asked), seconds, *constrained)
-        done = await _last(self._ask(question, request))
+                images = await pictures(regions.named_images(asked), self._settings, limits, body.take)
+                asked.image = asked.images = UNSET  # they are long
+            events = self._ask(request, asked, asked.prompt, images, regions.wants_scores(asked), regions.enough(asked))
+            del images
+        done = await _last(events)
         return Json(await in_thread(regions.answer, asked, done, self._settings.model_name))
 
-    async def _ask(self, question: Ask, request: Request) -> AsyncGenerator[Text | RegionFound | Answered, None]:
-        async with aclosing(ask(self._service, question, request.receive)) as events:
+    @asynccontextmanager
+    async def _body(self, request: Request, *kinds: str) -> AsyncIterator[Body]:
+        """The body of a request, of one of these kinds. Its bytes, and those of pictures that it names, count until the
+        end of the block, by which the service counts them."""
+        async with self._bodies.read(request) as body:
+            _expect(request, *kinds)
+            yield body
+
+    async def _ask_messages(
+        self,
+        request: Request,
+        body: Body,
+        asked: schemas.ChatRequest | ResponsesRequest,
+        messages: Sequence[schemas.Message],
+        name: str,
+        logprobs: bool | int = False,
+    ) -> Events:
+        self._check_model(asked.model)
+        prompt, named = chat.question(messages, name)
+        images = await pictures(named, self._settings, self._service.limits, body.take)
+        return self._ask(request, asked, prompt, images, logprobs)
+
+    def _ask(
+        self,
+        request: Request,
+        asked: schemas.ChatRequest | ResponsesRequest | schemas.RegionsRequest,
+        prompt: str,
+        images: list[bytes],
+        logprobs: bool | int = False,
+        max_regions: int | None = None,
+    ) -> Events:
+        """Submit a question. Raises APIError if it is refused."""
+        question = Ask(
+            prompt,
+            images,
+            asked.options(),
+            logprobs,
+            self._settings.request_s,
+            asked.constrain,
+            max_regions,
+            asked.as_long_as_may_be,
+        )
+        return self._noted(ask(self._service, question, request.receive))
+
+    async def _noted(self, events: Events) -> Events:
+        async with aclosing(events):
             async for event in events:
                 if isinstance(event, Answered):
                     self._metrics.answer(event)
                 yield event
 
 
-async def _last(events: AsyncGenerator[Text | RegionFound | Answered, None]) -> Answered:
+async def _answer(form: Form, streamed: bool, events: Events, headers: Mapping[str, str]) -> Response:
+    """The response that carries an answer."""
+    if streamed:
+        return EventStream(form, await anext(events), events, headers)
+    done = await _last(events)
+    return Json(await in_thread(form.whole, done.generation), headers=headers)
+
+
+async def _last(events: Events) -> Answered:
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Answered):
@@ -165,14 +228,16 @@ async def _last(events: AsyncGenerator[Text | RegionFound | Answered, None]) -> 
     raise AssertionError("an answer ended without an end")
 
 
-def _expect(request: Request, *kinds: str) -> str:
-    """The Content-Type, if it is one of these kinds. Raises APIError otherwise.
+def _expect(request: Request, *kinds: str) -> None:
+    """Raises APIError if the Content-Type is none of these kinds.
 
     This keeps out web pages that send a request without a preflight, too: such a request cannot be JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in kinds:
+    if _kind(request) not in kinds:
         raise APIError(415, "bad_request", f"the Content-Type must be {' or '.join(kinds)}")
-    return kind
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def content_security_policy(page: str) -> str:

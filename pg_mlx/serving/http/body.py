@@ -31,32 +31,61 @@ class Bodies:
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body. Raises APIError if it is too large (413), comes too slowly (408) or if too much is being read
-        already (429), and ClientGone if it breaks off."""
+    async def read(self, request: Request) -> AsyncIterator[Body]:
+        """The whole body, which is counted until the end of the block. Raises APIError if it is too large (413), comes
+        too slowly (408) or if too much is held already (429), and ClientGone if it breaks off."""
         limit = self._settings.body_bytes
         declared = request.headers.get("content-length", "")
         if re.fullmatch(r"[0-9]{1,30}", declared) and int(declared) > limit:
             raise self._too_large()
-        chunks, size = [], 0
+        body, chunks = Body(self), []
         try:
             with anyio.fail_after(self._settings.body_s):
                 async for chunk in _chunks(request.receive):
                     chunks.append(chunk)
-                    size += len(chunk)
+                    body.size += len(chunk)
                     self._held += len(chunk)
-                    if size > limit:
+                    if body.size > limit:
                         raise self._too_large()
-                    if self._held > self._settings.bodies_bytes:
-                        raise APIError(429, "busy", "too many large requests at a time; ask again later")
-            yield b"".join(chunks)
+                    self._check()
+            body.data = b"".join(chunks)
+            del chunks
+            yield body
         except TimeoutError:
             raise APIError(408, "too_slow", f"the body was not complete within {self._settings.body_s:g} s") from None
         finally:
-            self._held -= size
+            self._held -= body.size
+            body.data = b""
+
+    def take(self, body: Body, size: int) -> None:
+        """A request holds more bytes. Raises APIError if that is too much, for it alone (413) or now (429)."""
+        body.size += size
+        self._held += size
+        if body.size > self._settings.bodies_bytes:
+            most = self._settings.bodies_bytes
+            raise APIError(413, "too_large", f"the pictures of a request may have {most} bytes in all")
+        self._check()
+
+    def _check(self) -> None:
+        if self._held > self._settings.bodies_bytes:
+            raise APIError(429, "busy", "too many large requests at a time; ask again later")
 
     def _too_large(self) -> APIError:
         return APIError(413, "too_large", f"the body is larger than {self._settings.body_bytes} bytes")
+
+
+class Body:
+    """The body of one request."""
+
+    def __init__(self, bodies: Bodies):
+        self._bodies = bodies
+        self.data = b""
+        self.size = 0
+        """Bytes that this request holds: its body, and the pictures that it names."""
+
+    def take(self, size: int) -> None:
+        """As Bodies.take, for this one."""
+        self._bodies.take(self, size)
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:

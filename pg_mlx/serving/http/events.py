@@ -25,20 +25,23 @@ _limiter: RunVar[anyio.CapacityLimiter] = RunVar("pg_mlx_threads")
 
 
 async def in_thread(work: Callable[..., T], *arguments: object) -> T:
-    """What `work` returns, computed in a thread: for large JSON, and masks of large pictures."""
+    """What `work` returns, computed in a thread: for large JSON, and masks of large pictures. Cancelling does not stop
+    the thread, but does not wait for it either."""
     try:
         limiter = _limiter.get()
     except LookupError:
         limiter = anyio.CapacityLimiter(THREADS)
         _limiter.set(limiter)
-    return await anyio.to_thread.run_sync(functools.partial(work, *arguments), limiter=limiter)
+    return await anyio.to_thread.run_sync(functools.partial(work, *arguments), abandon_on_cancel=True, limiter=limiter)
 
 
-async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerator[Text | RegionFound | Answered, None]:
-    """The events of an answer; the last one is Answered. Closing the generator cancels the request, and so does a
-    client that hangs up (raises ClientGone). Raises APIError for a failure, at the first step if the service refuses.
+def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerator[Text | RegionFound | Answered, None]:
+    """Submit a request, and return its events, the last of which is Answered. They must be iterated. Closing the
+    generator cancels the request, and so does a client that hangs up (raises ClientGone). Raises APIError for a
+    failure, at once if the service refuses.
 
-    receive: of the HTTP request, whose body has been read.
+    receive: of the HTTP request, whose body has been read. The question is not kept: the service holds, and counts, its
+    pictures.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Event | ClientGone] = asyncio.Queue()
@@ -50,6 +53,12 @@ async def ask(service: Service, question: Ask, receive: Receive) -> AsyncGenerat
         cancel = service.submit(question, listen)
     except ServingError as error:
         raise APIError.of(error) from None
+    return _events(events, cancel, receive)
+
+
+async def _events(
+    events: asyncio.Queue[Event | ClientGone], cancel: Callable[[], None], receive: Receive
+) -> AsyncGenerator[Text | RegionFound | Answered, None]:
     watcher = asyncio.create_task(_watch(receive, events))
     try:
         while True:

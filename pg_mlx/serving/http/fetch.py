@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import ssl
-from urllib.parse import quote, urlsplit
+from collections.abc import Callable
+from urllib.parse import quote, urljoin, urlsplit
 
 import anyio
 import h11
 
+from ...threads import start
 from .errors import APIError
 
 _TRANSLATED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")))
 """IPv6 networks whose addresses hold an IPv4 address, to which a gateway would connect."""
 
 
-async def fetch(url: str, place: str, limit: int, seconds: float) -> bytes:
-    """The bytes of the picture at an address. place: of the address in the request. limit: of the bytes. Raises
-    APIError, which never repeats anything that was found at an address that is not public.
+REDIRECTS = 3
+"""How often an address may lead to another one."""
 
-    The name is resolved once, and the connection goes to the address that was looked at. Redirects are not followed.
+
+async def fetch(
+    url: str, place: str, limit: int, seconds: float, take: Callable[[int], None] = lambda size: None
+) -> bytes:
+    """The bytes at an address; whether they are a picture is seen when they are decoded, since many stores send no type
+    or a wrong one. place: of the address in the request. limit: of the bytes. seconds: for everything. take: called
+    with the number of bytes that have come. Raises APIError, which never repeats anything that was found at an address
+    that is not public.
+
+    A name is resolved once, and the connection goes to the address that was looked at. Redirects are followed, and each
+    of their addresses is looked at like the first.
     """
     try:
         with anyio.fail_after(seconds):
-            return await _fetch(url, limit)
+            for _ in range(REDIRECTS + 1):
+                found = await _fetch(url, limit, take)
+                if isinstance(found, bytes):
+                    return found
+                url = found
+        raise _No(f"the address redirects more than {REDIRECTS} times")
     except TimeoutError:
         reason, status = f"not fetched within {seconds:g} s", 504
     except _TooLarge:
@@ -46,7 +63,8 @@ class _TooLarge(Exception):
     pass
 
 
-async def _fetch(url: str, limit: int) -> bytes:
+async def _fetch(url: str, limit: int, take: Callable[[int], None]) -> bytes | str:
+    """What is there, or the address to which it redirects."""
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname or address.username is not None:
         raise _No("an address is http(s)://host/path, without a user")
@@ -73,14 +91,17 @@ async def _fetch(url: str, limit: int) -> bytes:
         server_hostname=host if secure else None,
     )  # fmt: skip
     try:
-        return await _exchange(request, reader, writer, limit)
+        found = await _exchange(request, reader, writer, limit, take)
     finally:
         writer.transport.abort()
+    return found if isinstance(found, bytes) else urljoin(url, found)
 
 
 async def resolve(host: str, port: int) -> str:
     """An IP address of a host. Raises an error if any of the host's addresses is not public."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # On a thread that nobody waits for at the end of the program: a lookup can take a minute.
+    looked_up = start(functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
+    found = await asyncio.wrap_future(looked_up)
     addresses = [str(entry[4][0]) for entry in found]
     if not addresses or not all(map(is_public, addresses)):
         raise _No("the address is not a public one")
@@ -99,8 +120,13 @@ def is_public(text: str) -> bool:
 
 
 async def _exchange(
-    request: h11.Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int
-) -> bytes:
+    request: h11.Request,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    limit: int,
+    take: Callable[[int], None],
+) -> bytes | str:
+    """The body of the answer, or where it redirects to."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=16 << 10)
     writer.write((connection.send(request) or b"") + (connection.send(h11.EndOfMessage()) or b""))
     await writer.drain()
@@ -110,8 +136,10 @@ async def _exchange(
         if event is h11.NEED_DATA:
             connection.receive_data(await reader.read(1 << 16))
         elif isinstance(event, h11.Response):
-            _check(event, limit)
+            if (location := _check(event, limit)) is not None:
+                return location
         elif isinstance(event, h11.Data):
+            take(len(event.data))
             body += event.data
             if len(body) > limit:
                 raise _TooLarge
@@ -121,16 +149,15 @@ async def _exchange(
             raise _No("the connection was closed")
 
 
-def _check(response: h11.Response, limit: int) -> None:
+def _check(response: h11.Response, limit: int) -> str | None:
+    """Where an answer redirects to; None if it has a body to read. Raises _No or _TooLarge."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-    if 300 <= response.status_code < 400:
-        raise _No("the address redirects to another, which is not followed")
+    if response.status_code in (301, 302, 303, 307, 308) and "location" in headers:
+        return headers["location"]
     if response.status_code != 200:
         raise _No(f"the server answered {response.status_code}")
     if headers.get("content-encoding", "identity") != "identity":
         raise _No("the answer is compressed")
-    kind = headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
-    if not kind.startswith("image/") and kind != "application/octet-stream":
-        raise _No("what is there is no picture")
     if int(headers.get("content-length", 0)) > limit:
         raise _TooLarge
+    return None

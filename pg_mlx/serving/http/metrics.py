@@ -11,7 +11,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ..service.requests import Answered
 from ..service.service import Service
 
-PATHS = frozenset({"/", "/health", "/metrics", "/openapi.json", "/v1/chat/completions", "/v1/models", "/v1/regions"})
+PATHS = frozenset(
+    {
+        *("/", "/health", "/metrics", "/openapi.json"),
+        *("/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/regions"),
+    }
+)
 """Paths that are counted by name; all others count as one, since clients may invent any number of them."""
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -3,6 +3,7 @@ after an unexpected error. Access refuses requests by their head: wrong host nam
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -42,6 +43,11 @@ class Guard:
         began = time.perf_counter()
         try:
             await self._app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            if exchange.status:
+                raise
+            late = APIError(503, "shutting_down", "the server ends", headers={"Connection": "close"})
+            await late.response()(scope, exchange.receive, exchange.send)
         except Exception as error:
             if not isinstance(error, TimeoutError | OSError):  # those are the client's: too slow, or gone
                 print(f"pg_mlx: a request failed: {type(error).__name__}", file=sys.stderr)
@@ -118,8 +124,12 @@ def refusal(scope: Scope, settings: Settings) -> APIError | None:
     """Why this request is not answered; None if it is."""
     headers = Headers(scope=scope)
     host = headers.get("host", "")
+    if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may count by the other one
+        message = "Content-Length and Transfer-Encoding exclude each other"
+        return APIError(400, "bad_request", message, headers={"Connection": "close"})
     if settings.hosts is not None and _without_port(host) not in settings.hosts:
-        return APIError(403, "wrong_host", "this server is not called by this name")
+        shown = _without_port(host)[:100]
+        return APIError(403, "wrong_host", f"this server is not called {shown!r} (--allow-host NAME lets it be)")
     for origin in headers.getlist("origin"):
         if not _may_ask(origin, host, settings.origins):
             return APIError(403, "wrong_origin", "web pages of other origins may not ask (--allow-origin)")

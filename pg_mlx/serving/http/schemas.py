@@ -1,35 +1,38 @@
 """Every request and answer of the HTTP interface. `openapi.json` is generated from these structs
-(`python -m tools.write_schemas`), and requests are checked by them.
-
-The fields of a request that are null are left out before (body.parse): null is as good as absent everywhere.
+(`python -m tools.write_schemas`), and requests are checked by them. The fields of a request that are null are left out
+before (body.parse): null is as good as absent everywhere.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ...errors import InputError
-from ...generation import SamplingOptions
-from ...generation.sampling import MAX_TOKENS
-from ..structs import Count, Device, Dtype, FinishReason, Malformed, ModelType, Positive, Region, State, UInt64, Unit
-from .errors import bad_request
+from ..structs import (
+    MAX_ALTERNATIVES,
+    Count,
+    Device,
+    Dtype,
+    FinishReason,
+    Malformed,
+    ModelType,
+    Positive,
+    Region,
+    State,
+    TokenLogprob,
+    Unit,
+)
+from .sampling import Sampling
 
 
-def _only(*values: Any) -> Meta:
+def only(*values: Any) -> Meta:
+    """A field that may only have these values, or be absent."""
     return Meta(extra_json_schema={"enum": [*values, None]})
 
 
-_only_false = Meta(extra_json_schema={"type": ["boolean", "null"], "enum": [False, None]})
-"""Not _only(False): to Python that is the same as _only(0), and `Annotated` would give both the same object."""
-_Ignored = Annotated[Any, Meta(description="Ignored.")]
-_Seed = Annotated[
-    int,
-    Meta(ge=-(2**63), extra_json_schema={"maximum": 2**64 - 1}, description="Negative ones count from 2^64 down."),
-]
-_Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
-_Constrain = Annotated[
+Ignored = Annotated[Any, Meta(description="Ignored.")]
+Constrain = Annotated[
     bool, Meta(description="Let a detect or segment answer be nothing but records with labels out of the prompt.")
 ]
 _Image = Annotated[
@@ -40,32 +43,11 @@ _Image = Annotated[
 # --- requests -----------------------------------------------------------------------------------------
 
 
-class Sampling(Struct, kw_only=True):
-    """How the tokens of an answer are chosen; greedily without a temperature."""
-
-    max_tokens: _Tokens = SamplingOptions.max_tokens
-    max_completion_tokens: Annotated[_Tokens, Meta(description="In place of max_tokens.")] | UnsetType = UNSET
-    temperature: Annotated[float, Meta(ge=0)] = SamplingOptions.temperature
-    top_p: Annotated[float, Meta(gt=0, le=1)] = SamplingOptions.top_p
-    top_k: UInt64 = SamplingOptions.top_k
-    min_p: Unit = SamplingOptions.min_p
-    seed: _Seed | UnsetType = UNSET
-
-    def options(self) -> SamplingOptions:
-        """Raises APIError."""
-        tokens = self.max_tokens if self.max_completion_tokens is UNSET else self.max_completion_tokens
-        seed = None if self.seed is UNSET else self.seed % 2**64
-        try:
-            return SamplingOptions(tokens, self.temperature, self.top_p, self.top_k, self.min_p, seed)
-        except InputError as error:
-            raise bad_request(str(error), str(error).partition(" ")[0]) from None
-
-
 class ImageUrl(Struct):
     """A picture, as OpenAI names it."""
 
     url: _Image
-    detail: _Ignored = None
+    detail: Ignored = None
 
 
 class TextPart(Struct, tag_field="type", tag="text"):
@@ -77,13 +59,29 @@ class TextPart(Struct, tag_field="type", tag="text"):
 class ImagePart(Struct, tag_field="type", tag="image_url"):
     """A picture of a message."""
 
-    image_url: ImageUrl
+    image_url: ImageUrl | _Image
+
+
+class InputTextPart(Struct, tag_field="type", tag="input_text"):
+    """The same in /v1/responses."""
+
+    text: str
+
+
+class InputImagePart(Struct, tag_field="type", tag="input_image"):
+    """A picture of a message, as /v1/responses calls it."""
+
+    image_url: _Image
+    detail: Ignored = None
+
+
+Part = TextPart | ImagePart | InputTextPart | InputImagePart
 
 
 class UserMessage(Struct, tag_field="role", tag="user"):
     """The last one's text is the prompt; its pictures are asked about, or an earlier one's if it has none."""
 
-    content: str | Annotated[list[TextPart | ImagePart], Meta(min_length=1)]
+    content: str | Annotated[list[Part], Meta(min_length=1)]
 
 
 class SystemMessage(Struct, tag_field="role", tag="system"):
@@ -109,16 +107,16 @@ class FunctionMessage(Struct, tag_field="role", tag="function"):
 Message = UserMessage | SystemMessage | DeveloperMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
-class StreamOptions(Struct, forbid_unknown_fields=True):
+class StreamOptions(Struct):
     """Only together with `stream`."""
 
     include_usage: Annotated[bool, Meta(description="Send the usage as the last event.")] = False
-    include_obfuscation: _Ignored = None
+    include_obfuscation: Ignored = None
 
 
-class ChatRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
-    """OpenAI's parameters that would change the answer in ways that are not built may only have the values with which
-    they do not. null is as good as absent."""
+class ChatRequest(Sampling, kw_only=True):
+    """Parameters that would change the answer in ways that are not built may only have the values with which they do
+    not. Unknown ones are ignored, and named in the header X-Ignored-Parameters. null is as good as absent."""
 
     model: str = ""
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -127,42 +125,40 @@ class ChatRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
     regions: Annotated[
         bool, Meta(description="Add boxes and masks as message.regions, or delta.regions; not in OpenAI's protocol.")
     ] = False
-    constrain: _Constrain = False
-    n: Annotated[Any, _only(1)] = None
-    stop: Annotated[Any, _only([])] = None
-    tools: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none", "auto")] = None
-    functions: Annotated[Any, _only([])] = None
-    function_call: Annotated[Any, _only("none", "auto")] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    logprobs: Annotated[Any, _only_false] = None
-    top_logprobs: Annotated[Any, _only(0)] = None
-    logit_bias: Annotated[Any, _only({})] = None
-    frequency_penalty: Annotated[Any, _only(0)] = None
-    presence_penalty: Annotated[Any, _only(0)] = None
-    modalities: Annotated[Any, _only(["text"])] = None
-    audio: Annotated[Any, _only()] = None
-    prediction: Annotated[Any, _only()] = None
-    web_search_options: Annotated[Any, _only()] = None
-    metadata: _Ignored = None
-    parallel_tool_calls: _Ignored = None
-    prompt_cache_key: _Ignored = None
-    prompt_cache_retention: _Ignored = None
-    reasoning_effort: _Ignored = None
-    safety_identifier: _Ignored = None
-    service_tier: _Ignored = None
-    store: _Ignored = None
-    user: _Ignored = None
-    verbosity: _Ignored = None
-
-
-NEUTRAL: dict[str, list[Any]] = {
-    name: meta.extra_json_schema["enum"]
-    for name, hint in get_type_hints(ChatRequest, include_extras=True).items()
-    for meta in getattr(hint, "__metadata__", ())
-    if meta.extra_json_schema and "enum" in meta.extra_json_schema
-}
-"""OpenAI's parameters that would change the answer, and the values with which they do not (None: not given)."""
+    logprobs: Annotated[bool, Meta(description="Add the log-probability of each token.")] = False
+    top_logprobs: Annotated[
+        int, Meta(ge=0, le=MAX_ALTERNATIVES, description="And of so many of the likeliest tokens at each place.")
+    ] = 0
+    constrain: Constrain = False
+    n: Annotated[Any, only(1)] = None
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    logit_bias: Annotated[Any, only({})] = None
+    frequency_penalty: Annotated[Any, only(0)] = None
+    presence_penalty: Annotated[Any, only(0)] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    audio: Annotated[Any, only()] = None
+    guided_json: Annotated[Any, only()] = None
+    guided_regex: Annotated[Any, only()] = None
+    guided_choice: Annotated[Any, only()] = None
+    guided_grammar: Annotated[Any, only()] = None
+    structured_outputs: Annotated[Any, only()] = None
+    grammar: Annotated[Any, only()] = None
+    prediction: Annotated[Any, only()] = None
+    web_search_options: Annotated[Any, only()] = None
+    metadata: Ignored = None
+    parallel_tool_calls: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_retention: Ignored = None
+    reasoning_effort: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+    store: Ignored = None
+    user: Ignored = None
+    verbosity: Ignored = None
 
 
 class RegionsRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
@@ -178,7 +174,7 @@ class RegionsRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
         UNSET
     )
     max_regions: Annotated[int, Meta(ge=1, le=1_000_000)] | UnsetType = UNSET
-    constrain: _Constrain = False
+    constrain: Constrain = False
 
 
 # --- answers ------------------------------------------------------------------------------------------
@@ -243,13 +239,20 @@ class AnswerMessage(Struct):
     refusal: None = None
 
 
+class Logprobs(Struct):
+    """Of the tokens of an answer, without the one that ends it."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(Struct):
     """The answer; there is one only."""
 
     message: AnswerMessage
     finish_reason: FinishReason
     index: Literal[0] = 0
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatCompletion(Struct):

@@ -1,9 +1,4 @@
-"""The server process: a socket, uvicorn, and the end after SIGTERM or Ctrl-C.
-
-uvicorn has no limit on the time of a request's head, and answers too many connections and broken HTTP in plain text. So
-a class of uvicorn's that is not public is changed here; pyproject.toml bounds its version, and a test checks what is
-used.
-"""
+"""The server process: a socket, uvicorn, and the end after SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,14 +7,16 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from errno import EADDRINUSE
 from pathlib import Path
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...checkpoint.load import LoadOptions
 from ...errors import InputError
@@ -28,11 +25,17 @@ from ..service.limits import Limits
 from ..service.runner import Stage
 from ..service.service import Service
 from .app import application
-from .errors import APIError
+from .connection import ACCEPTED, Connection, connections_that_fit
 from .settings import Settings
 
 HEAD_BYTES = 16 << 10
 KEEP_ALIVE_S = 15
+CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""The signals that end the server, and the exit code after each."""
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+LAST_ERRORS_S = 0.3
+"""How long after the drain the errors of what is left may take."""
 
 
 def serve(
@@ -51,16 +54,26 @@ def serve(
     loaded.
     """
     service = Service(limits, on_broken=lambda: server.stop(1))
-    server = Server(application(service, settings), settings, drain_s)
+    settings = replace(settings, connections=connections_that_fit(settings.connections))
+    server = Server(application(service, settings), settings, drain_s, service.abandon)
     loading = service.load(path_or_repo, options, stage)
-    loading.add_done_callback(lambda done: server.stop(1) if done.exception() else None)
+    loading.add_done_callback(lambda done: server.stop(1) if _failure(done) else None)
+    for number, code in CODES.items():  # until the loop is there
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(number, lambda *_, code=code: server.stop(code))
     try:
         asyncio.run(server.serve([listener]))
     finally:
         service.close(timeout=0 if server.code else 1)
-    if loading.done() and isinstance(failure := loading.exception(), ServingError):
+    if failure := _failure(loading):
         raise InputError(str(failure)) if failure.code == "bad_model" else failure
     return server.code
+
+
+def _failure(loading: Future[Any]) -> ServingError | None:
+    """Why the model could not be loaded; None if it was, or was not waited for."""
+    failure = loading.exception() if loading.done() else None
+    return failure if isinstance(failure, ServingError) and failure.code != "shutting_down" else None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -70,7 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot listen on {host}, port {port}: {reason}") from None
+        other = "; choose another with --port" if getattr(error, "errno", None) == EADDRINUSE else ""
+        raise InputError(f"cannot listen on {host}, port {port}: {reason}{other}") from None
 
 
 def listen_at(path: Path) -> socket.socket:
@@ -98,11 +112,13 @@ def _answers(path: Path) -> bool:
 class Server(uvicorn.Server):
     """uvicorn's server, with an exit code, and with limits on connections and on the time of a request's head."""
 
-    def __init__(self, app: Any, settings: Settings, drain_s: float):
-        """app: an ASGI application. drain_s: seconds for the last answers."""
+    def __init__(self, app: Any, settings: Settings, drain_s: float, on_late: Callable[[], None] = lambda: None):
+        """app: an ASGI application. drain_s: seconds for the last answers. on_late: called after these if there are
+        some left; it should let them fail."""
         self.code = 0
+        self._drain_s, self._on_late = drain_s, on_late
 
-        class Protocol(_Protocol):
+        class Protocol(Connection):
             seconds, most = settings.header_s, settings.connections
 
         super().__init__(
@@ -118,10 +134,24 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]
+                timeout_graceful_shutdown=drain_s + LAST_ERRORS_S,  # type: ignore[arg-type]
+                backlog=ACCEPTED,
                 h11_max_incomplete_event_size=HEAD_BYTES,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        asyncio.get_running_loop().set_exception_handler(_Quiet())
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio accepts as many in one go as it lets wait, so it was given less
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, and wait for the last answers."""
+        late = asyncio.get_running_loop().call_later(self._drain_s, self._on_late)
+        await super().shutdown(sockets)
+        late.cancel()
 
     def stop(self, code: int) -> None:
         """Accept nothing more, and end when the accepted requests are answered; at once if called again. code: of the
@@ -134,58 +164,30 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """While uvicorn serves: SIGTERM and Ctrl-C stop it."""
         loop = asyncio.get_running_loop()
-        codes = {signal.SIGTERM: 0, signal.SIGINT: 130}
+        before = {}
         try:
-            for number, code in codes.items():
+            for number, code in CODES.items():
+                before[number] = signal.getsignal(number)
                 loop.add_signal_handler(number, self.stop, code)
         except (RuntimeError, ValueError):  # not in the main thread
-            codes = {}
+            before = {}
         try:
             yield
         finally:
-            for number in codes:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
 
-class _Protocol(H11Protocol):
-    """One connection, which is closed if the head of a request does not come in time."""
+class _Quiet:
+    """What asyncio reports, such as too many open files, in one line on stderr; a second one not before a minute."""
 
-    seconds: float
-    most: int
-    _head: asyncio.TimerHandle | None = None
+    def __init__(self) -> None:
+        self._next = 0.0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.most:
-            full = APIError(503, "busy", f"{self.most} connections are open", headers={"Connection": "close"})
-            self.app = full.response()
-        self._head = self.loop.call_later(self.seconds, transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        before = self.cycle
-        super().data_received(data)
-        if self.cycle is not before:
-            self._stop_timer()
-        elif self._head is None and (self.cycle is None or self.cycle.response_complete):
-            self._head = self.loop.call_later(self.seconds, self.transport.abort)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer broken HTTP with an error in JSON."""
-        response = APIError(400, "bad_request", "this is no HTTP, or broken").response()
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        events = h11.Response(status_code=400, headers=headers), h11.Data(data=bytes(response.body)), h11.EndOfMessage()
-        try:
-            for event in events:
-                self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:  # an answer is on its way already
-            pass
-        self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _stop_timer(self) -> None:
-        if self._head:
-            self._head.cancel()
-            self._head = None
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if loop.time() < self._next:
+            return
+        self._next = loop.time() + 60
+        error = context.get("exception")
+        print(f"pg_mlx: {context['message']} ({type(error).__name__})", file=sys.stderr, flush=True)

@@ -32,16 +32,21 @@ class Commands:
 
     def run_first(self, then: Callable[[], None]) -> None:
         """Call the first function on this thread, and `then` before anybody sees the result."""
-        work, future = self._queue[0]
+        with self._changed:
+            if not self._queue:  # `fail` was quicker
+                return
+            work, future = self._queue[0]
         result, failure = None, None
         try:
             result = work()
         except ServingError as error:
             failure = ServingError(error.code, str(error))  # without the traceback, which holds what was loaded
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust code is no Exception
             failure = ServingError("failed", f"unexpected failure: {type(error).__name__}: {error}")
         then()
         with self._changed:
+            if not self._queue or self._queue[0][1] is not future:  # `fail` has ended it meanwhile
+                return
             self._queue.popleft()
             self._changed.notify_all()
         if failure:
@@ -50,8 +55,10 @@ class Commands:
             future.set_result(result)
 
     def fail(self, code: str, message: str) -> None:
-        """End all that wait with this error."""
+        """End all that wait or run with this error. A function that runs goes on, but nobody sees its result."""
         with self._changed:
-            for _, future in self._queue:
-                future.set_exception(ServingError(code, message))
+            futures = [future for _, future in self._queue]
             self._queue.clear()
+            self._changed.notify_all()
+        for future in futures:
+            future.set_exception(ServingError(code, message))

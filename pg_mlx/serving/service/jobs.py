@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
-from threading import Lock
+from collections.abc import Callable
+from math import inf
+from threading import RLock
 
 from ...generation import Answer, Request, Row
 from .requests import Answered, Ask, Event, Failed
@@ -25,13 +25,15 @@ class Job:
         """Bytes of the pictures that it keeps while it waits."""
         self.submitted_at = self.begun_at = time.perf_counter()
         self.deadline_at = None if question.deadline_s is None else self.submitted_at + question.deadline_s
+        self.decoding_until: float | None = None
+        """When its pictures must be decoded, once they are being decoded."""
         self.cancelled = False
         self.outcome: str | None = None
         """How it ended: "done" or the code of its failure."""
         self.request: Request | None = None
         self.answer: Answer | None = None
         self._listener = listener
-        self._lock = Lock()
+        self._lock = RLock()
 
     @property
     def row(self) -> Row | None:
@@ -39,9 +41,12 @@ class Job:
         return self.answer.row if self.answer else None
 
     def prepared(self, request: Request) -> None:
-        """It can enter a batch. The pictures as they came are not needed any more."""
-        self.held_bytes = sum(picture.pixels.nbytes for picture in request.pictures)
-        self.request, self.question = request, None
+        """It can enter a batch, unless it has ended. The pictures as they came are not needed any more."""
+        with self._lock:
+            self.decoding_until = self.question = None
+            if self.outcome is None:
+                self.held_bytes = sum(picture.pixels.nbytes for picture in request.pictures)
+                self.request = request
 
     def begin(self, answer: Answer) -> None:
         """It has entered a batch."""
@@ -53,12 +58,26 @@ class Job:
             return Failed("cancelled", "the request was cancelled")
         if self.deadline_at is not None and now >= self.deadline_at:
             return Failed("deadline", "the request's time is over")
+        if self.decoding_until is not None and now >= self.decoding_until:
+            return Failed("too_large", "the pictures take too long to decode")
         return None
+
+    @property
+    def expires_at(self) -> float:
+        """The earliest time.perf_counter() at which `expiry` may return something; infinite for none."""
+        if self.outcome:
+            return inf
+        if self.cancelled:
+            return -inf
+        return min(at for at in (self.deadline_at, self.decoding_until, inf) if at is not None)
 
     def send(self, event: Event) -> None:
         """Give the listener an event, unless it has had the last one. An error of the listener is logged only."""
-        if self.outcome:
-            return
+        with self._lock:
+            if not self.outcome:
+                self._deliver(event)
+
+    def _deliver(self, event: Event) -> None:
         try:
             self._listener(event)
         except Exception as error:  # not the service's fault, nor that of other requests
@@ -69,16 +88,11 @@ class Job:
         with self._lock:
             if self.outcome:
                 return
-            self.send(event)
+            self._deliver(event)
             self.outcome = event.code if isinstance(event, Failed) else "done"
+            self.decoding_until = self.question = None
 
-    def fail_unexpectedly(self, error: Exception) -> None:
+    def fail_unexpectedly(self, error: BaseException) -> None:
         """End with "failed". The log has the details; the listener gets only the kind of error."""
         print(f"pg_mlx: a request failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         self.finish(Failed("failed", f"unexpected failure ({type(error).__name__})"))
-
-
-def seconds_left(jobs: Iterable[Job]) -> float | None:
-    """Seconds until the first deadline of these jobs; None if they have none."""
-    ends = [job.deadline_at for job in jobs if job.deadline_at is not None]
-    return min(max(0.0, min(ends) - time.perf_counter()), threading.TIMEOUT_MAX) if ends else None

@@ -35,6 +35,10 @@ class Limits:
     """Bytes of freed buffers that MLX keeps for new arrays."""
     decoders: int = 2
     """Threads that decode pictures."""
+    decode_s: float = 30.0
+    """Seconds until the pictures of one request must be decoded."""
+    stuck: int = 4
+    """More threads that decode, in place of those whose request has ended before they were done with its pictures."""
 
 
 class CacheRoom:

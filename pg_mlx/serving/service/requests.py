@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import InputError, TooLarge
-from ...generation import Generation, Picture, Request, SamplingOptions, make_pictures, make_prompt, make_request
+from ...generation import (
+    Generation,
+    Picture,
+    Request,
+    SamplingOptions,
+    TokenLogprob,
+    make_pictures,
+    make_prompt,
+    make_request,
+)
 from ...processor import Processor
 from ...regions import Region
 from ..error_codes import ServingError
@@ -24,14 +33,17 @@ class Ask:
     prompt: str
     images: Sequence[bytes | Path]
     options: SamplingOptions = field(default_factory=SamplingOptions)
-    logprobs: bool = False
-    """Compute scores of regions (one more pass over the logits for each token)."""
+    logprobs: bool | int = False
+    """Compute log-probabilities of tokens, with so many alternatives (True: 0), and scores of regions (one more pass
+    over the logits for each token)."""
     deadline_s: float | None = None
     """Seconds from now until the answer is of no use any more."""
     constrain: bool = False
     """Let the answer to a detect or segment prompt be records with labels out of the prompt, and nothing else."""
     max_regions: int | None = None
     """With `constrain`: the answer ends with so many regions."""
+    shorten: bool = False
+    """Where memory is limited: let the answer have fewer tokens than max_tokens, if so many do not fit even alone."""
 
     @property
     def held_bytes(self) -> int:
@@ -44,6 +56,9 @@ class Text:
     """More of the answer."""
 
     text: str
+    """Empty if its tokens are no whole character yet."""
+    tokens: Sequence[TokenLogprob] = ()
+    """Its tokens, if log-probabilities were asked for."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions, load_with
 from ...errors import InputError, PgMlxError
-from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, warm_up
+from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, TokenLogprob, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
 from ...memory.residency import held_bytes, model_scratch_bytes
@@ -110,6 +111,18 @@ class Runner:
             needed = self._room.needed([self._slots(request)]) + self._more_scratch(request)
             raise ServingError("out_of_memory", f"the answer may need {needed} bytes of memory; ask for fewer tokens")
 
+    def shortened(self, request: Request) -> Request:
+        """The request with as many tokens of an answer as fit in memory, if that is fewer than it asks for."""
+        if self._fits(0, request):
+            return request
+
+        def limited(tokens: int) -> Request:
+            return replace(request, options=replace(request.options, max_tokens=tokens))
+
+        lengths = range(1, request.options.max_tokens)
+        fit = bisect_left(lengths, True, key=lambda tokens: not self._fits(0, limited(tokens)))
+        return limited(fit) if fit else request
+
     def drop_expired(self) -> None:
         """End the jobs that were cancelled or are past their deadline."""
         now = time.perf_counter()
@@ -148,27 +161,23 @@ class Runner:
                 progress.row.cancel()
         return ended
 
-    def abandon(self) -> list[Job]:
-        """Forget all jobs, and return them. There is no step after this."""
-        jobs = self.running
-        self._jobs.clear()
-        return jobs
-
     def _send(self, job: Job, progress: Progress) -> None:
         """One Text for all new tokens, a RegionFound for each new region, and the end. Raises what went wrong, after
         what is known has been sent."""
         if progress.error:
             raise progress.error
         assert job.answer is not None
-        pieces, regions, generation = list[str](), list[Region](), None
+        pieces, tokens, regions, generation = list[str](), list[TokenLogprob](), list[Region](), None
         try:
             for step in job.answer.push(progress.token_ids):
                 pieces.append(step.text)
+                tokens += [step.token] if step.token else []
                 regions += step.regions
                 generation = step.generation
         finally:
-            if text := "".join(pieces):
-                job.send(Text(text))
+            text = "".join(pieces)
+            if text or tokens:
+                job.send(Text(text, tokens))
             for region in regions:
                 job.send(RegionFound(region))
         if generation:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import gc
 import queue
+import sys
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions
+from ...generation import Request
 from ..error_codes import ServingError
 from .commands import Commands
-from .jobs import Job, Listener, seconds_left
+from .decoders import Decoders
+from .jobs import Job, Listener
+from .ledger import Ledger
 from .limits import Limits
 from .requests import Answered, Ask, Event, Failed, check, prepare
 from .runner import ModelInfo, Runner, Stage
 
 FAILURES = 2
 """So many requests in a row that fail even alone are not at fault; the model or the GPU is, and will stay so."""
+
+END_S = 1.0
+"""How long an impatient `close` waits for a pass or a load, which nothing can interrupt."""
 
 
 class Service:
@@ -44,18 +50,17 @@ class Service:
         self._on_broken = on_broken
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._waiting: deque[Job] = deque()
+        self._jobs = Ledger(self.limits, self._changed)
         self._commands = Commands(self._changed)
         self._runner: Runner | None = None  # touched by the owner only, but for its processor and info
         self._open, self._stopped, self._broken = True, False, False
-        self._running = 0
-        self._counts: Counter[str] = Counter()
         self._memory: dict[str, int] = {}
         self._measure()
         self._began = time.perf_counter()
-        self._decoders = ThreadPoolExecutor(self.limits.decoders, "decoder")
-        self._owner = threading.Thread(target=self._loop, name="mlx", daemon=True)
+        self._decoders = Decoders(self.limits, self._make_request, self._notify)
+        self._owner = threading.Thread(target=self._own, name="mlx", daemon=True)
         self._owner.start()
+        threading.Thread(target=self._watch, name="deadlines", daemon=True).start()
 
     def __enter__(self) -> Service:
         return self
@@ -86,8 +91,6 @@ class Service:
         runner = self._runner
         return runner.info if runner else None
 
-    # --- requests -------------------------------------------------------------------------------------
-
     def submit(self, question: Ask, listener: Listener) -> Callable[[], None]:
         """Accept a request. The listener is called with its events, the last of which is Answered or Failed. Returns a
         function that cancels the request: it ends with Failed("cancelled") soon, unless it has ended before.
@@ -105,13 +108,18 @@ class Service:
                 raise ServingError("failed", "the model has failed and has to be started again")
             if self._runner is None or self._commands:
                 raise ServingError("not_loaded", "no model is loaded, or one is just being loaded or unloaded")
-            held = sum(waiting.held_bytes for waiting in self._waiting) + job.held_bytes
-            if len(self._waiting) >= self.limits.queue or held > self.limits.waiting_bytes:
-                self._counts["busy"] += 1
-                raise ServingError("busy", f"{len(self._waiting)} requests are waiting; ask again later")
-            self._waiting.append(job)
-            self._decoders.submit(self._prepare, job, self._runner)
-        return lambda: self._cancel(job)
+            if refused := self._decoders.refusal() or self._jobs.refusal(job, self._decoders.held_bytes):
+                self._jobs.counts["busy"] += 1
+                raise ServingError("busy", f"{refused}; ask again later")
+            self._jobs.waiting.append(job)
+            self._decoders.submit(job)
+            self._changed.notify_all()  # its deadline may be the first
+
+        def cancel() -> None:
+            job.cancelled = True
+            self._notify()
+
+        return cancel
 
     def stream(self, question: Ask) -> Iterator[Event]:
         """The events of a request. Closing the iterator cancels it. Raises as `submit`, when it is first read."""
@@ -132,53 +140,66 @@ class Service:
         assert isinstance(last, Answered)
         return last
 
-    # --- the whole ------------------------------------------------------------------------------------
-
     def stats(self) -> dict[str, Any]:
         """Figures as of the last step: JSON types only."""
         with self._lock:
             state = "broken" if self._broken else "shutting_down" if not self._open else None
             if state is None:
                 state = "loading" if self._commands else "ready" if self._runner else "empty"
+            jobs, counts = self._jobs, self._jobs.counts
             return {
                 "state": state,
-                "running": self._running,
-                "waiting": len(self._waiting),
-                "answered": self._counts["done"],
-                "failed": {code: n for code, n in sorted(self._counts.items()) if code != "done"},
+                "running": len(jobs.running),
+                "waiting": len(jobs.waiting),
+                "answered": counts["done"],
+                "failed": {code: n for code, n in sorted(counts.items()) if code != "done"},
                 "uptime_s": time.perf_counter() - self._began,
                 **self._memory,
             }
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Refuse new requests from now on, and wait until all accepted ones are answered: False if time was up."""
+        """Refuse new requests from now on, and wait until all accepted ones are answered: False if time was up. Loading
+        is not waited for: it fails ("shutting_down"), since nobody could ask that model."""
+        self._open = False
+        self._commands.fail("shutting_down", "the service takes up nothing new")
         with self._changed:
-            self._open = False
-            return self._changed.wait_for(lambda: not (self._waiting or self._running or self._commands), timeout)
+            return self._changed.wait_for(lambda: not self._jobs.busy, timeout)
+
+    def abandon(self) -> None:
+        """Fail everything that is not answered ("shutting_down"), and refuse the rest. Returns at once."""
+        with self._changed:
+            self._open, self._stopped = False, True
+            self._changed.notify_all()
+        self._end("shutting_down", "the service has ended")
 
     def close(self, timeout: float | None = None) -> None:
-        """Drain, then end. What is not answered in time fails ("shutting_down")."""
-        self.drain(timeout)
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._decoders.shutdown(cancel_futures=True)
-        self._owner.join()
-
-    def _cancel(self, job: Job) -> None:
-        job.cancelled = True
-        self._notify()
+        """Drain, then end. What is not answered in time fails ("shutting_down"). Only a load, or a pass that is still
+        running then, may outlive the service."""
+        loading = bool(self._commands)
+        patient = self.drain(timeout) and not loading
+        self.abandon()
+        self._decoders.close()
+        self._owner.join(None if patient else END_S)
 
     # --- the owner's thread ---------------------------------------------------------------------------
+
+    def _own(self) -> None:
+        """What the owner does, up to the end. Whatever happens to it, everybody is answered."""
+        try:
+            self._loop()
+        except BaseException as error:  # a panic of Rust code is no Exception
+            print(f"pg_mlx: the model's thread failed: {type(error).__name__}: {error}", file=sys.stderr)
+            self._give_up()
 
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not self._work():
-                    self._changed.wait(seconds_left(self._waiting))
+                jobs = self._jobs
+                while not (self._stopped or jobs.running or jobs.ready or (self._commands and not jobs.busy)):
+                    self._changed.wait()
                 if self._stopped:
                     break
-                command = self._commands and not self._busy()
+                command = self._commands and not jobs.busy
             if command:
                 self._commands.run_first(then=self._measure)
             elif self._runner:
@@ -186,40 +207,23 @@ class Service:
         self._end("shutting_down", "the service has ended")
         self._unload()
 
-    def _work(self) -> bool:
-        """Whether the owner thread has work. Also removes waiting jobs that were cancelled or have expired."""
-        now = time.perf_counter()
-        for job in list(self._waiting):
-            if reason := job.expiry(now):
-                job.finish(reason)
-            if job.outcome:
-                self._waiting.remove(job)
-                self._count([job])
-        ready = any(job.request for job in self._waiting)
-        return self._stopped or ready or self._running > 0 or bool(self._commands and not self._busy())
-
-    def _busy(self) -> bool:
-        return bool(self._waiting or self._running)
-
     def _advance(self, runner: Runner) -> None:
         with self._lock:
             self._admit(runner)
         runner.drop_expired()
         ended = runner.step()
         with self._lock:
-            self._running = len(runner.running)
-            self._count(ended)
-            self._broken = runner.failures >= FAILURES
-            idle = not self._busy()
-        if self._broken:
-            self._end("failed", "the model has failed and has to be started again")
-            self._on_broken()
+            self._jobs.forget(ended)
+            broken = runner.failures >= FAILURES
+            idle = not self._jobs.busy
+        if broken:
+            self._give_up()
         if idle:
             mx.clear_cache()
         self._measure()
 
     def _measure(self) -> None:
-        """Note what MLX holds, the most that it has held since the process began, and the bytes of encoded pictures."""
+        """Note what MLX holds, the most that it has held so far, and the bytes of encoded pictures."""
         memory = {
             "active_bytes": mx.get_active_memory(),
             "peak_bytes": mx.get_peak_memory(),
@@ -229,38 +233,33 @@ class Service:
             self._memory = memory
 
     def _admit(self, runner: Runner) -> None:
-        """Let jobs enter for which there is room, in the order in which they came. One whose pictures are still being
-        decoded is overtaken; one that needs more room is not, or it might wait forever."""
-        for job in [waiting for waiting in self._waiting if waiting.request]:
+        """Let jobs enter for which there is room, in the order in which they came. One that needs more room than there
+        is waits, and so do those behind it, or it might wait forever."""
+        for job in self._jobs.ready:
             if not runner.admits(job):
                 break
-            self._waiting.remove(job)
             try:
                 runner.start(job)
             except Exception as error:
                 job.fail_unexpectedly(error)
-                self._count([job])
-        self._running = len(runner.running)
+                self._jobs.forget([job])
+            else:
+                self._jobs.waiting.remove(job)
+                self._jobs.running.append(job)
 
-    def _count(self, jobs: list[Job]) -> None:
-        """Note how these jobs ended."""
-        for job in jobs:
-            self._counts[job.outcome or ""] += 1
-        if jobs:
-            self._changed.notify_all()
+    def _give_up(self) -> None:
+        """The model will answer nothing any more."""
+        with self._lock:
+            self._broken = True
+        self._end("failed", "the model has failed and has to be started again")
+        self._on_broken()
 
     def _end(self, code: str, message: str) -> None:
         """Fail everything."""
         with self._lock:
-            jobs = [*self._waiting, *(self._runner.abandon() if self._runner else ())]
-            for job in jobs:
-                job.finish(Failed(code, message))
-            self._waiting.clear()
-            self._running = 0
-            self._count(jobs)
-            self._commands.fail(code, message)
-
-    # --- commands -------------------------------------------------------------------------------------
+            self._jobs.end_all(Failed(code, message))
+            self._decoders.tend()
+        self._commands.fail(code, message)
 
     def _command(self, work: Callable[[], Any]) -> Future[Any]:
         with self._lock:
@@ -274,25 +273,27 @@ class Service:
         return self._runner.info
 
     def _unload(self) -> None:
-        if self._runner:
-            self._runner = None
-            gc.collect()
-            mx.clear_cache()
+        self._runner = None
+        gc.collect()
+        mx.clear_cache()
 
-    def _prepare(self, job: Job, runner: Runner) -> None:
-        question = job.question
-        if job.outcome or question is None:
-            return
-        try:
-            request = prepare(question, runner.processor, self.limits)
-            runner.check(request)
-        except ServingError as error:
-            job.finish(Failed(error.code, str(error)))
-        except Exception as error:
-            job.fail_unexpectedly(error)
-        else:
-            job.prepared(request)
-        self._notify()
+    def _watch(self) -> None:
+        """End what is cancelled or late, whatever the owner and the decoders are doing."""
+        with self._changed:
+            while not self._stopped:
+                self._jobs.expire()
+                self._decoders.tend()
+                self._changed.wait(self._jobs.seconds_left())
+
+    def _make_request(self, question: Ask) -> Request:
+        """Decode and tokenize, on a decoder's thread. Raises ServingError."""
+        runner = self._runner
+        assert runner is not None  # while a job waits, no model is unloaded
+        request = prepare(question, runner.processor, self.limits)
+        if question.shorten:
+            request = runner.shortened(request)
+        runner.check(request)
+        return request
 
     def _notify(self) -> None:
         with self._changed:

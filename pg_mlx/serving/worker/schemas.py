@@ -10,17 +10,23 @@ from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 
 from ..error_codes import ERROR_CODES
 from ..structs import (
+    MAX_ALTERNATIVES,
+    AnswerStats,
+    ContextSize,
     Count,
-    Device,
     Dtype,
     FinishReason,
     Invalid,
     Malformed,
-    ModelType,
+    Model,
+    NgramSize,
+    Penalty,
     Positive,
     Region,
     Seconds,
     State,
+    Stop,
+    TokenLogprob,
     UInt64,
     Unit,
     convert,
@@ -53,19 +59,6 @@ class Picture(Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if (self.path, self.base64, self.bytes).count(UNSET) != 2:
             raise ValueError("must have exactly one of path, base64 and bytes")
-
-
-class Model(Struct, forbid_unknown_fields=True):
-    """What is loaded."""
-
-    model: str
-    model_type: ModelType
-    image_size: Annotated[int, Meta(ge=1, description="Side in pixels to which pictures are brought.")]
-    image_tokens: Annotated[int, Meta(ge=1, description="Of one picture.")]
-    dtype: Dtype
-    device: Device
-    load_s: Seconds
-    weight_bytes: Count
 
 
 # --- from the client ----------------------------------------------------------------------------------
@@ -110,7 +103,17 @@ class ClientGenerate(ClientMessage, tag="generate"):
     top_k: Whole | UnsetType = UNSET
     min_p: Unit | UnsetType = UNSET
     seed: UInt64 | UnsetType = UNSET
-    logprobs: Annotated[bool, Meta(description="Give regions a score.")] | UnsetType = UNSET
+    stop: Stop | UnsetType = UNSET
+    repetition_penalty: Penalty | UnsetType = UNSET
+    repetition_context_size: ContextSize | UnsetType = UNSET
+    no_repeat_ngram_size: NgramSize | UnsetType = UNSET
+    logprobs: (
+        Annotated[
+            bool | Annotated[int, Meta(ge=0, le=MAX_ALTERNATIVES)],
+            Meta(description="Report each token's, with so many alternatives (true: 0), and give regions a score."),
+        ]
+        | UnsetType
+    ) = UNSET
     deadline_s: Annotated[float, Meta(gt=0, description="Seconds from now.")] | UnsetType = UNSET
     constrain: Annotated[bool, Meta(description="Only records with labels out of the prompt.")] | UnsetType = UNSET
     max_regions: Annotated[Whole, Meta(description="With `constrain`: end after so many.")] | UnsetType = UNSET
@@ -201,21 +204,6 @@ class WorkerRegion(WorkerMessage, tag="region"):
     region: Region
 
 
-class AnswerStats(Struct, forbid_unknown_fields=True):
-    """Times in seconds, and what was read and written."""
-
-    load_s: Seconds
-    vision_s: Seconds
-    prefill_s: Seconds
-    time_to_first_token_s: Seconds
-    prompt_tokens: Count
-    prefill_tps: Seconds
-    decode_tokens: Count
-    decode_tps: Seconds
-    peak_memory_bytes: Count
-    queue_s: Seconds
-
-
 class WorkerDone(WorkerMessage, tag="done"):
     """Answer to generate."""
 
@@ -227,6 +215,7 @@ class WorkerDone(WorkerMessage, tag="done"):
     width: Annotated[int, Meta(ge=1, description="Of the first picture, in pixels.")]
     height: Positive
     stats: AnswerStats
+    logprobs: Annotated[list[TokenLogprob], Meta(description="Of token_ids, if asked for.")] | UnsetType = UNSET
 
 
 class WorkerCancelled(WorkerMessage, tag="cancelled"):

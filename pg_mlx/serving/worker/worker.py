@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, fields, replace
@@ -21,7 +22,7 @@ from ...errors import InputError
 from ...generation import SamplingOptions
 from ..error_codes import ServingError
 from ..service.limits import Limits
-from ..service.requests import Answered, Ask, Event, Failed
+from ..service.requests import Answered, Ask, Event, Failed, Text
 from ..service.runner import ModelInfo
 from ..service.service import Service
 from ..strict_json import BadJson
@@ -31,6 +32,9 @@ from .framing import LINE_BYTES, VERSION, Incoming, LineTooLong, Message, Outgoi
 from .messages import Id, done_message, partial_message
 from .pictures import read_picture
 from .processes import end_with_parent
+
+DRAIN_S, LAST_ERRORS_S = 30.0, 1.0
+"""After a signal: seconds for the last answers, and then for the errors of what is left."""
 
 _SAMPLING = tuple(field.name for field in fields(SamplingOptions))
 _ASKING = ("logprobs", "deadline_s", "constrain", "max_regions")
@@ -64,7 +68,7 @@ class Worker:
         self._lock = threading.Lock()
         self._open: dict[Id, Callable[[], None] | None] = {}
         """Requests not answered yet; those that can be cancelled with the function that does it."""
-        self._over = threading.Event()
+        self._over, self._signalled = threading.Event(), threading.Event()
         self._code = 0
         self._shutdown_id: Id | None = None
         """The id of the `shutdown` message, which is answered last."""
@@ -85,19 +89,29 @@ class Worker:
         threading.Thread(target=end_with_parent, args=(self._parent,), name="parent", daemon=True).start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         self._over.wait()
+        threading.Thread(target=self._end_late, name="drain", daemon=True).start()
         self._service.close()
         if self._shutdown_id is not None:
             self._send(schemas.WorkerBye(self._shutdown_id))
         self._out.close()
         return self._code
 
+    def _end_late(self) -> None:
+        """After a signal: end even if the last answers take too long, or nobody reads them."""
+        self._signalled.wait()
+        time.sleep(DRAIN_S)
+        self._service.abandon()
+        time.sleep(LAST_ERRORS_S)
+        os._exit(1)
+
     def _end(self, code: int) -> None:
         self._code = self._code or code
         self._over.set()
 
     def _on_signal(self, *_: object) -> None:
-        if self._over.is_set():  # the second one
+        if self._signalled.is_set():  # the second one
             os._exit(1)
+        self._signalled.set()
         self._end(0)
 
     # --- requests -------------------------------------------------------------------------------------
@@ -106,7 +120,7 @@ class Worker:
         try:
             while self._read_one():
                 self._out.wait()
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust code is no Exception
             print(f"pg-mlx worker: reading failed: {type(error).__name__}: {error}", file=sys.stderr)
             self._end(1)
         self._end(0)
@@ -191,7 +205,8 @@ class Worker:
             raise ServingError("bad_model", str(error)) from None
 
         def stage(name: Any, done: int, of: int) -> None:
-            self._send(schemas.WorkerProgress(request_id, name, done, of))
+            if request_id in self._open:  # or it was given up, at the end
+                self._send(schemas.WorkerProgress(request_id, name, done, of))
 
         def loaded(info: ModelInfo) -> schemas.Worker:
             return schemas.WorkerLoaded(request_id, _model(info))
@@ -223,7 +238,7 @@ class Worker:
             elif isinstance(event, Answered):
                 self._close(request_id)
                 self._out.send(lambda: done_message(request_id, event))
-            elif message.stream:
+            elif message.stream and not (isinstance(event, Text) and not event.text):
                 self._out.send(lambda: partial_message(request_id, event))
 
         cancel = self._service.submit(question, listen)
