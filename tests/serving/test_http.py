@@ -20,8 +20,10 @@ from helpers.commands import CAT, ROOT
 from helpers.server import CHAT, chat, data_uri, events, refused, serving
 from helpers.service import SCENE, WILD, alone, service
 
+from pg_mlx.errors import InputError
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.regions.export import to_json
+from pg_mlx.serving.http.server import listen_at
 from pg_mlx.serving.service.service import Service
 
 GREEDY = SamplingOptions()
@@ -184,6 +186,15 @@ def test_nothing_is_answered_before_a_model_is_loaded():
     with Service() as empty, serving(empty) as client:
         assert client.get("/health").status_code == 503
         refused(client.post(CHAT, json=chat()), 503, "not_loaded")
+
+
+def test_a_unix_socket_accepts_clients_as_soon_as_it_is_there(tmp_path: Path):
+    path = tmp_path / "socket"
+    with listen_at(path), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)
+        client.connect(str(path))
+        with pytest.raises(InputError, match="cannot listen"):
+            listen_at(path)  # somebody else's, and alive
 
 
 @pytest.mark.parametrize("uds", [False, True])

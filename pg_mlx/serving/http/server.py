@@ -95,6 +95,7 @@ def listen_at(path: Path) -> socket.socket:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
             path.unlink()
         listener.bind(str(path))
+        listener.listen()  # now, or clients are refused until the server runs
     except (OSError, ValueError) as error:
         listener.close()
         raise InputError(f"cannot listen at {path}: {getattr(error, 'strerror', None) or error}") from None
