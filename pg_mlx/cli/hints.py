@@ -41,13 +41,17 @@ def chat_hint(prompt: str) -> str | None:
     """
     words = prompt.lower().split()
     if len(words) < 2:
-        return None
+        return _hint() if words and TASKS.get(words[0], words[0]) != words[0] else None  # a task without what it needs
     if prompt.split()[0] in TASKS:
         chatty = _chatty_task(words)
     else:
         chatty = words[0].strip(",.!?'") in _CHATTY or prompt.rstrip().endswith("?") or prompt[0].isupper()
     if not chatty:
         return None
+    return _hint()
+
+
+def _hint() -> str:
     return f"hint: PaliGemma answers to task prompts, not to chat: {' | '.join(TASKS.values())}"
 
 

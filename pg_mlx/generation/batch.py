@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import mlx.core as mx
 
@@ -62,6 +63,8 @@ def stream_batch(
     means: after the answers to all questions before it have been yielded. Meanwhile no further picture is read.
     """
     read = AnswerOptions.read(options)
+    if isinstance(batch_size, SupportsIndex):  # NumPy's numbers, too
+        batch_size = operator.index(batch_size)
     if not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise InputError(f"batch_size is {batch_size}, but must be a whole number from 1 to {MAX_BATCH_SIZE}")
     pairs = _pairs(prompts, images)

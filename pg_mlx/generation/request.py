@@ -93,6 +93,8 @@ def make_request(
         prompt = make_prompt(processor, prompt, constrain=constrain, max_regions=max_regions)
     elif isinstance(prompt, Shared):
         prompt = prompt()
+    elif not isinstance(prompt, Prompt):
+        raise InputError(f"a prompt is text, not a {type(prompt).__name__}; batch_generate takes several")
     pictures = make_pictures(processor, image() if isinstance(image, Shared) else image)
     stops = StopStrings(processor.tokenizer, options.stop) if options.stop else None
     return Request(pictures, prompt.ids, options, prompt.guide, logprobs, time.perf_counter() - start, stops)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 import os
 import sys
 from bisect import bisect_left
@@ -49,6 +51,9 @@ class SamplingOptions:
     no_repeat_ngram_size: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k", "seed", "repetition_context_size", "no_repeat_ngram_size"):
+            with contextlib.suppress(TypeError):  # what is no whole number is refused below
+                object.__setattr__(self, name, operator.index(getattr(self, name)))  # NumPy's numbers, too
         if not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= MAX_TOKENS:
             raise InputError(f"max_tokens is {self.max_tokens}, but must be a whole number from 1 to {MAX_TOKENS}")
         if not 0 <= self.temperature <= sys.float_info.max:

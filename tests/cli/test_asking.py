@@ -165,6 +165,7 @@ def test_on_a_terminal_it_is_asked_for() -> None:
         ("detect all objects", True), ("segment the dog", True), ("caption this", True), ("caption the photo", True),
         ("answer what colour is the car", True), ("ocr the text in this image", True), ("describe in detail", True),
         ("detect every car", True), ("detect cats in this photo", True), ("question what is it", True),
+        ("caption", True), ("detect", True), ("answer", True),
         ("describe en", False), ("caption fr", False), ("detect cat", False), ("detect black cat ; dog", False),
         ("segment person in red", False), ("answer en what is the cat doing", False), ("caption zh-tw", False),
         ("detect traffic light", False), ("ocr", False), ("cap en", False), ("question en a cat", False),

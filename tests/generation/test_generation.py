@@ -130,3 +130,20 @@ def test_decoding_holds_the_cache_once(tmp_path: Path):
     grown = mx.get_peak_memory() - before
     print(f"cache {held / 1e6:.0f} MB, peak grew by {grown / 1e6:.1f} MB")
     assert grown < held / 10
+
+
+def test_whole_numbers_may_be_numpys(loaded: tuple[PaliGemma, Processor]):
+    three = np.int64(3)
+    options = dict(max_tokens=three, top_k=three, seed=np.uint8(3), temperature=2.0)
+    alone = pg_mlx.generate(*loaded, "ocr", CAT, **options)
+    assert len(alone.token_ids) == 3
+    assert pg_mlx.batch_generate(*loaded, ["ocr"], [CAT], batch_size=np.int32(1), **options)[0].text == alone.text
+    for wrong in (np.float64(3), "3", 3.0):
+        with pytest.raises(InputError, match="max_tokens"):
+            SamplingOptions(max_tokens=wrong)
+
+
+@pytest.mark.parametrize("prompt", [["ocr"], None, 5, b"ocr"])
+def test_a_prompt_that_is_no_text_is_refused(loaded: tuple[PaliGemma, Processor], prompt: object):
+    with pytest.raises(InputError, match="a prompt is text, not a"):
+        pg_mlx.generate(*loaded, prompt, CAT)
