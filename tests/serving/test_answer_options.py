@@ -159,3 +159,11 @@ def test_a_client_gets_them():
 def test_events_say_nothing_of_log_probabilities_unless_asked(client: httpx.Client):
     chunks = events(client.post(CHAT, json=chat("ocr", stream=True)).text)
     assert all(chunk["choices"][0]["logprobs"] is None for chunk in chunks if chunk != "[DONE]")
+
+
+@pytest.mark.parametrize("top_k", [-1, 0])
+def test_all_tokens_are_asked_for_as_other_servers_write_it(client: httpx.Client, top_k: int):
+    options = dict(temperature=3.0, seed=5, max_tokens=6)
+    answer = client.post(CHAT, json=chat("caption en", top_k=top_k, **options)).json()
+    assert answer["choices"][0]["message"]["content"] == alone("caption en", **options).text
+    refused(client.post(CHAT, json=chat("caption en", top_k=-2)), 400, "bad_request")

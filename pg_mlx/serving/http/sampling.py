@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ...errors import InputError
 from ...generation import SamplingOptions
 from ...generation.sampling import MAX_TOKENS
-from ..structs import ContextSize, NgramSize, Penalty, Stop, UInt64, Unit
+from ..structs import ContextSize, NgramSize, Penalty, Stop, Unit
 from .errors import bad_request
 
 _Seed = Annotated[
@@ -17,6 +17,7 @@ _Seed = Annotated[
     Meta(ge=-(2**63), extra_json_schema={"maximum": 2**64 - 1}, description="Negative ones count from 2^64 down."),
 ]
 _Tokens = Annotated[int, Meta(ge=-1, description=f"-1, or more than {MAX_TOKENS}: as many as may be.")]
+_TopK = Annotated[int, Meta(ge=-1, extra_json_schema={"maximum": 2**64 - 1}, description="0 or -1: all tokens.")]
 
 
 class Sampling(Struct, kw_only=True):
@@ -26,7 +27,7 @@ class Sampling(Struct, kw_only=True):
     max_completion_tokens: Annotated[_Tokens, Meta(description="In place of max_tokens.")] | UnsetType = UNSET
     temperature: Annotated[float, Meta(ge=0)] = SamplingOptions.temperature
     top_p: Annotated[float, Meta(gt=0, le=1)] = SamplingOptions.top_p
-    top_k: UInt64 = SamplingOptions.top_k
+    top_k: _TopK = SamplingOptions.top_k
     min_p: Unit = SamplingOptions.min_p
     seed: _Seed | UnsetType = UNSET
     stop: Stop = ()  # type: ignore[assignment]  # msgspec wants a default that cannot be changed
@@ -53,7 +54,7 @@ class Sampling(Struct, kw_only=True):
                 tokens,
                 self.temperature,
                 self.top_p,
-                self.top_k,
+                max(0, self.top_k),
                 self.min_p,
                 seed,
                 self.stop,
