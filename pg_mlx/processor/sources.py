@@ -20,6 +20,8 @@ _PAGE = re.compile(r"#(?:page|frame)=(\d{1,9})$")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{1,31}):", re.IGNORECASE)
 _DATA_HEAD = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+_PLAIN = bytes.maketrans(b"-_", b"+/")
+"""From the base64 of addresses to the other one."""
 _BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR|Qk0|SUkq|TU0AK)[A-Za-z0-9+/=_\s-]{60,}")
 """The first bytes of pictures in base64; such a text is no path."""
 _SPACES = str.maketrans(
@@ -100,7 +102,7 @@ def decode_data_uri(uri: str, max_bytes: int) -> bytes:
 
 
 def _from_base64(text: bytes, name: str) -> bytes:
-    plain = b"".join(text.split()).translate(bytes.maketrans(b"-_", b"+/"))
+    plain = text.translate(_PLAIN, delete=b" \t\r\n\v\f")
     letters = plain.rstrip(b"=")
     if not _BASE64.fullmatch(plain) or len(letters) % 4 == 1:
         raise InputError(f"{name} is not in base64: it is cut off, or holds other characters")

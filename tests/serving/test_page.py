@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.ops("cpu", reason="it tries the page")
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pg_mlx[browser]")
 
-RED = np.array([0xE6, 0x19, 0x4B])
+FIRST = np.array([0xD6, 0x00, 0x6C])
 """The page's first colour."""
 COVER = 110 / 255
 """How much of it a mask has."""
@@ -101,7 +102,7 @@ def ask(page: Any, prompt: str) -> list[str]:
     )
     page.locator("#prompt").fill(prompt)
     page.locator("#ask").click()
-    playwright.expect(page.locator("#status")).to_contain_text("Answered", timeout=120_000)
+    playwright.expect(page.locator("#status")).to_contain_text("Done in", timeout=120_000)
     return [text for text in page.evaluate("() => window.seen") if text]
 
 
@@ -134,12 +135,12 @@ def assert_drawn(canvas: np.ndarray, regions: list[Region]) -> None:
     anything = np.zeros(PICTURE.shape[:2], bool)
     for region in regions:
         line = lines(region, LINE / 2 - 0.5) & ~letters(region)
-        assert line.sum() > 50 and abs(canvas[line] - RED).max(axis=-1).mean() < 40, region
+        assert line.sum() > 50 and abs(canvas[line] - FIRST).max(axis=-1).mean() < 40, region
         anything |= lines(region, LINE / 2 + 1) | letters(region)
     masked = np.zeros_like(anything)
     for region in regions:
         masked |= region.mask if region.mask is not None else False
-    expected = np.where(masked[..., None], PICTURE * (1 - COVER) + RED * COVER, PICTURE)
+    expected = np.where(masked[..., None], PICTURE * (1 - COVER) + FIRST * COVER, PICTURE)
     assert abs(canvas - expected)[~anything].max() <= 3
     assert not regions or abs(canvas - PICTURE)[anything].max() > 50
 
@@ -179,3 +180,62 @@ def test_what_is_no_picture_is_told(page: Any):
     playwright.expect(status).to_have_text("This browser cannot read that file as a picture.")
     playwright.expect(status).to_have_class("bad")
     playwright.expect(page.locator("#canvas")).to_be_hidden()
+
+
+def test_an_example_needs_no_picture_and_what_was_found_is_listed(page: Any):
+    expected = alone("detect red circle ; blue star", (SCENE,), SamplingOptions())
+    assert len({region.label for region in expected.regions}) == 2
+    for name in ("copy", "save"):
+        playwright.expect(page.locator(f"#{name}")).to_be_disabled()
+    page.get_by_role("button", name="detect red circle ; blue star").click()
+    playwright.expect(page.locator("#status")).to_contain_text("Done in", timeout=120_000)
+    assert page.locator("#answer").inner_text() == expected.text
+    listed = [f"{one.label}: {', '.join(str(math.floor(at + 0.5)) for at in one.box)}" for one in expected.regions]
+    assert page.locator("#found li").all_inner_texts() == listed
+    page.get_by_role("button", name="caption en").click()
+    playwright.expect(page.locator("#found")).to_be_hidden()
+
+
+def test_the_answer_is_copied_and_the_picture_saved(page: Any, address: str):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    page.locator("#sample").click()
+    playwright.expect(page.locator("#canvas")).to_be_visible()
+    text = ask(page, "detect red circle")[-1]
+    page.locator("#copy").click()
+    playwright.expect(page.locator("#status")).to_have_text("Copied.")
+    assert page.evaluate("() => navigator.clipboard.readText()") == text
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    saved = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+    assert np.array_equal(saved, drawn(page))
+
+
+def test_an_answer_that_was_cut_off_is_named(page: Any):
+    """With a server that ends its answers after two tokens, since the page leaves the number to the server."""
+
+    def shorten(route: Any) -> None:
+        route.continue_(post_data={**route.request.post_data_json, "max_tokens": 2})
+
+    page.locator("#sample").click()
+    playwright.expect(page.locator("#canvas")).to_be_visible()
+    cut = page.locator("#status")
+    ask(page, "caption en")
+    playwright.expect(cut).not_to_contain_text("cut off")
+    page.route("**/v1/chat/completions", shorten)
+    expected = alone("caption en", (SCENE,), SamplingOptions(max_tokens=2))
+    assert ask(page, "caption en")[-1] == expected.text and expected.finish_reason == "length"
+    playwright.expect(cut).to_contain_text("The answer was cut off")
+
+
+def test_a_server_that_is_gone_is_named(browser: Any, address: str):
+    page = browser.new_page()
+    page.goto(address)
+    page.locator("#sample").click()
+    playwright.expect(page.locator("#canvas")).to_be_visible()
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    page.locator("#prompt").fill("caption en")
+    page.locator("#ask").click()
+    status = page.locator("#status")
+    playwright.expect(status).to_have_text("The server does not answer. Is it still running?")
+    playwright.expect(status).to_have_class("bad")
+    page.close()

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ... import __version__
+from ...demo import CHECKPOINT
 from ..service.requests import Answered, Ask
 from ..service.service import Service
 from . import chat, regions, responses, schemas
@@ -36,6 +37,8 @@ from .settings import Settings
 from .sources import pictures
 
 _FOLDER = Path(__file__).parent
+ADDRESSES = ("/v1/chat/completions", "/v1/responses", "/v1/regions")
+"""Those that answer questions."""
 
 
 def application(service: Service, settings: Settings) -> ASGIApp:
@@ -48,6 +51,7 @@ class _Server:
         self._service, self._settings = service, settings
         self._bodies, self._metrics = Bodies(settings), Metrics(service)
         self._page = (_FOLDER / "page.html").read_bytes()
+        self._sample = (CHECKPOINT.parent / "scene.png").read_bytes()
         self._policy = content_security_policy(self._page.decode())
         self._openapi = json.loads((_FOLDER / "openapi.json").read_bytes())
         self._openapi["info"]["version"] = __version__
@@ -59,14 +63,16 @@ class _Server:
         app: ASGIApp = Starlette(
             routes=[
                 Route("/", self.page),
+                Route("/sample.png", self.sample),
                 Route("/health", self.health),
                 Route("/metrics", self.metrics),
                 Route("/openapi.json", self.openapi),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.model),
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-                Route("/v1/responses", self.responses, methods=["POST"]),
-                Route("/v1/regions", self.regions, methods=["POST"]),
+                *(
+                    Route(address, endpoint, methods=["POST"])
+                    for address, endpoint in zip(ADDRESSES, (self.chat, self.responses, self.regions), strict=True)
+                ),
             ],
             exception_handlers={APIError: _refused, ClientGone: _gone, HTTPException: _http, Exception: _failed},
         )
@@ -86,6 +92,10 @@ class _Server:
     async def page(self, request: Request) -> Response:
         """The page."""
         return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
+
+    async def sample(self, request: Request) -> Response:
+        """The picture that the page offers."""
+        return Response(self._sample, media_type="image/png")
 
     async def health(self, request: Request) -> Response:
         """Whether the server answers."""
@@ -127,18 +137,19 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         """An answer in OpenAI's form, whole or as a stream."""
         async with self._body(request, "application/json") as body:
-            asked, header = await in_thread(lambda: chat.check_chat(parse(body.data)))
-            form, streamed = chat.Completion(asked, self._settings.model_name), asked.stream
-            logprobs = asked.logprobs and asked.top_logprobs
-            events = await self._ask_messages(request, body, asked, asked.messages, "messages", logprobs)
+            name = self._settings.model_name
+            asked, header = await in_thread(lambda: chat.check_chat(parse(body.data), name))
+            form, streamed = chat.Completion(asked, name), asked.stream
+            events = await self._ask_messages(request, body, asked, asked.messages, "messages")
             del asked  # it holds pictures
         return await _answer(form, streamed, events, header)
 
     async def responses(self, request: Request) -> Response:
         """The same in the form of OpenAI's newer protocol."""
         async with self._body(request, "application/json") as body:
-            asked, header = await in_thread(lambda: check_lenient(parse(body.data), ResponsesRequest))
-            form, streamed = responses.ResponseForm(asked, self._settings.model_name), asked.stream
+            name = self._settings.model_name
+            asked, header = await in_thread(lambda: check_lenient(parse(body.data), ResponsesRequest, name))
+            form, streamed = responses.ResponseForm(asked, name), asked.stream
             events = await self._ask_messages(request, body, asked, responses.messages(asked), "input")
             del asked
         return await _answer(form, streamed, events, header)
@@ -175,12 +186,10 @@ class _Server:
         asked: schemas.ChatRequest | ResponsesRequest,
         messages: Sequence[schemas.Message],
         name: str,
-        logprobs: bool | int = False,
     ) -> Events:
-        self._check_model(asked.model)
         prompt, named = chat.question(messages, name)
         images = await pictures(named, self._settings, self._service.limits, body.take)
-        return self._ask(request, asked, prompt, images, logprobs)
+        return self._ask(request, asked, prompt, images, asked.logprobs and asked.top_logprobs)
 
     def _ask(
         self,
@@ -265,8 +274,14 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    return APIError(error.status_code, code, error.detail, headers=error.headers).response()
+    if error.status_code == 404:
+        message = f"there is no such address here; questions go to {', '.join(ADDRESSES)}"
+        return APIError(404, "not_found", message).response()
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        message = f"this address takes {allowed} only"
+        return APIError(405, "method_not_allowed", message, headers=error.headers).response()
+    return APIError(error.status_code, "bad_request", error.detail, headers=error.headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -32,9 +32,10 @@ from .schemas import (
 )
 
 
-def check_chat(value: Any) -> tuple[ChatRequest, dict[str, str]]:
-    """The chat request that a parsed body is, and the header that names what is ignored of it. Raises APIError."""
-    asked, header = check_lenient(value, ChatRequest)
+def check_chat(value: Any, model: str) -> tuple[ChatRequest, dict[str, str]]:
+    """The chat request that a parsed body is, and the header that names what is ignored of it. model: the name of the
+    one that answers. Raises APIError."""
+    asked, header = check_lenient(value, ChatRequest, model)
     if asked.stream_options is not UNSET and not asked.stream:
         raise bad_request("stream_options is only allowed with stream", "stream_options")
     if asked.top_logprobs and not asked.logprobs:
@@ -43,19 +44,22 @@ def check_chat(value: Any) -> tuple[ChatRequest, dict[str, str]]:
 
 
 def question(messages: Sequence[Message], name: str) -> tuple[str, list[tuple[str, str]]]:
-    """The prompt, and of each picture its place in the request and its name (data URI, address or file): those of the
-    last message of a user, whose pictures may be in an earlier one. name: of the field with the messages. Raises
-    APIError."""
+    """The prompt, and of each picture its place in the request and its name (data URI, address or file).
+
+    The prompt is the text of the user's last message that has any. The pictures are those of the user's last message
+    that has any. name: of the field with the messages. Raises APIError.
+    """
     prompt: str | None = None
     images: list[tuple[str, str]] = []
     for index, message in enumerate(messages):
         if isinstance(message, UserMessage):
-            prompt, own = _content(message.content, f"{name}[{index}].content")
-            images = own or images
+            words, own = _content(message.content, f"{name}[{index}].content")
+            prompt, images = words or prompt or "", own or images
     if prompt is None:
         raise bad_request("there is no message of the role user", name)
     if not images:
-        raise bad_request("there is no picture: send one as a part of type image_url or input_image", name)
+        missing = "there is no picture, and this model only answers questions about pictures"
+        raise bad_request(f"{missing}: send one as a part of type image_url or input_image", name)
     return prompt, images
 
 

@@ -6,13 +6,13 @@ import asyncio
 import functools
 import ipaddress
 import socket
-import ssl
 from collections.abc import Callable
 from urllib.parse import quote, urljoin, urlsplit
 
 import anyio
 import h11
 
+from ...processor.download import tls_context
 from ...threads import start
 from .errors import APIError
 
@@ -87,7 +87,7 @@ async def _fetch(url: str, limit: int, take: Callable[[int], None]) -> bytes | s
         ],
     )
     reader, writer = await asyncio.open_connection(
-        await resolve(host, port), port, ssl=ssl.create_default_context() if secure else None,
+        await resolve(host, port), port, ssl=tls_context() if secure else None,
         server_hostname=host if secure else None,
     )  # fmt: skip
     try:

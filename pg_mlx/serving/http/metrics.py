@@ -13,7 +13,7 @@ from ..service.service import Service
 
 PATHS = frozenset(
     {
-        *("/", "/health", "/metrics", "/openapi.json"),
+        *("/", "/sample.png", "/health", "/metrics", "/openapi.json"),
         *("/v1/chat/completions", "/v1/responses", "/v1/models", "/v1/regions"),
     }
 )

@@ -39,6 +39,7 @@ class Guard:
         """Run the application for one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        scope["path"] = canonical(scope["path"])
         exchange = _Exchange(scope, receive, send, self._settings.write_s)
         began = time.perf_counter()
         try:
@@ -61,6 +62,12 @@ class Guard:
             path = self._metrics.request(scope["path"], exchange.status, seconds)
             if self._settings.verbose:
                 print(f"{scope['method'][:10]} {path} {exchange.status} {seconds:.3f} s", file=sys.stderr)
+
+
+def canonical(path: str) -> str:
+    """The path without a slash at its end, and with the /v1 that many clients leave out."""
+    path = path.rstrip("/") or "/"
+    return f"/v1{path}" if path.split("/")[1] in ("chat", "models", "regions", "responses") else path
 
 
 class _Exchange:
@@ -104,7 +111,7 @@ class _Exchange:
                 left -= len((await self.receive()).get("body", b""))
 
 
-OPEN = frozenset({"/", "/health", "/openapi.json"})
+OPEN = frozenset({"/", "/sample.png", "/health", "/openapi.json"})
 """Paths that need no key: they show nothing about the model or anybody's requests."""
 
 

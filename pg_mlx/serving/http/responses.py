@@ -6,10 +6,11 @@ import secrets
 import time
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import convert, to_builtins
 
 from ...generation import Generation
 from ..service.requests import RegionFound, Text
+from ..structs import TokenLogprob
 from .chat import usage
 from .errors import dumps
 from .responses_schemas import (
@@ -53,7 +54,7 @@ class ResponseForm:
             **self._head,
             status="incomplete" if cut else "completed",
             incomplete_details=Incomplete() if cut else None,
-            output=[self._message("incomplete" if cut else "completed", [OutputText(generation.text)])],
+            output=[self._message("incomplete" if cut else "completed", [_text(generation)])],
             usage=OutputUsage(used.prompt_tokens, used.completion_tokens, used.total_tokens),
         )
 
@@ -72,14 +73,15 @@ class ResponseForm:
         """The event for more text; empty for a region, for which this protocol has no place."""
         if isinstance(event, RegionFound):
             return b""
-        return self._event("response.output_text.delta", **self._place(), delta=event.text, logprobs=[])
+        logprobs = [token.to_json() for token in event.tokens or ()]
+        return self._event("response.output_text.delta", **self._place(), delta=event.text, logprobs=logprobs)
 
     def end(self, generation: Generation) -> bytes:
         """The last events."""
         done = self.whole(generation)
         part = done.output[0].content[0]
         return (
-            self._event("response.output_text.done", **self._place(), text=part.text, logprobs=[])
+            self._event("response.output_text.done", **self._place(), text=part.text, logprobs=part.logprobs)
             + self._event("response.content_part.done", **self._place(), part=part)
             + self._event("response.output_item.done", output_index=0, item=done.output[0])
             + self._event(f"response.{done.status}", response=done)
@@ -99,3 +101,8 @@ class ResponseForm:
         data = {"type": kind, "sequence_number": self._events, **to_builtins(fields)}
         self._events += 1
         return b"event: " + kind.encode() + b"\ndata: " + dumps(data) + b"\n\n"
+
+
+def _text(generation: Generation) -> OutputText:
+    logprobs = [token.to_json() for token in generation.logprobs or ()]
+    return OutputText(generation.text, logprobs=convert(logprobs, list[TokenLogprob]))

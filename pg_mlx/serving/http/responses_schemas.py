@@ -6,13 +6,20 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ..structs import Count
+from ..structs import MAX_ALTERNATIVES, Count, TokenLogprob
 from .sampling import Sampling
 from .schemas import Constrain, Ignored, Message, only
 
 _only_false = Meta(extra_json_schema={"type": ["boolean", "null"], "enum": [False, None]})
 """Not only(False): to Python that is the same as only(0), and `Annotated` would give both the same object."""
-_TEXT = {"type": "text"}
+_TEXTS = [
+    {**form, **verbosity}
+    for form in ({"format": {"type": "text"}}, {})
+    for verbosity in ({}, *({"verbosity": much} for much in ("low", "medium", "high")))
+]
+"""Plain text; how long it is to be is ignored."""
+LOGPROBS = "message.output_text.logprobs"
+"""What `include` calls the log-probabilities of an answer's tokens."""
 
 
 class ResponsesRequest(Sampling, kw_only=True):
@@ -23,15 +30,17 @@ class ResponsesRequest(Sampling, kw_only=True):
     max_output_tokens: Annotated[int, Meta(ge=-1, description="In place of max_tokens.")] | UnsetType = UNSET
     stream: bool = False
     constrain: Constrain = False
-    text: Annotated[Any, only({}, {"format": _TEXT}, {"format": _TEXT, "verbosity": "medium"})] = None
+    text: Annotated[Any, only(*_TEXTS)] = None
     tools: Annotated[Any, only([])] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
     previous_response_id: Annotated[Any, only()] = None
     conversation: Annotated[Any, only()] = None
     prompt: Annotated[Any, only()] = None
     background: Annotated[Any, _only_false] = None
-    top_logprobs: Annotated[Any, only(0)] = None
-    include: Ignored = None
+    top_logprobs: Annotated[
+        int, Meta(ge=0, le=MAX_ALTERNATIVES, description="As in chat; more than 0 includes the log-probabilities.")
+    ] = 0
+    include: Annotated[list[str], Meta(description=f"{LOGPROBS}; others are ignored.")] = ()  # type: ignore[assignment]
     instructions: Ignored = None
     max_tool_calls: Ignored = None
     metadata: Ignored = None
@@ -50,13 +59,18 @@ class ResponsesRequest(Sampling, kw_only=True):
         if self.max_output_tokens is not UNSET:
             self.max_completion_tokens = self.max_output_tokens
 
+    @property
+    def logprobs(self) -> bool:
+        """Whether the answer has the log-probabilities of its tokens."""
+        return self.top_logprobs > 0 or LOGPROBS in self.include
+
 
 class OutputText(Struct):
     """The text of an answer."""
 
     text: str
     annotations: Annotated[list[Any], Meta(max_length=0)] = []
-    logprobs: Annotated[list[Any], Meta(max_length=0)] = []
+    logprobs: list[TokenLogprob] = []
     type: Literal["output_text"] = "output_text"
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ...errors import InputError, TooLarge
+from ...processor.sources import decode_data_uri
 from ..error_codes import ServingError
 from ..service.limits import Limits
 from ..service.requests import read_file
@@ -16,10 +17,7 @@ from .events import in_thread
 from .fetch import fetch
 from .settings import Settings
 
-_DATA = re.compile(r"data:[^,]{0,200};\s*base64\s*,", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
-_PLAIN = bytes.maketrans(b"-_", b"+/")
-"""From the base64 of addresses to the other one."""
 
 Take = Callable[[int], None]
 """Called with the bytes that a request holds from now on; raises APIError if that is too much."""
@@ -53,26 +51,12 @@ async def _picture(name: str, place: str, settings: Settings, limits: Limits, ta
 
 
 def _from_data(name: str, place: str, limit: int) -> bytes:
-    head = _DATA.match(name)
-    if not head:
-        raise bad_request(f"{place} is no data URI in base64", place)
     try:
-        return decode_base64(name[head.end() :], limit)
-    except OverflowError:
+        return decode_data_uri(name, limit)
+    except TooLarge:
         raise APIError(413, "too_large", f"{place} is larger than {limit} bytes", place) from None
-    except ValueError:
-        raise APIError(400, "bad_image", f"{place} is not in base64", place) from None
-
-
-def decode_base64(text: str, limit: int) -> bytes:
-    """The bytes of base64, in any of the forms in which programs write it: with line breaks, without padding, with the
-    letters of URLs, percent-encoded. Raises ValueError; OverflowError for more than `limit` bytes."""
-    if "%" in text:
-        text = unquote(text, errors="strict")
-    plain = text.encode("ascii").translate(_PLAIN, delete=b" \t\r\n").rstrip(b"=")
-    if len(plain) * 3 // 4 > limit:
-        raise OverflowError
-    return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except InputError as error:
+        raise APIError(400, "bad_image", f"{place}: {error}", place) from None
 
 
 def _file(name: str, place: str, folders: Sequence[Path]) -> tuple[Path, int]:
