@@ -194,3 +194,13 @@ def test_ten_questions_are_answered_through_the_tree() -> None:
     assert len(house.questions()) >= 10
     listed = set(house.tree_paths())
     assert [path for path, _ in house.claims() if path not in listed] == []
+
+
+def test_the_source_distribution_holds_every_folder_of_the_house() -> None:
+    """Without MANIFEST.in it would hold some tests without their files, and no pages."""
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    grafted = {line.split()[1] for line in lines if line.startswith("graft ")}
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("```tree\n")[2].partition("```")[0]
+    folders = {match[1] for match in re.finditer(r"^(\w+)/", tree, re.MULTILINE)}
+    assert grafted == folders - {"pg_mlx"} and {"tests", "docs"} <= grafted
+    assert {"convert.py", "generate.py", "CONTRIBUTING.md", ".ci/run"} <= set(lines[0].split()[1:])

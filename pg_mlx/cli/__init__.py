@@ -19,6 +19,7 @@ COMMANDS = {
     "worker": "answer a program's requests: JSON lines on stdin and stdout",
     "bench": "time each stage on this machine",
     "doctor": "check that this machine computes right",
+    "completion": "print a script with which a shell completes options",
 }
 
 SERVING = ("serve", "worker")
@@ -116,7 +117,7 @@ def _overview(argv: list[str]) -> int:
     wanted = bool(argv) and argv[0] in ("-h", "--help", "help")
     if argv and not wanted:
         return _fail("pg-mlx", f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}", 2)
-    lines = ["usage: pg-mlx COMMAND ...", "", *(f"  {name:<10} {about}" for name, about in COMMANDS.items())]
+    lines = ["usage: pg-mlx COMMAND ...", "", *(f"  {name:<11} {about}" for name, about in COMMANDS.items())]
     print("\n".join([*lines, "", "pg-mlx COMMAND --help explains."]), file=sys.stdout if wanted else sys.stderr)
     return 0 if wanted else 2
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
+import pytest
 
-from helpers.service import SCENE
+from helpers.service import SCENE, service
 from pg_mlx.serving.http.app import application
 from pg_mlx.serving.http.server import Server, listen
 from pg_mlx.serving.http.settings import Settings
@@ -23,11 +25,11 @@ from pg_mlx.serving.service.service import Service
 
 
 @contextmanager
-def serving(service: Service, **settings: Any) -> Iterator[httpx.Client]:
+def serving(running: Service, **settings: Any) -> Iterator[httpx.Client]:
     """A client of a server with these settings. The service is the caller's."""
     listener = listen("127.0.0.1", 0)
     options = Settings("demo", **settings)
-    server = Server(application(service, options), options, drain_s=0.1)
+    server = Server(application(running, options), options, drain_s=0.1)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
     thread.start()
     try:
@@ -36,6 +38,27 @@ def serving(service: Service, **settings: Any) -> Iterator[httpx.Client]:
     finally:
         server.stop(0)
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Service]:
+    """The demo, loaded."""
+    with service() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(shared: Service) -> Iterator[httpx.Client]:
+    """Of a server with default settings."""
+    with serving(shared) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def ai(client: httpx.Client) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client of it."""
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="any", max_retries=0) as ai:
+        yield ai
 
 
 def data_uri(picture: Path | bytes) -> str:

@@ -9,13 +9,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers.server import CHAT, chat, data_uri, events, refused, serving
-from helpers.service import SCENE, loaded, service
+from helpers.server import CHAT, chat, data_uri, events, refused
+from helpers.service import SCENE, loaded
 from helpers.worker import Raw
 
 import pg_mlx
 from pg_mlx.generation import Generation
-from pg_mlx.serving.service.service import Service
 
 PATH = {"path": str(SCENE)}
 PENALTIES = {"repetition_penalty": 1.4, "repetition_context_size": 8, "no_repeat_ngram_size": 2}
@@ -23,24 +22,6 @@ PENALTIES = {"repetition_penalty": 1.4, "repetition_context_size": 8, "no_repeat
 
 def alone(prompt: str, **options: Any) -> Generation:
     return pg_mlx.generate(*loaded(), prompt, SCENE, **options)
-
-
-@pytest.fixture(scope="module")
-def shared():
-    with service() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(shared: Service):
-    with serving(shared) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def ai(client: httpx.Client):
-    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="any", max_retries=0) as ai:
-        yield ai
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import httpx
 import openai
 import pytest
-from helpers.server import CHAT, chat, data_uri, events, refused, serving
-from helpers.service import SCENE, loaded, service
+from helpers.server import CHAT, chat, data_uri, events, refused
+from helpers.service import SCENE, loaded
 
 import pg_mlx
 from pg_mlx.client import Answer, Client, ServingError
 from pg_mlx.generation import Generation
-from pg_mlx.serving.service.service import Service
 
 REGIONS = "/v1/regions"
 PROMPTS = ["detect red circle ; blue star", "segment red circle", "detect circle ; star"]
@@ -21,18 +18,6 @@ HOT = dict(max_tokens=60, temperature=3.0, seed=3)
 """So that free answers are no records."""
 WRONG = {"caption en": "only 'detect cat", "": "only 'detect cat", "detect <loc0001>": "no region can have the label"}
 """Prompts, and what is said of them."""
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Service]:
-    with service() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def web(shared: Service) -> Iterator[httpx.Client]:
-    with serving(shared) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +40,13 @@ def first() -> str:
 
 
 def test_the_worker_and_its_client_constrain(answers: list[Generation], first: str):
-    with Client(dtype="float32") as client:
+    with Client(dtype="float32") as worker:
         for prompt, expected in zip(PROMPTS, answers, strict=True):
-            *_, answer = client.stream(prompt, SCENE, constrain=True, **HOT)
+            *_, answer = worker.stream(prompt, SCENE, constrain=True, **HOT)
             assert isinstance(answer, Answer)
             assert (answer.text, answer.token_ids) == (expected.text, expected.token_ids)
             assert [region["label"] for region in answer.regions] == [region.label for region in expected.regions]
-        assert client.generate(PROMPTS[2], SCENE, constrain=True, max_regions=1).text == first
+        assert worker.generate(PROMPTS[2], SCENE, constrain=True, max_regions=1).text == first
         wrong = [(prompt, dict(constrain=True), words) for prompt, words in WRONG.items()]
         wrong += [("detect cat", dict(constrain="yes"), "constrain"), ("detect cat", dict(constrain=1), "constrain")]
         wrong += [
@@ -70,26 +55,25 @@ def test_the_worker_and_its_client_constrain(answers: list[Generation], first: s
         ]
         for prompt, options, words in wrong:
             with pytest.raises(ServingError, match=words) as error:
-                client.generate(prompt, SCENE, **options)
+                worker.generate(prompt, SCENE, **options)
             assert error.value.code == "bad_request" and "\n" not in str(error.value)
 
 
-def test_chat_constrains(web: httpx.Client, answers: list[Generation]):
-    with openai.OpenAI(base_url=f"{web.base_url}/v1", api_key="any", max_retries=0) as ai:
-        for prompt, expected in zip(PROMPTS, answers, strict=True):
-            done = ai.chat.completions.create(**chat(prompt, **HOT), extra_body={"constrain": True})
-            assert done.choices[0].message.content == expected.text
-    streamed = events(web.post(CHAT, json=chat(PROMPTS[0], constrain=True, stream=True, **HOT)).text)
+def test_chat_constrains(client: httpx.Client, ai: openai.OpenAI, answers: list[Generation]):
+    for prompt, expected in zip(PROMPTS, answers, strict=True):
+        done = ai.chat.completions.create(**chat(prompt, **HOT), extra_body={"constrain": True})
+        assert done.choices[0].message.content == expected.text
+    streamed = events(client.post(CHAT, json=chat(PROMPTS[0], constrain=True, stream=True, **HOT)).text)
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in streamed) == answers[0].text
 
 
 @pytest.mark.parametrize("form", [False, True])
-def test_regions_are_constrained(web: httpx.Client, answers: list[Generation], first: str, form: bool):
+def test_regions_are_constrained(client: httpx.Client, answers: list[Generation], first: str, form: bool):
     def ask(prompt: str, **fields: object) -> str:
         if form:
             told = {"prompt": prompt, **{name: str(value).lower() for name, value in fields.items()}}
-            return web.post(REGIONS, data=told, files={"image": SCENE.read_bytes()}).json()["text"]
-        return web.post(REGIONS, json={"prompt": prompt, "image": data_uri(SCENE), **fields}).json()["text"]
+            return client.post(REGIONS, data=told, files={"image": SCENE.read_bytes()}).json()["text"]
+        return client.post(REGIONS, json={"prompt": prompt, "image": data_uri(SCENE), **fields}).json()["text"]
 
     for prompt, expected in zip(PROMPTS, answers, strict=True):
         assert ask(prompt, constrain=True, **HOT) == expected.text
@@ -100,14 +84,14 @@ def test_regions_are_constrained(web: httpx.Client, answers: list[Generation], f
     assert len(ask(PROMPTS[2], max_regions=1)) > len(first)
 
 
-def test_over_http_what_cannot_be_constrained_is_a_bad_request(web: httpx.Client):
+def test_over_http_what_cannot_be_constrained_is_a_bad_request(client: httpx.Client):
     for prompt, words in WRONG.items():
         asked = {"prompt": prompt, "image": data_uri(SCENE), "constrain": True}
-        for response in (web.post(CHAT, json=chat(prompt, constrain=True)), web.post(REGIONS, json=asked)):
+        for response in (client.post(CHAT, json=chat(prompt, constrain=True)), client.post(REGIONS, json=asked)):
             refused(response, 400, "bad_request")
             assert words in response.json()["error"]["message"] and "\n" not in response.json()["error"]["message"]
     for value in ("yes", 1, []):
         asked = {"prompt": "detect cat", "image": data_uri(SCENE), "constrain": value}
-        for response in (web.post(CHAT, json=chat("detect cat", constrain=value)), web.post(REGIONS, json=asked)):
+        for response in (client.post(CHAT, json=chat("detect cat", constrain=value)), client.post(REGIONS, json=asked)):
             refused(response, 400, "bad_request")
             assert response.json()["error"]["param"] == "constrain"

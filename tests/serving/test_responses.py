@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import jsonschema
 import openai
 import pytest
-from helpers.server import chat, data_uri, refused, serving
-from helpers.service import SCENE, alone, service
+from helpers.server import chat, data_uri, refused
+from helpers.service import SCENE, alone
 
 from pg_mlx.generation import SamplingOptions
-from pg_mlx.serving.service.service import Service
 from tools.schemas import openapi
 
 RESPONSES = "/v1/responses"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Service]:
-    with service() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(shared: Service) -> Iterator[httpx.Client]:
-    with serving(shared) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def ai(client: httpx.Client) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0)
 
 
 def asked(prompt: str, picture: str = data_uri(SCENE)) -> list[Any]:
@@ -124,7 +105,9 @@ def test_an_answer_that_was_stopped_is_complete(client: httpx.Client):
         ({"text": {"format": {"type": "json_object"}}}, "text"),
         ({"max_output_tokens": 0}, None),
         ({"stop": ""}, "stop"),
-        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"include": "message.output_text.logprobs"}, None),
+        ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"background": True}, "background"),
     ],
@@ -133,6 +116,31 @@ def test_what_is_not_built_is_refused(client: httpx.Client, more: dict[str, Any]
     response = client.post(RESPONSES, json={"model": "demo", "input": asked("ocr"), **more})
     assert response.status_code == 400, response.text
     assert param is None or response.json()["error"]["param"] == param
+
+
+LOGPROBS = "message.output_text.logprobs"
+
+
+@pytest.mark.parametrize(
+    "more", [{"top_logprobs": 2, "include": [LOGPROBS]}, {"top_logprobs": 2}, {"include": [LOGPROBS]}]
+)
+def test_log_probabilities(ai: openai.OpenAI, more: dict[str, Any]):
+    many = more.get("top_logprobs", 0)
+    there = ai.chat.completions.create(**chat("caption en", logprobs=True, top_logprobs=many)).choices[0].logprobs
+    assert there and there.content
+    expected = [(token.token, pytest.approx(token.logprob, abs=1e-3), many) for token in there.content]
+    part = ai.responses.create(model="demo", input=asked("caption en"), **more).output[0].content[0]
+    assert [(one.token, one.logprob, len(one.top_logprobs)) for one in part.logprobs] == expected
+    events = list(ai.responses.create(model="demo", input=asked("caption en"), stream=True, **more))
+    deltas = [one for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
+    assert [(one.token, one.logprob, len(one.top_logprobs)) for one in deltas] == expected
+    whole = next(event for event in events if event.type == "response.output_text.done")
+    assert [(one.token, one.logprob, len(one.top_logprobs)) for one in whole.logprobs] == expected
+
+
+def test_without_asking_there_are_none(ai: openai.OpenAI):
+    asking = dict(model="demo", input=asked("ocr"), include=["reasoning.encrypted_content"], text={"verbosity": "low"})
+    assert ai.responses.create(**asking).output[0].content[0].logprobs == []
 
 
 def test_what_changes_nothing_is_ignored_and_named(client: httpx.Client):
