@@ -175,7 +175,7 @@ def test_large_bodies_are_bounded_together(shared: Service):
         (data_uri(png_header(100, 100)), (400, "bad_image")),
         (data_uri(b"no picture"), (400, "bad_image")),
         ("data:image/png;base64,%%%%", (400, "bad_image")),
-        ("data:image/png,abc", (400, "bad_request")),
+        ("data:image/png,abc", (400, "bad_image")),
         ("ftp://example.com/a.png", (400, "bad_request")),
         ("https://example.com/a.png", (400, "not_allowed")),
         ("/etc/passwd", (400, "not_allowed")),
