@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from helpers.checkpoints import GOLDEN, PARTS_OF_A_FOLDER, contents, convert_py, names, packings
-from helpers.commands import CAT, ROOT, run, tiny_checkpoint
+from helpers.commands import CAT, ROOT, run
+from helpers.convert_command import assert_refused, call, convert
 
-from pg_mlx.cli import main
 from pg_mlx.files.safetensors import read_header
 from pg_mlx.quantization import Quantization
 
 ARCHIVE = GOLDEN / "pg1_big_vision.npz"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -32,29 +24,6 @@ def packed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = convert(source, folder, "-q")
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def convert(source: Path | str, target: Path, *flags: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
-    return convert_py("--hf-path", source, "--mlx-path", target, "--no-check", *flags, **kwargs)
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """What convert.py calls, in this process: a third of a second sooner."""
-    code = main(["convert", *map(str, arguments)], program="convert.py")
-    out, errors = capsys.readouterr()
-    return subprocess.CompletedProcess(arguments, code, out, errors)
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """One line on stderr that names what is wrong."""
-    lines = [line for line in done.stderr.splitlines() if "no fast BLAS" not in line]
-    assert done.returncode == code, done.stderr
-    assert len(lines) == 1 and lines[0].startswith("convert.py: error: "), lines
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-# --- what works -----------------------------------------------------------------------------------------
 
 
 def test_q_alone_is_the_balanced_recipe_and_says_what_came_of_it(source: Path, packed: Path, tmp_path: Path):
@@ -181,9 +150,6 @@ def test_validate_says_what_is_wrong_and_exits_with_2(packed: Path, tmp_path: Pa
     assert_refused(convert_py("--validate", tmp_path / "nowhere"), 2, "no such folder", "nowhere")
 
 
-# --- what is wrong --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -233,68 +199,6 @@ def test_the_script_passes_on_code_and_line(source: Path, tmp_path: Path):
     assert_refused(convert(source, tmp_path / "out", "--q-bits", "7"), 2, "7 bits")
     assert_refused(convert("nowhere", tmp_path / "out", cwd=tmp_path), 2, "nowhere")
     assert convert_py("--help").stdout.startswith("usage: convert.py")
-
-
-@pytest.mark.parametrize("name", ["../x", "a/b/c", "a//b", "-x", "x..y", "a b"])
-def test_a_name_that_cannot_be_uploaded_to_is_refused_first(
-    name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    done = call(capsys, "--hf-path", source, "--mlx-path", tmp_path / "out", f"--upload-repo={name}")
-    assert_refused(done, 2, "cannot be the name of a hub repository")
-    assert_refused(call(capsys, "--hf-path", source, "--private"), 2, "--upload-repo")
-    assert names(tmp_path) == []
-
-
-def test_without_a_login_nothing_is_converted(source: Path, tmp_path: Path):
-    """Nothing listens on port 9."""
-    done = convert(source, tmp_path / "out", "--upload-repo", "someone/model", HF_ENDPOINT="http://127.0.0.1:9",
-                   HF_TOKEN="hf_none", HF_HUB_OFFLINE="0")  # fmt: skip
-    assert_refused(done, 1, "someone/model", "hf auth login")
-    assert done.stdout == "" and names(tmp_path) == []
-
-
-class FakeHub:
-    """What HfApi is asked, in order."""
-
-    asked: ClassVar[list[tuple[str, dict[str, object]]]] = []
-    fails = ""
-
-    def __getattr__(self, what: str) -> Callable[..., dict[str, str]]:
-        def answer(*given: object, **options: object) -> dict[str, str]:
-            self.asked.append((what, {"given": given, **options}))
-            if what == self.fails:
-                raise OSError("the hub says no")
-            return {"name": "me"}
-
-        return answer
-
-
-@pytest.mark.parametrize("fails", ["", "create_repo", "upload_folder"])
-def test_an_upload(
-    fails: str,
-    source: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    """The repository is made before anything is converted; if sending fails, the folder is complete."""
-    hub = type("Hub", (FakeHub,), {"asked": [], "fails": fails})
-    monkeypatch.setattr("huggingface_hub.HfApi", hub)
-    out = tmp_path / "out"
-    done = call(capsys, "--hf-path", source, "--mlx-path", out, "--no-check", "--upload-repo", "mine", "--private")
-    assert [what for what, _ in hub.asked] == ["whoami", "create_repo", "upload_folder"][
-        : 2 if fails == "create_repo" else 3
-    ]
-    assert hub.asked[1][1] == {"given": ("me/mine",), "private": True, "exist_ok": True}
-    if fails == "create_repo":
-        assert_refused(done, 1, "does not let you write to me/mine", "says no")
-        assert names(tmp_path) == []
-        return
-    assert names(out) == PARTS_OF_A_FOLDER and hub.asked[2][1]["folder_path"] == out
-    if fails:
-        assert_refused(done, 1, "me/mine", "is complete")
-    else:
-        assert done.returncode == 0 and done.stdout.splitlines()[-1].endswith("/me/mine")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path):

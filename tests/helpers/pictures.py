@@ -96,3 +96,7 @@ def picture_server() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+CORRUPT = (3, 50, 51, 120, 199)
+"""Numbers of those that are, in a folder of 200 pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from pg_mlx.processor.tokenizer import LOCATIONS, SEGMENTS
 
@@ -71,3 +72,19 @@ def write_small_tokenizer_json(folder: Path) -> None:
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in ["\n\n", "\n", *LOCATIONS, *SEGMENTS]])
     tokenizer.add_special_tokens([AddedToken("<image>", special=True)])
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+FORMS = ["tokenizer.model", "tokenizer.json"]
+
+
+def train(path: Path, **options: Any) -> None:
+    """Write a vocabulary of SentencePiece made from SENTENCES. options: of its trainer."""
+    import sentencepiece
+
+    settings = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>")
+    settings |= dict(byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False)
+    settings |= dict(normalization_rule_name="identity", vocab_size=500, hard_vocab_limit=False, minloglevel=2)
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES.splitlines()), model_writer=file, model_type="bpe", **settings | options
+        )

@@ -1,12 +1,10 @@
 """Text to ids and back: Gemma's real vocabulary where it is at hand, a small one of its kind everywhere."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers.paths import PUBLISHED_TOKENIZER
-from helpers.vocabulary import SENTENCES, write_small_tokenizer, write_small_tokenizer_json
+from helpers.vocabulary import FORMS, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,15 +12,24 @@ from pg_mlx.errors import InputError
 from pg_mlx.processor import Processor, TextStream, Tokenizer
 from pg_mlx.processor.tokenizer import LOCATIONS, SEGMENTS
 
-FORMS = ["tokenizer.model", "tokenizer.json"]
 REAL = PUBLISHED_TOKENIZER
+
+
 needs_real = pytest.mark.skipif(
     not all((REAL / form).is_file() for form in FORMS),
     reason="needs PaliGemma's tokenizer.model and tokenizer.json; name their folder in PG_MLX_TOKENIZER",
 )
+
+
 COW = [6006, 603, 573, 13910, 9980, 235336, 108]
+
+
 DETECTED = "<loc0012><loc0345><loc0678><loc1023> cat ; <loc0000><loc0001><loc0999><loc1000> brown dog"
+
+
 SEGMENTED = "<loc0012><loc0345><loc0678><loc1023>" + "".join(SEGMENTS[5:21]) + " cat"
+
+
 TEXTS = [
     "Where is the cow standing?",
     "  two leading spaces, two trailing  ",
@@ -42,33 +49,10 @@ TEXTS = [
     DETECTED,
     SEGMENTED,
 ]
+
+
 # "▁" stands for a space in both file forms, so it alone cannot come back as itself.
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="▁"), max_size=40)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("small")
-    write_small_tokenizer(path)
-    write_small_tokenizer_json(path)
-    return path
-
-
-@pytest.fixture(scope="module", params=FORMS)
-def small(request, folder) -> Tokenizer:
-    return Tokenizer.from_file(folder / request.param)
-
-
-def train(path: Path, **options) -> None:
-    import sentencepiece
-
-    settings = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>")
-    settings |= dict(byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False)
-    settings |= dict(normalization_rule_name="identity", vocab_size=500, hard_vocab_limit=False, minloglevel=2)
-    with path.open("wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES.splitlines()), model_writer=file, model_type="bpe", **settings | options
-        )
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +61,6 @@ def plain(tmp_path_factory) -> Tokenizer:
     path = tmp_path_factory.mktemp("plain") / "tokenizer.model"
     train(path)
     return Tokenizer.from_file(path)
-
-
-# --- the real vocabulary ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +111,6 @@ def test_gemmas_region_strings_are_one_id_each(real, form):
     assert ids[4:20] == list(range(257_029, 257_045))
     assert tokenizer.decode(ids[20:]) == " cat"
     assert tokenizer.decode(tokenizer.encode(DETECTED)) == DETECTED
-
-
-# --- any vocabulary of this kind ----------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=200)
@@ -224,9 +202,6 @@ def test_truncation_and_padding_left_in_the_file_are_ignored(folder, tmp_path):
         assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode(text) == expected.encode(text)
 
 
-# --- streams ------------------------------------------------------------------------------------------
-
-
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_a_stream_gives_what_decoding_gives(small, data):
@@ -252,144 +227,3 @@ def test_an_unfinished_character_is_held_back_and_flushed_as_a_replacement(small
     assert [stream.push(i) for i in cow] == ["", "", "", "🐄"]
     assert [stream.push(i) for i in cow[:3]] == ["", "", ""]
     assert stream.flush() == "\ufffd" == small.decode(cow[:3])
-
-
-# --- prompts and settings -----------------------------------------------------------------------------
-
-
-def test_placeholders_are_dropped(small):
-    processor = Processor(small, 56)
-    expected = processor.prompt_ids("a cat")
-    for prompt in (
-        *(f"{prefix}a cat" for prefix in ("<image>", "<bos>", "<image><image><bos>", "<bos><image>")),
-        *("a cat<image>", "a cat <image>", "a <image> cat", "a <image>cat", "a cat <image>\n", "<image>a cat<image>"),
-    ):
-        assert processor.prompt_ids(prompt) == expected, prompt
-    assert small.decode(processor.prompt_ids("a cat <bos>")) == "a cat <bos>\n"
-    assert processor.prompt_ids("<image> a cat") == processor.prompt_ids(" a cat") != expected
-
-
-@pytest.mark.parametrize("prompt", ["a cat\r\n", "a cat\r", "\ufeffa cat", "\ufeff<image>a cat\r\n"])
-def test_prompts_from_windows_are_read_as_others(small, prompt):
-    processor = Processor(small, 56)
-    assert processor.prompt_ids(prompt) == processor.prompt_ids("a cat")
-    assert processor.prompt_ids("a\r\nb") == processor.prompt_ids("a\nb")
-
-
-@pytest.mark.parametrize("prompt", [None, 1, ["a cat"], b"a cat"])
-def test_a_prompt_is_text(small, prompt):
-    with pytest.raises(InputError, match=type(prompt).__name__):
-        Processor(small, 56).prompt_ids(prompt)
-
-
-@pytest.mark.parametrize(
-    "prompt", ["", " ", "  A Cat  ", "CAPTION en", "tab\tand  two spaces", "detect cat ; dog", "é\n\nb"]
-)
-def test_a_prompt_is_bos_itself_and_one_newline(small, prompt):
-    ids = Processor(small, 56).prompt_ids(prompt)
-    assert ids == Processor(small, 56).prompt_ids(prompt + "\n")
-    assert ids[0] == small.bos_id
-    assert ids[-1:] == small.newline_ids
-    assert small.decode(ids[1:]) == prompt + "\n"
-
-
-def test_the_newline_of_a_prompt_is_never_merged(small):
-    assert len(small.encode("\n\n")) == 1
-    assert Processor(small, 56).prompt_ids("a\n\n")[-2:] == [*small.newline_ids, *small.newline_ids]
-
-
-def test_a_suffix_ends_in_eos(small):
-    assert Processor(small, 56).suffix_ids("on the beach") == [*small.encode("on the beach"), small.eos_id]
-
-
-def config(folder: Path, tmp_path: Path, content) -> Path:
-    tmp_path.joinpath("tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
-    content = content if isinstance(content, bytes) else json.dumps(content).encode()
-    tmp_path.joinpath("preprocessor_config.json").write_bytes(content)
-    return tmp_path
-
-
-def test_without_settings_pictures_are_resized_bicubically(folder):
-    assert Processor.from_folder(folder, 56).resample == "bicubic"
-
-
-@pytest.mark.parametrize(
-    "content, resample",
-    [
-        ({}, "bicubic"),
-        ({"resample": None, "image_mean": None}, "bicubic"),
-        ({"resample": 3, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5] * 3}, "bicubic"),
-        ({"resample": 2}, "bilinear"),
-    ],
-)
-def test_settings_choose_how_pictures_are_resized(folder, tmp_path, content, resample):
-    processor = Processor.from_folder(config(folder, tmp_path, content), 56)
-    assert (processor.image_size, processor.resample) == (56, resample)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *({"resample": value} for value in (0, 1, 4, -2, "3", [3], {}, False)),
-        {"image_mean": [0.485, 0.456, 0.406]},
-        {"image_std": [1, 1, 1]},
-        {"image_mean": "line\nbreak"},
-        [],
-        3,
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b" " * (1 << 20) + b"{}",
-    ],
-    ids=lambda content: str(content)[:30],
-)
-def test_settings_that_no_paligemma_has_are_refused(folder, tmp_path, content):
-    with pytest.raises(InputError, match=r"^\S+preprocessor_config\.json.*\Z"):
-        Processor.from_folder(config(folder, tmp_path, content), 56)
-
-
-# --- files --------------------------------------------------------------------------------------------
-
-
-def test_the_model_file_is_preferred(folder, tmp_path):
-    tmp_path.joinpath("tokenizer.json").write_bytes(b"not read")
-    with pytest.raises(InputError):
-        Tokenizer.from_folder(tmp_path)
-    tmp_path.joinpath("tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
-    assert Tokenizer.from_folder(tmp_path).encode("\n") == Tokenizer.from_file(folder / "tokenizer.json").encode("\n")
-
-
-def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=rf"^{tmp_path} has no tokenizer: .*\Z"):
-        Tokenizer.from_folder(tmp_path)
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(InputError, match=rf"^{path}.*\Z") as caught:
-        Tokenizer.from_file(path)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.999])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_truncated_tokenizer_is_refused_by_name(folder, tmp_path, form, part):
-    data = (folder / form).read_bytes()
-    (tmp_path / form).write_bytes(data[: int(part * len(data))])
-    refused(tmp_path / form)
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", "3", '{"model": {}}', "text\nand more", '{"model": {"type": "BPE"}}'])
-def test_json_that_is_no_tokenizer_is_refused_by_name(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_text(content)
-    refused(tmp_path / "tokenizer.json")
-
-
-def test_a_vocabulary_without_bos_is_refused(tmp_path):
-    train(tmp_path / "tokenizer.model", bos_id=-1)
-    assert "<bos>" in refused(tmp_path / "tokenizer.model")
-
-
-def test_a_vocabulary_whose_regions_are_not_in_a_row_is_refused(tmp_path):
-    train(tmp_path / "tokenizer.model", user_defined_symbols=[LOCATIONS[0], LOCATIONS[-1]])
-    assert "<loc0000>" in refused(tmp_path / "tokenizer.model")
