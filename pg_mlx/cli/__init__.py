@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
 
 
 def _reserve_streams() -> None:
-    """Give closed standard streams something to be: a file that is opened would become one of them otherwise, and what
-    is meant for stderr would go to stdout."""
+    """Open the null device for every closed standard stream. Otherwise the next file that is opened would get its
+    number, and then what is meant for stderr."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

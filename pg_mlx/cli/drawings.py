@@ -77,8 +77,8 @@ class Drawings:
 
 
 def _targets(annotate: str, items: list[Item], many: bool) -> dict[str, Path]:
-    """By each item's name the file for its drawing: the path itself if it names a picture file, else one in that
-    folder. Raises InputError if it cannot be written."""
+    """The file for each item's drawing, by the item's name: the path itself if it names a picture file, else one in
+    that folder. Raises InputError if it cannot be written."""
     from PIL import Image
 
     out = Path(annotate).expanduser()

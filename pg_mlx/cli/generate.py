@@ -7,11 +7,10 @@ import sys
 from dataclasses import replace
 
 from ..errors import InputError
-from ..limits import MAX_BATCH_SIZE
 from ..threads import start
 from .drawings import Drawings
 from .hints import chat_hint
-from .options import Parser, add_model_options, bounded
+from .options import Parser, add_batch_size, add_model_options, bounded
 from .pictures import expand, is_folder
 from .report import RunReport
 from .session import Session
@@ -71,7 +70,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="R",
-        help="above 1: what was there becomes less likely (1: off)",
+        help="above 1: tokens that were there become less likely (1: off)",
     )
     p.add_argument(
         "--repetition-context-size",
@@ -89,12 +88,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="N",
         help="json and jsonl: the log-probability of each token, and of the N likeliest in its place",
     )
-    p.add_argument(
-        "--batch-size",
-        type=bounded(1, MAX_BATCH_SIZE),
-        metavar="N",
-        help="pictures answered at a time (default: 8; at 896 px 2)",
-    )
+    add_batch_size(p, None, "pictures answered at a time (default: 8; at 896 px 2)")
     p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
     p.add_argument(
         "--format",
@@ -113,16 +107,20 @@ def parser(program: str) -> argparse.ArgumentParser:
     regions.add_argument("--raw", action="store_true", help="print the model's tokens on a terminal, too")
     regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
-    regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
+    regions.add_argument(
+        "--soft-masks", action="store_true", help="write masks in 65536 shades, not in black and white"
+    )
     regions.add_argument(
         "--constrain",
         action="store_true",
-        help="detect and segment: let the answer be records with labels out of the prompt and nothing else, in fewer "
-        "steps",
+        help="detect and segment: the answer has only records with labels out of the prompt, in fewer steps",
     )
     regions.add_argument("--max-regions", type=int, metavar="N", help="keep the N best")
     regions.add_argument(
-        "--dedup-iou", type=float, metavar="T", help="keep one of boxes with one label that overlap by T (0..1) or more"
+        "--dedup-iou",
+        type=float,
+        metavar="T",
+        help="keep one of boxes with the same label that overlap by T or more (0..1)",
     )
     regions.add_argument(
         "--min-score", type=float, metavar="S", help="compute scores (0..1) and drop what has less (0 drops nothing)"

@@ -111,15 +111,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch_size(p: argparse._ActionsContainer, default: int | None, about: str) -> None:
+    """How many answers are computed at a time."""
+    p.add_argument("--batch-size", type=bounded(1, MAX_BATCH_SIZE), default=default, metavar="N", help=about)
+
+
 def add_service_options(p: argparse._ActionsContainer) -> None:
     """How much a command that answers many requests at a time takes on."""
-    p.add_argument(
-        "--batch-size",
-        type=bounded(1, MAX_BATCH_SIZE),
-        default=8,
-        metavar="N",
-        help="answers computed at a time (default: 8)",
-    )
+    add_batch_size(p, 8, "answers computed at a time (default: 8)")
     p.add_argument(
         "--queue", type=bounded(1, 100_000), default=64, metavar="N", help="requests that may wait (default: 64)"
     )

@@ -36,7 +36,8 @@ def batch_generate(
     **options: Unpack[GenerateOptions],
 ) -> list[Generation]:
     """The answers to all prompts, in their order. Arguments and errors as `stream_batch`, which also yields what was
-    answered before an error. If `cancelled` returns True, only those prompts have an answer that had begun by then."""
+    answered before an error. Once `cancelled` returns True, no further answer begins, and the list holds only those
+    that had begun."""
     done = dict(stream_batch(model, processor, prompts, images, batch_size=batch_size, **options))
     return [done[index] for index in range(len(done))]
 

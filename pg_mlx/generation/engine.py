@@ -52,8 +52,8 @@ class Engine:
         batch_size: int = 1,
         features: FeatureCache | None = None,
     ):
-        """vocab_size: ids from there on are never chosen, nor those in `barred`. features: a cache of encoded pictures
-        that is to outlive this engine; a new one if not given."""
+        """vocab_size: this id and all above it are never chosen, nor are those in `barred`. features: a cache of
+        encoded pictures that is to outlive this engine; a new one if not given."""
         self.batch_size = batch_size
         self._model, self._eos_id, self._vocab = model, eos_id, range(vocab_size)
         self._bar = bar(barred, vocab_size)
@@ -101,8 +101,8 @@ class Engine:
         """One token for every running row, those included that enter with this step. Reports each row that got a
         token or finished.
 
-        Raises what the model raises; this engine is of no use then. What was known before the failure is not lost by
-        it: if there is something to report, it is returned, and the next step raises.
+        Raises what the model raises; the engine cannot be used after that. Tokens that were known before the failure
+        are not lost: they are returned first, and the next step raises.
         """
         if self._failure is not None:
             raise self._failure
@@ -116,12 +116,12 @@ class Engine:
         return progress
 
     def _step(self, progress: list[Progress]) -> None:
-        """Adds to `progress` what it knows, at once.
+        """Adds to `progress` as soon as something is known.
 
-        On a GPU the pass for the token after the next one starts before the next tokens are looked at, so that the GPU
-        does not wait for Python; a row that then turns out to be finished has read one token too many, which changes
-        nothing. With a guide, or an option against repetition, that is not possible. On the CPU it is no use, since
-        nothing runs beside Python there.
+        On a GPU the next pass starts before Python reads the tokens of the last one, so that the GPU never waits for
+        Python. A row that turns out to be finished has then read one token too many, which changes nothing. This is not
+        possible with a guide or with an option against repetition. It is not done on the CPU, where nothing runs beside
+        Python.
         """
         self._drop_cancelled(progress)
         self._admit()

@@ -20,8 +20,8 @@ _Node = dict[int, "_Node"]
 class RegionGrammar:
     """A Guide: (<loc>x4 label (" ; " <loc>x4 label)*)? <eos>, with <seg>x16 behind the <loc> of a segment prompt.
 
-    The text between two records, label and separator, is cut into tokens as a whole, as it is in training data; so are
-    the labels' beginnings that several have in common. What has only one continuation is forced.
+    Label and separator are tokenized together, as they are in training data. Labels whose tokens begin alike share that
+    beginning. Where only one token can follow, it is forced.
 
     The model chooses the boxes freely. A box whose corners are in the wrong order stays as it is, and is reported as
     malformed: to allow only <loc> beyond the first corner would make a box where the model did not mean one.

@@ -26,7 +26,7 @@ class GenerateOptions(TypedDict, total=False):
         elsewhere. So above 1 they become less likely.
     repetition_context_size: int, 20 as in mlx_lm. 0 means all tokens, as in transformers.
     no_repeat_ngram_size: int, 0, which is off. As in transformers: no sequence of so many tokens comes a second time in
-        prompt and answer. Where a constrained answer has only one way on, it goes that way.
+        prompt and answer. A token that a constrained answer must have comes all the same.
     logprobs: bool or int, False. Report each token's log-probability (natural logarithm, before penalties, temperature
         and truncation), and scores of regions computed from them. A number, 0 to 20, asks for as many of the likeliest
         tokens at each place; True is 0. One more pass over the logits for each token.

@@ -22,8 +22,8 @@ def penalized(
 
     history: the prompt and the answer so far. repetition_penalty: among its last repetition_context_size tokens (0: all
     of them), each one's logit is divided by the penalty if it is above 0, and multiplied by it otherwise.
-    no_repeat_ngram_size: tokens that would make so many tokens at the end of the history stand in it a second time get
-    -inf; unless that leaves nothing to choose, as behind a guide.
+    no_repeat_ngram_size: a token gets -inf if it would complete a sequence of this many tokens that the history already
+    holds. Where that would leave nothing to choose, as it can with a guide, it is not done.
     """
     if repetition_penalty != 1:
         recent = _places(history[-repetition_context_size:], ids)  # [-0:] is everything
@@ -38,7 +38,8 @@ def penalized(
 
 
 def repeating(history: Sequence[int], size: int) -> set[int]:
-    """The tokens with which the end of the history would be an n-gram of this size that it has already. 0: none."""
+    """The tokens that would complete an n-gram of this size that the history already holds. With size 0 there are
+    none."""
     if not 0 < size <= len(history):
         return set()
     end = list(history[len(history) - size + 1 :])
@@ -47,7 +48,7 @@ def repeating(history: Sequence[int], size: int) -> set[int]:
 
 
 def _places(tokens: Iterable[int], ids: Ids) -> list[int]:
-    """Where those of the tokens that are among ids stand in it, each once."""
+    """The indices in `ids` of those tokens that it holds, each once."""
     found = []
     for token in sorted(set(tokens)):
         place = bisect_left(ids, token)

@@ -115,7 +115,7 @@ def make_pictures(processor: Processor, image: Any, max_pixels: int | None = Non
 
     image: anything that `load_image` takes, a Picture that was made before, or a list of these.
     max_pixels: as in `load_image`.
-    Raises InputError for a bad picture or an empty list; TooLarge, which is one, for a picture of too many pixels.
+    Raises InputError for a bad picture or an empty list, and TooLarge (an InputError) for too many pixels.
     """
     several = list(image) if isinstance(image, (list, tuple)) else [image]
     if not several:

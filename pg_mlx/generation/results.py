@@ -75,7 +75,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished answer. token_ids leave out <eos>, and tokens whose text begins behind a stop string's beginning."""
+    """A finished answer. token_ids hold neither <eos> nor tokens whose text begins after the beginning of a stop
+    string."""
 
     text: str
     token_ids: list[int]

@@ -13,7 +13,7 @@ from .sampling import Allowed
 
 
 class Row:
-    """One answer: waiting, running, or finished, which is when finish_reason is set. token_ids leave out <eos>.
+    """One answer. It waits, runs, or is finished. Once it is finished, finish_reason is set. token_ids leave out <eos>.
 
     In every pass the model reads some tokens of the row (`reads`) and chooses after some of them (`asks`); `take` gets
     what it chose. Without a guide a row reads the token that was chosen last, and the next one is chosen. A guide lets
@@ -35,7 +35,7 @@ class Row:
     """
 
     def __init__(self, request: Request, vocab_size: int, eos_id: int):
-        """vocab_size: ids from there on are never chosen."""
+        """vocab_size: this id and all above it are never chosen."""
         self.request = request
         self.cancelled = False
         self._vocab_size, self._eos_id = vocab_size, eos_id

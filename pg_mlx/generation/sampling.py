@@ -77,7 +77,7 @@ class SamplingOptions:
 
     @property
     def looks_back(self) -> bool:
-        """Whether the choice of a token depends on those before it in more ways than through the model."""
+        """Whether earlier tokens change the choice of the next one also outside the model, as a penalty does."""
         return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
 
     def sampler(self, vocab_size: int) -> Sampler:
@@ -89,8 +89,7 @@ class SamplingOptions:
 class Sampler:
     """Draws the next token of one answer, call after call: float32 logits [1, V] -> int [1].
 
-    It carries the state of its own random numbers, so what it draws depends on its seed and its logits alone, whatever
-    else is computed beside it.
+    It has random numbers of its own, so what it draws depends only on its seed and its logits.
     """
 
     def __init__(self, options: SamplingOptions, vocab_size: int):
@@ -125,8 +124,9 @@ class Sampler:
 
 
 def _likely(logits: mx.array, options: SamplingOptions) -> mx.array:
-    """Which tokens of logits [B, V] the options leave in the draw: bool [B, V], or bool [] if they leave all. As in
-    mlx_lm, they look at the probabilities before the temperature. Ties with the last one left are left, too."""
+    """Which tokens of logits [B, V] may be drawn under these options: bool [B, V], or bool [] if all may. As in mlx_lm,
+    the options apply to the probabilities before the temperature. Tokens as likely as the last one that is kept are
+    kept, too."""
     likely = mx.array(True)
     if options.min_p > 0:
         likely = logits >= logits.max(axis=-1, keepdims=True) + math.log(options.min_p)

@@ -37,8 +37,8 @@ class _Pending:
 class Scheduler:
     """Iterate over it for (index, Step or error) of all requests. The last Step of each has its Generation.
 
-    Every request ends with exactly one Generation or error. Those of different requests come in the order in which they
-    are known: the error of a picture that is read ahead comes before the answers that are still under way.
+    Every request ends with exactly one Generation or error. Each comes as soon as it is known: the error of a picture
+    that is read ahead comes before the answers that are still under way.
 
     requests: in their order; the iteration closes them. At most batch_size are answered at a time. Which of them share
     a pass depends only on their answers, never on how fast they were made ready, so that a run can be repeated exactly

@@ -174,7 +174,7 @@ class _Server:
     @asynccontextmanager
     async def _body(self, request: Request, *kinds: str) -> AsyncIterator[Body]:
         """The body of a request, of one of these kinds. Its bytes, and those of pictures that it names, count until the
-        end of the block, by which the service counts them."""
+        end of the block. By then the service counts them."""
         async with self._bodies.read(request) as body:
             _expect(request, *kinds)
             yield body
@@ -240,7 +240,7 @@ async def _last(events: Events) -> Answered:
 def _expect(request: Request, *kinds: str) -> None:
     """Raises APIError if the Content-Type is none of these kinds.
 
-    This keeps out web pages that send a request without a preflight, too: such a request cannot be JSON."""
+    This also keeps out web pages that send a request without a preflight: such a request cannot be JSON."""
     if _kind(request) not in kinds:
         raise APIError(415, "bad_request", f"the Content-Type must be {' or '.join(kinds)}")
 

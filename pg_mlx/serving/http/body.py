@@ -99,8 +99,8 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 
 def parse(body: bytes) -> Any:
-    """The value of a body of JSON, without the fields that are null. Raises APIError, before anything is parsed if it
-    holds too many values (413)."""
+    """The value of a body of JSON, without the fields that are null. Raises APIError. A body with too many values (413)
+    is refused before anything is parsed."""
     if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:  # at least as many as there are values
         raise APIError(413, "too_large", f"the body holds more than {VALUES} values")
     try:

@@ -44,7 +44,7 @@ def check_chat(value: Any, model: str) -> tuple[ChatRequest, dict[str, str]]:
 
 
 def question(messages: Sequence[Message], name: str) -> tuple[str, list[tuple[str, str]]]:
-    """The prompt, and of each picture its place in the request and its name (data URI, address or file).
+    """The prompt, and for each picture its place in the request and its name (data URI, address or file).
 
     The prompt is the text of the user's last message that has any. The pictures are those of the user's last message
     that has any. name: of the field with the messages. Raises APIError.

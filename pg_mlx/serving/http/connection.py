@@ -1,8 +1,8 @@
 """One connection of the server, and how many of them there may be.
 
 uvicorn has no limit on the time of a request's head, and answers too many connections and broken HTTP in plain text. So
-a class of uvicorn's that is not public is changed here; pyproject.toml bounds its version, and a test checks what is
-used.
+this module changes a class of uvicorn's that is not public. pyproject.toml bounds uvicorn's version, and a test checks
+what is used of it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def connections_that_fit(wanted: int) -> int:
 
 
 class Connection(H11Protocol):
-    """A connection. It is closed if the head of a request does not come in time, or if there are too many and it is the
-    one that has waited longest for a head; only where all are being answered, the newest gets an error."""
+    """A connection. It is closed if the head of a request does not come in time. If there are too many connections, the
+    one that has waited longest for a head is closed. If all of them are being answered, the newest gets an error."""
 
     seconds: float
     """Until the head of a request must be complete."""

@@ -42,8 +42,8 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, form: Form, first: Text | RegionFound | Answered, rest: Events, headers: Mapping[str, str]):
-        """first: has been waited for, so that a failure before it gets a status of its own. rest: the events after it;
-        closed at the end, also if the client hangs up."""
+        """first: the first event. It was waited for, so that a failure before it gets a status of its own. rest: the
+        events after it; closed at the end, also if the client hangs up."""
         super().__init__(headers=headers)
         self._form, self._first, self._rest = form, first, rest
         del self.headers["content-length"]

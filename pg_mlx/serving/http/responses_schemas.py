@@ -17,7 +17,7 @@ _TEXTS = [
     for form in ({"format": {"type": "text"}}, {})
     for verbosity in ({}, *({"verbosity": much} for much in ("low", "medium", "high")))
 ]
-"""Plain text; how long it is to be is ignored."""
+"""Plain text; the verbosity is ignored."""
 LOGPROBS = "message.output_text.logprobs"
 """What `include` calls the log-probabilities of an answer's tokens."""
 

@@ -79,7 +79,7 @@ Part = TextPart | ImagePart | InputTextPart | InputImagePart
 
 
 class UserMessage(Struct, tag_field="role", tag="user"):
-    """The last one's text is the prompt; its pictures are asked about, or an earlier one's if it has none."""
+    """The prompt is the text of the last one that has any; the pictures are those of the last one that has any."""
 
     content: str | Annotated[list[Part], Meta(min_length=1)]
 
@@ -115,8 +115,8 @@ class StreamOptions(Struct):
 
 
 class ChatRequest(Sampling, kw_only=True):
-    """Parameters that would change the answer in ways that are not built may only have the values with which they do
-    not. Unknown ones are ignored, and named in the header X-Ignored-Parameters. null is as good as absent."""
+    """Parameters of OpenAI's that are not built may only have values with which they change nothing. Unknown ones are
+    ignored, and named in the header X-Ignored-Parameters. null is as good as absent."""
 
     model: str = ""
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -223,7 +223,7 @@ class Models(Struct):
 
 
 class Usage(Struct):
-    """Picture rows count as prompt tokens, the token that ends an answer as one of it."""
+    """Image tokens count as prompt tokens, and the token that ends an answer as one of the answer's."""
 
     prompt_tokens: Count
     completion_tokens: Count

@@ -114,8 +114,8 @@ class Server(uvicorn.Server):
     """uvicorn's server, with an exit code, and with limits on connections and on the time of a request's head."""
 
     def __init__(self, app: Any, settings: Settings, drain_s: float, on_late: Callable[[], None] = lambda: None):
-        """app: an ASGI application. drain_s: seconds for the last answers. on_late: called after these if there are
-        some left; it should let them fail."""
+        """app: an ASGI application. drain_s: seconds for the last answers. on_late: called after these seconds if
+        answers are left; it should make them fail."""
         self.code = 0
         self._drain_s, self._on_late = drain_s, on_late
 
@@ -181,7 +181,7 @@ class Server(uvicorn.Server):
 
 
 class _Quiet:
-    """What asyncio reports, such as too many open files, in one line on stderr; a second one not before a minute."""
+    """Writes what asyncio reports, such as too many open files, as one line on stderr, at most once a minute."""
 
     def __init__(self) -> None:
         self._next = 0.0
