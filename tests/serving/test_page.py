@@ -171,7 +171,7 @@ def test_masks_are_drawn_in_place_of_what_was_there(page: Any):
     assert ask(page, "segment blue star")[-1] == expected.text
     assert_drawn(drawn(page), expected.regions)
     if picture := os.environ.get("PG_MLX_PAGE_PICTURE"):  # the one in docs/server.md
-        page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": 900, "height": 860})
+        page.screenshot(path=picture, clip={"x": 0, "y": 0, "width": 900, "height": 940})
 
 
 def test_what_is_no_picture_is_told(page: Any):
