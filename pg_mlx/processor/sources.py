@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PAGE = re.compile(r"#(?:page|frame)=(\d{1,9})$")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{1,31}):", re.IGNORECASE)
 _DATA_HEAD = re.compile(r"data:([^,]{0,1000}),", re.IGNORECASE)
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*=*")
 _PLAIN = bytes.maketrans(b"-_", b"+/")
 """From the base64 of addresses to the other one."""
 _BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|_9j_|R0lGOD|UklGR|Qk0|SUkq|TU0AK)[A-Za-z0-9+/=_\s-]{60,}")
