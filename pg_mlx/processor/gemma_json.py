@@ -52,7 +52,7 @@ class _File(msgspec.Struct):
     read."""
 
     model: _Bpe
-    added_tokens: list[_AddedToken] = []  # noqa: RUF012  # msgspec copies it
+    added_tokens: list[_AddedToken] = []  # msgspec copies it
     normalizer: Any = None
     pre_tokenizer: Any = None
 
