@@ -174,7 +174,7 @@ class Service:
         self._end("shutting_down", "the service has ended")
 
     def close(self, timeout: float | None = None) -> None:
-        """Drain, then end. What is not answered in time fails ("shutting_down"). Only a load or a pass may outlive it."""
+        """Drain, then end. What is not answered in time fails ("shutting_down"). A load or a pass may outlive it."""
         loading = bool(self._commands)
         patient = self.drain(timeout) and not loading
         self.abandon()
