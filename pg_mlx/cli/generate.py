@@ -189,8 +189,9 @@ def run(argv: list[str], program: str) -> int:
             if generation.finish_reason == "cancelled":
                 break
     except BaseException:
-        if report.answered:  # what is answered is printed, whatever fails then
+        if report.answered or args.format == "text":  # what is answered is printed, and an unfinished line ended
             out.close()
+        if report.answered:
             report.close(broken_off=True)
         raise
     if stop and not several and not report.answered:

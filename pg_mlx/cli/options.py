@@ -125,6 +125,13 @@ def add_service_options(p: argparse._ActionsContainer) -> None:
     p.add_argument(
         "--memory-limit", type=memory_size, metavar="SIZE", help="what the model and its answers may take, as 6GB"
     )
+    p.add_argument(
+        "--max-prefix",
+        type=bounded(1, 8192),
+        default=8192,
+        metavar="N",
+        help="image and prompt tokens of one request, which are read in one pass while others wait (default: 8192)",
+    )
 
 
 def load_options(args: argparse.Namespace) -> LoadOptions:

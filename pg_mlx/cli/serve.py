@@ -121,6 +121,7 @@ def run(argv: list[str], program: str) -> int:
         )
         limits = Limits(
             batch_size=args.batch_size, queue=args.queue, memory_bytes=args.memory_limit, pixels=args.max_pixels,
+            prefix_tokens=args.max_prefix,
         )  # fmt: skip
         print(f"listening on {_address(args, listener.getsockname())}", file=sys.stderr, flush=True)
         return serve(listener, args.model or CHECKPOINT, options, limits, settings, args.drain)

@@ -68,5 +68,7 @@ def run(argv: list[str], program: str) -> int:
     from ..serving.service.limits import Limits
     from ..serving.worker.worker import Worker
 
-    limits = Limits(batch_size=args.batch_size, queue=args.queue, memory_bytes=args.memory_limit)
+    limits = Limits(
+        batch_size=args.batch_size, queue=args.queue, memory_bytes=args.memory_limit, prefix_tokens=args.max_prefix
+    )
     return Worker(*pipes, parent, limits, folders, load_options(args), args.model or CHECKPOINT).run()

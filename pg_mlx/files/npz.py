@@ -63,7 +63,7 @@ class NpzArchive:
         except InputError:
             raise
         except _DAMAGED as error:
-            raise InputError(f"{path} is not a sound .npz archive: {error}") from None
+            raise InputError(f"{path} is not a sound .npz archive: {_brief(error)}") from None
 
     def _member(self, info: zipfile.ZipInfo) -> _Member:
         with self._zip.open(info) as file:
@@ -111,8 +111,13 @@ class NpzArchive:
                 f"{error.strerror or error}; TMPDIR may name another folder"
             ) from error
         except _DAMAGED as error:
-            raise InputError(f"{self.path}: {member.info.filename} cannot be unpacked: {error}") from None
+            raise InputError(f"{self.path}: {member.info.filename} cannot be unpacked: {_brief(error)}") from None
         return unpacked, member.header_bytes
+
+
+def _brief(error: Exception) -> str:
+    """What an error says, bounded: NumPy repeats a header whole."""
+    return str(error)[:300] or type(error).__name__
 
 
 def _temporary_folder() -> str:

@@ -38,6 +38,14 @@ def open_regular(path: Path) -> IO[bytes]:
     return file
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a file. Raises OSError, and InputError as `open_regular` and for more than `most` bytes."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise InputError(f"{path} is larger than {most >> 20} MiB, which no such file is")
+        return file.read(most)
+
+
 def refuse_pointer(path: Path) -> None:
     """Raises InputError if the file is a pointer of Git LFS, or no file, or cannot be read."""
     try:

@@ -19,6 +19,9 @@ LETTERS = (*CONTROL, "<unk>", IMAGE)
 MAX_ID = 1 << 22
 """More than any vocabulary has."""
 
+MAX_JSON_BYTES = 256 << 20
+"""Of a tokenizer.json; transformers writes 34 MB for PaliGemma's vocabulary."""
+
 _HEAD_CHARACTERS = 1 << 20
 _MAX_BYTES = 1 << 24
 _ARRAY = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
@@ -32,7 +35,7 @@ def added_in_json(path: Path) -> dict[str, int]:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_HEAD_CHARACTERS)
-            entries = _entries(text) or _entries(text + file.read())
+            entries = _entries(text) or _entries(text + file.read(MAX_JSON_BYTES))
     except (OSError, ValueError):
         return {}
     return {entry["content"]: entry["id"] for entry in entries}
@@ -46,17 +49,6 @@ def added_in_list(path: Path) -> dict[str, int]:
     ):
         raise InputError(f"{path} does not hold token ids by text")
     return found
-
-
-def read_as_text(text: str) -> str:
-    """A tokenizer.json in which only LETTERS are special, so that other added tokens are found in text."""
-    entries = _entries(text)
-    if not entries:
-        return text
-    start = _ARRAY.search(text).end()  # type: ignore[union-attr]
-    _, stop = json.JSONDecoder().raw_decode(text, start)
-    plain = [entry | {"special": entry["content"] in LETTERS} for entry in entries]
-    return text[:start] + json.dumps(plain) + text[stop:]
 
 
 def _entries(text: str) -> list[dict[str, Any]]:

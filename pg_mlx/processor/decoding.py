@@ -65,9 +65,8 @@ def decode(content: Content, name: str, max_pixels: int) -> Image.Image:
     """The loaded picture as it is stored: not turned, of any mode. A JPEG of up to four times max_pixels is decoded at
     half its size. Raises InputError, and TooLarge for more pixels."""
     size = content.size
-    half = False
+    half = is_halved(content, max_pixels)
     if size is not None:
-        half = content.halves and max_pixels < size[0] * size[1] <= _HALF**2 * max_pixels
         check_size((size[0] // _HALF, size[1] // _HALF) if half else size, name, max_pixels, size)
     if content.make is not None:
         try:
@@ -89,6 +88,13 @@ def decode(content: Content, name: str, max_pixels: int) -> Image.Image:
         image = whole
     check_size(image.size, name, max_pixels)
     return image
+
+
+def is_halved(content: Content, max_pixels: int) -> bool:
+    """Whether it is decoded at half its size, since it has more than max_pixels and up to four times as many."""
+    if content.size is None or not content.halves:
+        return False
+    return max_pixels < content.size[0] * content.size[1] <= _HALF**2 * max_pixels
 
 
 def seek(image: Image.Image, frame: int, name: str, unit: str) -> None:

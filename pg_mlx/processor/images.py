@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..limits import MAX_PIXELS
 from .containers.ifd import orientation_of
-from .decoding import check_size, decode, no_such_page, quiet, read_content, reason, seek, turned
+from .decoding import check_size, decode, is_halved, no_such_page, quiet, read_content, reason, seek, turned
 from .notes import PictureWarning
 from .pixels import from_array, to_pixels, to_rgb
 from .sources import Given, read_source
@@ -92,11 +92,17 @@ def pages(source: Any, max_pixels: int | None = None) -> Iterator[Image.Image]:
         yield _finish(decode(content, given.name, max_pixels), content, given.name)
 
 
-def decoding_bytes(data: bytes) -> int:
+def decoding_bytes(data: bytes, max_pixels: int | None = None) -> int:
     """About how many bytes load_image takes at its peak for the first page, beside `data`; 0 where the header does not
-    say. Nothing is decoded. Raises what load_image does for bytes that are no picture."""
+    say. Nothing is decoded. max_pixels: as in load_image. Raises what load_image does for bytes that are no picture,
+    and TooLarge for too many pixels."""
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     content = read_content(data, "the picture's bytes", 1)
-    width, height = content.size or (0, 0)
+    if content.size is None:
+        return 0
+    half = is_halved(content, max_pixels)
+    width, height = (side // 2 for side in content.size) if half else content.size
+    check_size((width, height), "the picture's bytes", max_pixels, content.size)
     return width * height * _BYTES_PER_PIXEL.get(content.format, 9)
 
 

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import InputError
-from .added_tokens import CONTROL, IMAGE, LETTERS, MAX_ID, Splitter, added_in_json, added_in_list, read_as_text
+from ..files.regular import read_regular
+from .added_tokens import CONTROL, IMAGE, LETTERS, MAX_ID, MAX_JSON_BYTES, Splitter, added_in_json, added_in_list
+from .gemma_json import gemma_only
 
 # The names of all region tokens, in the order of their ids.
 LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
 SEGMENTS = [f"<seg{i:03}>" for i in range(128)]
 FORMS, ADDED = ("tokenizer.model", "tokenizer.json"), "added_tokens.json"
 _REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)", re.ASCII)
+_MAX_MODEL_BYTES = 64 << 20
+"""Of a tokenizer.model; Gemma's takes under 5 MB."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -167,12 +171,19 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
+def _read(path: Path, most: int) -> bytes:
+    try:
+        return read_regular(path, most)
+    except InputError as error:
+        raise InputError(str(error).removeprefix(f"{path} ")) from None
+
+
 class _SentencePieces:
     def __init__(self, path: Path):
         from sentencepiece import SentencePieceProcessor
 
         self._model: Any = SentencePieceProcessor()
-        self._model.LoadFromSerializedProto(path.read_bytes())
+        self._model.LoadFromSerializedProto(_read(path, _MAX_MODEL_BYTES))
         self.size, self.gaps = self._model.vocab_size(), frozenset[int]()
 
     def encode(self, text: str) -> list[int]:
@@ -190,14 +201,14 @@ class _JsonPieces:
     def __init__(self, path: Path):
         from tokenizers import Tokenizer as Backend
 
-        self._model: Any = Backend.from_str(read_as_text(path.read_text(encoding="utf-8")))
-        self._model.no_truncation()  # what some training run wanted, and left in the file
-        self._model.no_padding()
+        self._model: Any = Backend.from_str(gemma_only(_read(path, MAX_JSON_BYTES)))
         self._model.encode_special_tokens = True  # "<eos>" in text is letters, as in the other form
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         self.size = 1 + max((i for piece, i in vocabulary.items() if piece != IMAGE), default=-1)
         if self.size > MAX_ID:
             raise InputError(f"its ids reach {self.size - 1}, which is no vocabulary of Gemma's kind")
+        if not all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
+            raise InputError("its vocabulary lacks bytes, so there is text that it cannot spell")
         self.gaps = frozenset(range(self.size)) - {*vocabulary.values()} if len(vocabulary) < self.size else frozenset()
 
     def encode(self, text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import InputError
+from ..errors import InputError, PgMlxError
 
 MASK_SIDE = 64
 """Height and width of a decoded mask."""
@@ -151,7 +151,8 @@ class MaskDecoder:
 
     def __call__(self, codes: Any) -> mx.array:
         """codes: int [B, 16] in 0..127, anything that mx.array takes. Returns float32 [B, 64, 64], nominally -1..1;
-        the object is where it is positive. Raises InputError for other codes."""
+        the object is where it is positive. Raises InputError for other codes, and PgMlxError where the network's
+        weights are no numbers."""
         codes = mx.array(codes)
         if codes.ndim != 2 or codes.shape[1] != _GRID * _GRID or not mx.issubdtype(codes.dtype, mx.integer):
             raise InputError(f"mask codes are whole numbers [B, 16], not {codes.dtype} {list(codes.shape)}")
@@ -160,7 +161,10 @@ class MaskDecoder:
         if codes.min().item() < 0 or codes.max().item() >= CODEBOOK_SIZE:
             raise InputError(f"mask codes run from 0 to {CODEBOOK_SIZE - 1}")
         slices = [self._decode(codes[start : start + _AT_ONCE]) for start in range(0, codes.shape[0], _AT_ONCE)]
-        return mx.concatenate(slices)
+        masks = mx.concatenate(slices)
+        if mx.isnan(masks).any().item():
+            raise PgMlxError("the mask decoder computes no numbers (NaN), so its file is damaged")
+        return masks
 
     def _decode(self, codes: mx.array) -> mx.array:
         x = self._net.codebook[codes].reshape(-1, _GRID, _GRID, self._net.codebook.shape[1])

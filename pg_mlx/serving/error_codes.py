@@ -10,7 +10,7 @@ ERROR_CODES = {
     "bad_image": "a picture cannot be read or is none",
     "bad_model": "the checkpoint cannot be loaded",
     "too_large": "a line, frame, picture, prompt or answer is over a limit, which `hello` lists",
-    "out_of_memory": "the answer would not fit in the memory limit even alone, or the model does not",
+    "out_of_memory": "the answer or its pictures would not fit in the memory limit even alone, or the model does not",
     "unsupported_protocol": "no version of the protocol that the client offers is spoken here",
     "hello_first": "the first message has to be hello",
     "duplicate_id": "a request with this id is not answered yet",

@@ -22,6 +22,7 @@ from ...quantization import padded_size
 from ..layouts import EMBEDDING, HEAD, canonical_name, has_channels_second, vision_mlp_axis
 from ..wanted import ADAPTER_CONFIG
 from .folder import find_folder, read_config, token_indices, weight_file
+from .patterns import matches
 
 _LOW_RANK = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector|lora_[ab]|[ABm]|trainable_tokens_delta)"
@@ -184,11 +185,11 @@ class Adapter:
         alpha = self.config.get("lora_alpha", self.config.get("alpha"))
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
             try:
-                if re.match(rf"(.*\.)?({pattern})$", self._trained_as[module]):  # as PEFT does; the first one counts
+                if matches(pattern, self._trained_as[module]):  # the first one counts
                     alpha = value
                     break
-            except re.error as error:
-                raise InputError(f"{self.folder}: alpha_pattern {pattern!r} is not a pattern: {error}") from None
+            except ValueError as error:
+                raise InputError(f"{self.folder}: alpha_pattern {pattern[:100]!r} is not a pattern: {error}") from None
         return self._number(alpha, "lora_alpha") / (rank**0.5 if self.config.get("use_rslora") else rank)
 
     def _number(self, value: Any, name: str) -> float:

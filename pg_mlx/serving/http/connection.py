@@ -25,6 +25,10 @@ OTHER_FILES = 6 * ACCEPTED + 64
 not gone yet (a few turns of the loop), the model's, its libraries', pictures."""
 
 
+MOST_PIECES, PIECE_BYTES = 4096, 64
+"""A body in more pieces than this must have so many bytes in each, on average."""
+
+
 def connections_that_fit(wanted: int) -> int:
     """How many connections the limit of open files allows, up to `wanted`; the limit is raised first, if it can be.
     Says so on stderr if they are fewer."""
@@ -42,6 +46,25 @@ def connections_that_fit(wanted: int) -> int:
     return fit
 
 
+class _Pieces(h11.Connection):
+    """HTTP's parser, which refuses a body in tiny chunks. Each takes as long as a large one, and 256 kB of them are
+    read in one turn of the loop: they would hold up everybody for seconds."""
+
+    _count = _bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next part of what was received. Raises h11.RemoteProtocolError."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._count = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._count += 1
+            self._bytes += len(event.data)
+            if self._count > MOST_PIECES and self._bytes < PIECE_BYTES * self._count:
+                raise h11.RemoteProtocolError("a body in tiny chunks")
+        return event
+
+
 class Connection(H11Protocol):
     """A connection. It is closed if the head of a request does not come in time. If there are too many connections, the
     one that has waited longest for a head is closed. If all of them are being answered, the newest gets an error."""
@@ -57,6 +80,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        self.conn = _Pieces(h11.SERVER, self.config.h11_max_incomplete_event_size or 0)
         self.since = self.loop.time()
         peer = transport.get_extra_info("socket")
         if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -55,7 +56,9 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
     """The request and its pictures, which are the files of the form. Raises APIError."""
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield body
+        for start in range(0, len(body), _AT_ONCE):
+            yield body[start : start + _AT_ONCE]
+            await asyncio.sleep(0)
 
     parser = MultiPartParser(
         headers, chunks(), max_files=limits.pictures, max_fields=20, max_part_size=len(body)  # type: ignore[arg-type]
@@ -83,6 +86,8 @@ async def read_form(headers: Headers, body: bytes, limits: Limits) -> tuple[Regi
     return await in_thread(_check_form, fields), pictures
 
 
+_AT_ONCE = 1 << 18
+"""Bytes of a form that are parsed before others have their turn; at worst it takes 50 ns for each."""
 _TEXTS = frozenset({"model", "prompt"})
 
 

@@ -22,7 +22,7 @@ class Decoders:
     the stuck one ends when its picture does.
     """
 
-    def __init__(self, limits: Limits, make_request: Callable[[Ask], Request], on_change: Callable[[], None]):
+    def __init__(self, limits: Limits, make_request: Callable[[Job, Ask], Request], on_change: Callable[[], None]):
         """make_request: decodes and tokenizes; raises ServingError. on_change: called when a job has changed."""
         self._limits, self._make_request, self._on_change = limits, make_request, on_change
         self._changed = threading.Condition()
@@ -94,7 +94,7 @@ class Decoders:
         if (question := job.question) is None:
             return
         try:
-            request = self._make_request(question)
+            request = self._make_request(job, question)
         except ServingError as error:
             job.finish(Failed(error.code, str(error)))
         except BaseException as error:  # a panic of Rust code is no Exception

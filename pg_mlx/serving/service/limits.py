@@ -28,7 +28,8 @@ class Limits:
     prefix_tokens: int = 8192
     """Image tokens and prompt tokens of one request; Gemma was trained on 8192 positions."""
     memory_bytes: int | None = None
-    """Bytes that MLX may hold in all; None for no limit. Requests wait until there is room for their cache."""
+    """Bytes that MLX may hold in all, and pictures while they are decoded; None for no limit. Requests wait until there
+    is room for their pictures, and then for their cache."""
     feature_bytes: int = 256 << 20
     """Bytes of that for encoded pictures, which may be asked about again."""
     spare_bytes: int = 512 << 20
@@ -47,7 +48,7 @@ class CacheRoom:
 
     def __init__(self, token_bytes: int, room_bytes: int | None):
         """token_bytes: keys and values of one token. room_bytes: for all caches; None for no limit."""
-        self._token_bytes, self._room_bytes = token_bytes, room_bytes
+        self._token_bytes, self.room_bytes = token_bytes, room_bytes
         self._slots = 0
 
     def needed(self, slots: Iterable[int]) -> int:
@@ -57,11 +58,13 @@ class CacheRoom:
 
     def fits(self, running: int, slots: int, scratch: int = 0) -> bool:
         """Whether one more row that may need so many slots, and so many bytes of scratch memory while its prefix is
-        read, fits beside so many running rows."""
-        if self._room_bytes is None:
-            return True
-        longest = max(slots, self._slots if running else 0)
-        return 2 * (running + 1) * longest * self._token_bytes + scratch <= self._room_bytes
+        read or for pictures that are being decoded, fits beside so many running rows."""
+        return self.room_bytes is None or self.used(running, slots) + scratch <= self.room_bytes
+
+    def used(self, running: int, slots: int | None = None) -> int:
+        """Bytes for so many running rows, and one more that may need so many slots."""
+        longest = max(slots or 0, self._slots if running else 0)
+        return 2 * (running + (slots is not None)) * longest * self._token_bytes
 
     def enter(self, running: int, slots: int) -> None:
         """One more row enters beside so many running ones, and may need so many slots."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ...generation import (
     make_request,
 )
 from ...processor import Processor
+from ...processor.images import decoding_bytes
 from ...regions import Region
 from ..error_codes import ServingError
 from .limits import Limits
@@ -90,6 +92,9 @@ class Failed:
     message: str
 
 
+Reserve = Callable[[int], AbstractContextManager[None]]
+"""Holds so many bytes of memory during a block, and may wait for them first."""
+
 Event = Text | RegionFound | Answered | Failed
 """Each request gets any number of Text and RegionFound, then either Answered or Failed, once."""
 
@@ -107,9 +112,13 @@ def check(question: Ask, limits: Limits) -> None:
         raise ServingError("bad_request", f"deadline_s is {question.deadline_s}, but must be above 0")
 
 
-def prepare(question: Ask, processor: Processor, limits: Limits) -> Request:
-    """Decode the pictures and tokenize the prompt. Raises ServingError for a bad or too large one, and for a
-    prompt that cannot be constrained."""
+def _unlimited(size: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def prepare(question: Ask, processor: Processor, limits: Limits, reserve: Reserve = _unlimited) -> Request:
+    """Decode the pictures and tokenize the prompt. reserve: holds the memory of a picture while it is decoded. Raises
+    ServingError for a bad or too large one, and for a prompt that cannot be constrained, and what `reserve` does."""
     try:
         prompt = make_prompt(processor, question.prompt, constrain=question.constrain, max_regions=question.max_regions)
     except InputError as error:
@@ -118,7 +127,8 @@ def prepare(question: Ask, processor: Processor, limits: Limits) -> Request:
     for image in question.images:
         data = image if isinstance(image, bytes) else read_file(image, limits.picture_bytes)
         try:
-            pictures += make_pictures(processor, data, limits.pixels)
+            with reserve(decoding_bytes(data, limits.pixels) if limits.memory_bytes is not None else 0):
+                pictures += make_pictures(processor, data, limits.pixels)
         except InputError as error:
             place = f"{image}: " if isinstance(image, Path) else ""
             code = "too_large" if isinstance(error, TooLarge) else "bad_image"

@@ -131,11 +131,22 @@ class Runner:
                 job.finish(reason)
                 row.cancel()
 
-    def admits(self, job: Job) -> bool:
+    def admits(self, job: Job, decoding: int = 0) -> bool:
         """Whether there is a place for it now, and memory. While requests of a failed pass are repeated, there is no
-        place."""
+        place. decoding: bytes of pictures that are being decoded."""
         assert job.request is not None
-        return self._engine.free > 0 and self._fits(len(self._jobs), job.request)
+        return self._engine.free > 0 and self._fits(len(self._jobs), job.request, decoding)
+
+    @property
+    def room_bytes(self) -> int | None:
+        """Bytes for caches and for pictures that are being decoded; None for no limit."""
+        return self._room.room_bytes
+
+    def left_bytes(self, next_job: Job | None) -> int:
+        """Bytes of these beside the running jobs, and the one that enters next."""
+        request = next_job.request if next_job else None
+        used = self._room.used(len(self._jobs), self._slots(request) if request else None)
+        return (self._room.room_bytes or 0) - used - (self._more_scratch(request) if request else 0)
 
     def start(self, job: Job) -> None:
         """Let it enter with the next step. Raises InputError if the model does not read its pictures."""
@@ -183,8 +194,8 @@ class Runner:
         if generation:
             job.finish(Answered(generation, job.begun_at - job.submitted_at))
 
-    def _fits(self, running: int, request: Request) -> bool:
-        return self._room.fits(running, self._slots(request), self._more_scratch(request))
+    def _fits(self, running: int, request: Request, decoding: int = 0) -> bool:
+        return self._room.fits(running, self._slots(request), self._more_scratch(request) + decoding)
 
     def _more_scratch(self, request: Request) -> int:
         """Bytes that reading the prefix takes beyond what is reserved for every pass."""

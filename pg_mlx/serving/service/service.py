@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ...generation import Request
 from ..error_codes import ServingError
 from .commands import Commands
 from .decoders import Decoders
+from .decoding_room import DecodingRoom
 from .jobs import Job, Listener
 from .ledger import Ledger
 from .limits import Limits
@@ -57,6 +59,7 @@ class Service:
         self._memory: dict[str, int] = {}
         self._measure()
         self._began = time.perf_counter()
+        self._decoding = DecodingRoom(self._changed, self.limits.decode_s)
         self._decoders = Decoders(self.limits, self._make_request, self._notify)
         self._owner = threading.Thread(target=self._own, name="mlx", daemon=True)
         self._owner.start()
@@ -67,8 +70,6 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # --- the model ------------------------------------------------------------------------------------
 
     def load(
         self,
@@ -173,8 +174,7 @@ class Service:
         self._end("shutting_down", "the service has ended")
 
     def close(self, timeout: float | None = None) -> None:
-        """Drain, then end. What is not answered in time fails ("shutting_down"). Only a load, or a pass that is still
-        running then, may outlive the service."""
+        """Drain, then end. What is not answered in time fails ("shutting_down"). A load or a pass may outlive it."""
         loading = bool(self._commands)
         patient = self.drain(timeout) and not loading
         self.abandon()
@@ -223,20 +223,19 @@ class Service:
         self._measure()
 
     def _measure(self) -> None:
-        """Note what MLX holds, the most that it has held so far, and the bytes of encoded pictures."""
+        """Note what MLX holds and has held at most, and the bytes of encoded pictures."""
         memory = {
             "active_bytes": mx.get_active_memory(),
             "peak_bytes": mx.get_peak_memory(),
             "feature_bytes": self._runner.feature_bytes if self._runner else 0,
         }
-        with self._lock:
-            self._memory = memory
+        self._memory = memory
 
     def _admit(self, runner: Runner) -> None:
         """Let jobs enter for which there is room, in the order in which they came. One that needs more room than there
         is waits, and so do those behind it, or it might wait forever."""
         for job in self._jobs.ready:
-            if not runner.admits(job):
+            if not runner.admits(job, self._decoding.taken):
                 break
             try:
                 runner.start(job)
@@ -285,11 +284,12 @@ class Service:
                 self._decoders.tend()
                 self._changed.wait(self._jobs.seconds_left())
 
-    def _make_request(self, question: Ask) -> Request:
+    def _make_request(self, job: Job, question: Ask) -> Request:
         """Decode and tokenize, on a decoder's thread. Raises ServingError."""
         runner = self._runner
         assert runner is not None  # while a job waits, no model is unloaded
-        request = prepare(question, runner.processor, self.limits)
+        reserve = partial(self._decoding.reserve, runner, self._jobs, job)
+        request = prepare(question, runner.processor, self.limits, reserve)
         if question.shorten:
             request = runner.shortened(request)
         runner.check(request)
