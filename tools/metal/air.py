@@ -91,7 +91,7 @@ def _arguments(name: str, raw: str) -> tuple[Argument, ...]:
 
 def _argument(node: str, type_: str) -> Argument:
     name = re.search(r'"air\.arg_name", !"([^"]*)"', node)
-    kinds = re.findall(r'!"air\.(buffer|thread\w*|simdgroups?_\w+|dispatch\w*|grid\w*)"', node)
+    kinds = re.findall(r'!"air\.(buffer|thread\w*|quadgroups?_\w+|simdgroups?_\w+|dispatch\w*|grid\w*)"', node)
     if not kinds:
         raise Unsupported(f"the argument {node}")
     location = re.search(r'"air\.location_index", i32 (\d+)', node)

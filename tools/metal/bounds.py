@@ -68,7 +68,7 @@ def instrument(module: Module) -> Checked:
     body = module.text[stop:end].splitlines()
     names = [part.split()[-1] if "%" in part else f"%{i}" for i, part in enumerate(parameters)]
     objects = _objects(module, body, types, dict(zip(names, module.arguments, strict=True)))
-    work = _Work(objects, types, _definitions(body))
+    work = _Work(objects, types, body)
     body = [piece for line in body for piece in work.line(line)]
     text = module.text[:start] + head + "\n".join(body) + module.text[end:] + PRELUDE
     return Checked(text, tuple(work.sites), tuple(work.unchecked))
@@ -128,15 +128,14 @@ def _objects(
     return found
 
 
-def _definitions(body: list[str]) -> dict[str, str]:
-    return dict(match.groups() for line in body if (match := re.match(rf"  ({_NAME}) = (.*)$", line)))
-
-
 class _Work:
     """Goes through a kernel's lines."""
 
-    def __init__(self, objects: dict[str, _Object], types: Mapping[str, str], definitions: dict[str, str]):
-        self.objects, self.types, self.definitions = objects, types, definitions
+    def __init__(self, objects: dict[str, _Object], types: Mapping[str, str], body: list[str]):
+        self.objects, self.types = objects, types
+        self.definitions = dict(match.groups() for line in body if (match := re.match(rf"  ({_NAME}) = (.*)$", line)))
+        stores = (re.match(rf"  store ptr ({_NAME}), ptr ({_NAME})", line) for line in body)
+        self.stored = [(match[1], match[2]) for match in stores if match]
         self.sites: list[str] = []
         self.unchecked: list[str] = []
         self._roots: dict[str, str | None] = {}
@@ -167,7 +166,7 @@ class _Work:
 
     def _access(self, line: str, start: int, size: str, kind: int) -> list[str]:
         """The line with its first pointer from `start` on checked."""
-        pointer = re.compile(r"ptr (?:align \d+ )?(getelementptr \(.*?\)(?=[,)]|$)|" + _NAME + ")").search(line, start)
+        pointer = re.compile(r"\bptr (?:align \d+ )?(getelementptr \(.*?\)(?=[,)]|$)|" + _NAME + ")").search(line, start)
         if pointer is None:
             raise Unsupported(line)
         root = self._root(pointer[1])
@@ -198,10 +197,13 @@ class _Work:
                 found.add(name)
                 continue
             made = name if name.startswith("getelementptr") else self.definitions.get(name, "")
-            if made.startswith("phi ptr"):
+            if made.startswith("load ptr"):  # from an array of addresses: what was stored into it
+                array = self._root(made.rsplit("ptr ", 1)[-1].split(",")[0])
+                todo += [value for value, where in self.stored if self._root(where) == array] or ["?"]
+            elif made.startswith("phi ptr"):
                 todo += re.findall(rf"\[ ({_NAME}),", made)
             elif made.startswith(("getelementptr", "bitcast ptr", "select")):
-                todo += re.findall(rf"ptr ({_NAME})", made)[: 2 if made.startswith("select") else 1]
+                todo += re.findall(rf"\bptr ({_NAME})", made)[: 2 if made.startswith("select") else 1]
             else:
                 found.add("?")
         root = next(iter(found)) if len(found) == 1 else None
