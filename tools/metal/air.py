@@ -17,12 +17,16 @@ Constant = bool | int | float
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a kernel: a buffer by its index, or where a thread is (kind "thread_position_in_grid" ...)."""
+    """An argument of a kernel: a buffer by its index, or where a thread is (kind "thread_position_in_grid" ...).
+
+    optional: whether it exists for some function constants only. Compilers may read such a buffer early all the same.
+    """
 
     kind: str
     index: int
     name: str
     type: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def _argument(node: str, type_: str) -> Argument:
     if not kinds:
         raise Unsupported(f"the argument {node}")
     location = re.search(r'"air\.location_index", i32 (\d+)', node)
-    return Argument(kinds[0], int(location[1]) if location else -1, name[1] if name else "", type_)
+    optional = '"air.function_constant"' in node
+    return Argument(kinds[0], int(location[1]) if location else -1, name[1] if name else "", type_, optional)
 
 
 def _with_constants(text: str, constants: Mapping[int, Constant]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from . import bounds
 from .air import Argument, Constant, Module, translate
 from .bits import Array
@@ -29,6 +31,9 @@ POSITIONS = {  # as in native/runtime.h
     "simdgroups_per_threadgroup": 21,
     "thread_index_in_threadgroup": 22,
 }
+
+UNBOUND_BYTES = 256
+"""What a kernel sees of a buffer that its function constants leave out: zeros."""
 
 
 class NoLLVM(Exception):
@@ -83,6 +88,8 @@ class Kernel:
         groups: Sequence[Size] | None = None,
     ) -> list[Fault]:
         """Run it over a grid, in place: see `grid.run_grid`. Returns its accesses outside of memory."""
+        unbound = {a.index for a in self.arguments if a.kind == "buffer" and a.optional} - set(buffers)
+        buffers = {**buffers, **dict.fromkeys(unbound, np.zeros(UNBOUND_BYTES, np.uint8))}
         faults = run_grid(self._entry, buffers, threads, threadgroup, groups, self._shared)
         return [replace(f, what=self._sites[f.site]) if f.site >= 0 else f for f in faults]
 

@@ -27,7 +27,7 @@ static void *scheduler;
 static entry_point entry;
 static struct buffer *buffers;
 static struct fault *faults;
-static uint32_t fault_count, fault_room;
+static uint32_t fault_count, fault_room, group_size;
 static sigjmp_buf crashed;
 static char scratch[2][4096];  // what a faulty read sees (zeros), and where a faulty write goes
 
@@ -60,9 +60,23 @@ enum { FRAME = 20, RETURN = 11 };
 #error "no switch between fibers for this processor"
 #endif
 
+static int meet(struct thread *lanes, int size);
+
+// Stops this thread. Others of its simdgroup go on, the next ready one first; the scheduler does where none is ready.
 static void wait_as(int state) {
     struct thread *me = current;
+    int lane = (int)me->positions[LANE], size = (int)(group_size - (uint32_t)(me - threads - lane));
+    struct thread *lanes = me - lane;
+    if (size > LANES) size = LANES;
     me->state = state;
+    for (int i = 1; i < size; i++) {
+        struct thread *next = lanes + (lane + i < size ? lane + i : lane + i - size);
+        if (next->state != READY) continue;
+        current = next;
+        pg_switch(&me->stack_pointer, next->stack_pointer);
+        return;
+    }
+    if (state == IN_SIMD && meet(lanes, size) && me->state == READY) return;
     pg_switch(&me->stack_pointer, scheduler);
 }
 
@@ -140,7 +154,11 @@ static int meet(struct thread *lanes, int size) {
         taking[count++] = lane;
     }
     if (!count) return 0;
-    if (operation == MATRIX) multiply_matrices(lanes);
+    if (operation == MATRIX) {
+        multiply_matrices(lanes);
+        for (int i = 0; i < count; i++) lanes[taking[i]].state = READY;
+        return 1;
+    }
     struct thread *first = lanes + taking[0];
     float sum = 0, most = as_float(first->bits), least = most, product = 1, quads[LANES / 4] = {0};
     int32_t whole = 0, top = (int32_t)first->bits, bottom = top;
@@ -185,6 +203,7 @@ static int meet(struct thread *lanes, int size) {
 }
 
 static void run_group(uint32_t size) {
+    group_size = size;
     for (;;) {
         for (uint32_t i = 0; i < size; i++) {
             if (threads[i].state != READY) continue;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..chips import Chip
 from ..layout import Ints, Layout, collapse
 from ..trace import Operation
-from .base import Input, Output, Route, Slot, ceil_div, dispatch, ints, longs, values
+from .base import Input, Output, Route, Slot, block, ceil_div, dispatch, ints, longs, values
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Product:
     dtype: str
 
 
-def route(operation: Operation, chip: Chip) -> Route:
-    """The kernels of a product."""
+def product(operation: Operation) -> tuple[Product, Operation, int]:
+    """The product as MLX multiplies it, the operation with the inputs that its kernel sees, and how many of them MLX
+    copies first."""
     a, b, *rest = operation.inputs
     m, n, k = a.shape[-2], b.shape[-1], a.shape[-1]
     a_t, a_lead, new_a = _stored(a, m == 1)
@@ -49,11 +50,16 @@ def route(operation: Operation, chip: Chip) -> Route:
     joins = bias is None or bias_step[-1] == m * bias.strides[-2]
     if count > 1 and not a_t and len(batch) == 1 and a_lead == k and a_step[-1] == m * k and b_step[-1] == 0 and joins:
         m, count, batch, a_step, b_step, bias_step = m * batch[-1], 1, (1,), (0,), (0,), (0,)
-    product = Product(
-        m, n, k, a_t, b_t, a_lead, b_lead, batch, a_step, b_step, bias_step, count, bias, operation.outputs[0].dtype
-    )
-    found = _wide(operation, product, chip) or _vector(operation, product)
-    found = found or _split(operation, product, chip) or _tiles(operation, product, chip)
+    dtype = operation.outputs[0].dtype
+    made = Product(m, n, k, a_t, b_t, a_lead, b_lead, batch, a_step, b_step, bias_step, count, bias, dtype)
+    return made, operation, copies
+
+
+def route(operation: Operation, chip: Chip) -> Route:
+    """The kernels of a product."""
+    product_, operation, copies = product(operation)
+    found = _wide(operation, product_, chip) or _vector(operation, product_)
+    found = found or _split(operation, product_, chip) or _tiles(operation, product_, chip)
     return replace(found, copies=copies)
 
 
@@ -118,7 +124,7 @@ def _vector(operation: Operation, p: Product) -> Route | None:
             bm, bn = 1, 8
         tm = 1 if length < tm else tm
         each = bm * sm * tm
-    axpby = p.bias is not None and False  # alpha and beta are one
+    axpby = p.bias is not None
     kind = "gemv_t" if transposed else "gemv"
     name = f"{kind}_{p.dtype}_bm{bm}_bn{bn}_sm{sm}_sn{sn}_tm{tm}_tn{tn}_nc{int(len(p.batch) != 1)}_axpby{int(axpby)}"
     slots: dict[int, Slot] = {0: Input(1 if by_b else 0), 1: Input(0 if by_b else 1), 3: Output(), 4: ints([p.k])}
@@ -126,7 +132,8 @@ def _vector(operation: Operation, p: Product) -> Route | None:
     slots |= {11: longs(vector_step), 12: longs(matrix_step)}
     groups = (ceil_div(length, each), 1, p.count)
     if p.bias is not None:
-        return Route(operation, missing="a product of one row with a bias: not in any pass of ours")
+        slots |= {2: Input(2), 7: values("f", 1), 8: values("f", 1), 13: longs(p.bias_step)}
+        slots[14] = ints([p.bias.strides[-1]])
     return Route(operation, (dispatch(name, slots, groups=groups, threadgroup=(32, bn, bm)),))
 
 
@@ -156,20 +163,15 @@ def _split(operation: Operation, p: Product, chip: Chip) -> Route | None:
     )
     slots: dict[int, Slot] = {0: Output(1), 1: Output(), 2: ints([parts]), 3: ints([p.m * p.n]), 4: ints([p.n])}
     if p.bias is not None:
-        return Route(operation, missing="a split-K product with a bias: not in any pass of ours")
+        row, column = p.bias.strides[-2:]
+        slots |= {5: Input(2), 6: ints([row]), 7: ints([column]), 8: values("f", 1), 9: values("f", 1)}
     second = dispatch(
-        f"steel_gemm_splitk_accum_{p.dtype}_float32",
+        f"steel_gemm_splitk_accum_{p.dtype}_float32{'_axbpy' if p.bias is not None else ''}",
         slots,
         threads=(p.n, p.m, 1),
-        threadgroup=_block(p.n, p.m),
+        threadgroup=block(p.n, p.m, 1),
     )
     return Route(operation, (first, second), (Layout.new((parts, p.m, p.n), "float32"),))
-
-
-def _block(x: int, y: int) -> tuple[int, int, int]:
-    from .base import block
-
-    return block(x, y, 1)
 
 
 def _nax_splits(p: Product) -> bool:
