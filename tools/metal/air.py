@@ -108,7 +108,9 @@ def _with_constants(text: str, constants: Mapping[int, Constant]) -> str:
 
     def value(match: re.Match[str]) -> str:
         given = constants.get(int(match[2]), 0)
-        return f"{match[1]} = internal constant {match[3]} {float(given) if match[3] == 'float' else int(given)}{match[4]}"
+        return (
+            f"{match[1]} = internal constant {match[3]} {float(given) if match[3] == 'float' else int(given)}{match[4]}"
+        )
 
     return re.sub(pattern, value, text, flags=re.M)
 
@@ -120,7 +122,9 @@ def _without_metadata(text: str) -> str:
     text = re.sub(r"( #\d+)+(?=$| \{$| section)", "", text, flags=re.M)
     text = re.sub(r',? section "[^"]*"', "", text)
     text = re.sub(r' "air[-\w]*"(?:="[^"]*")?', "", text)
-    text = re.sub(r" (externally_initialized|local_unnamed_addr|noundef|nonnull|noalias|nocapture|weak_odr)\b", "", text)
+    text = re.sub(
+        r" (externally_initialized|local_unnamed_addr|noundef|nonnull|noalias|nocapture|weak_odr)\b", "", text
+    )
     text = re.sub(r" (dereferenceable(_or_null)?|captures)\([^)]*\)", "", text)
     text = re.sub(r" (readonly|writeonly|readnone|immarg|returned)\b", "", text)
     return re.sub(r"(?<=getelementptr)( inbounds| nuw| nusw)+", "", text)

@@ -133,7 +133,8 @@ class _Work:
 
     def __init__(self, objects: dict[str, _Object], types: Mapping[str, str], body: list[str]):
         self.objects, self.types = objects, types
-        self.definitions = dict(match.groups() for line in body if (match := re.match(rf"  ({_NAME}) = (.*)$", line)))
+        made = (re.match(rf"  ({_NAME}) = (.*)$", line) for line in body)
+        self.definitions = {match[1]: match[2] for match in made if match}
         stores = (re.match(rf"  store ptr ({_NAME}), ptr ({_NAME})", line) for line in body)
         self.stored = [(match[1], match[2]) for match in stores if match]
         self.sites: list[str] = []
@@ -149,8 +150,8 @@ class _Work:
         store = re.match(r"  store (?:volatile )?", line)
         if store:
             value = split_types(line[store.end() :])[0]
-            size = size_of(leading_type(value), self.types)
-            return self._access(line, store.end() + len(value), str(size), 1)
+            stored = size_of(leading_type(value), self.types)
+            return self._access(line, store.end() + len(value), str(stored), 1)
         if re.search(r"(= atomicrmw|= cmpxchg)", line):
             raise Unsupported(f"an atomic operation: {line.strip()}")
         copy = re.search(r"call void @llvm\.mem(cpy|move|set)\S*?\(", line)
@@ -166,7 +167,9 @@ class _Work:
 
     def _access(self, line: str, start: int, size: str, kind: int) -> list[str]:
         """The line with its first pointer from `start` on checked."""
-        pointer = re.compile(r"\bptr (?:align \d+ )?(getelementptr \(.*?\)(?=[,)]|$)|" + _NAME + ")").search(line, start)
+        pointer = re.compile(r"\bptr (?:align \d+ )?(getelementptr \(.*?\)(?=[,)]|$)|" + _NAME + ")").search(
+            line, start
+        )
         if pointer is None:
             raise Unsupported(line)
         root = self._root(pointer[1])

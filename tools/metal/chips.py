@@ -19,7 +19,7 @@ class Chip:
         """Whether it has matrix units ("neural accelerators"), for which MLX has other kernels (NAX)."""
         return self.generation >= 17
 
-    def fuses(self, query: Any, key: Any, value: Any, mask: Any) -> bool:
+    def fuses(self, query: Any, key: Any, mask: Any = None) -> bool:
         """Whether mx.fast.scaled_dot_product_attention is a kernel of its own, and not a sequence of operations."""
         heads, length, head_dim = query.shape[1:]
         if length > 8:

@@ -48,7 +48,8 @@ def definition(declared: str) -> str:
     result, name, given = match[1], match[2], match[3]
     types = re.findall(r"<[^>]+>|\w+", given)
     parameters = ", ".join(f"{type_} %{letter}" for type_, letter in zip(types, "abcdef", strict=False))
-    return f"define internal {result} @{name}({parameters}) alwaysinline {{\n{_body(name.removeprefix('air.'), result, types)}\n}}"
+    body = _body(name.removeprefix("air."), result, types)
+    return f"define internal {result} @{name}({parameters}) alwaysinline {{\n{body}\n}}"
 
 
 def _body(name: str, result: str, types: list[str]) -> str:
@@ -67,7 +68,9 @@ def _body(name: str, result: str, types: list[str]) -> str:
     if plain == "fma":
         return _returned(f"call {result} {_llvm('fma', result)}({result} %a, {result} %b, {result} %c)", result)
     if ".".join(words[:2]) in _INTEGERS:
-        return _returned(f"call {result} {_llvm(_INTEGERS['.'.join(words[:2])], result)}({result} %a, {result} %b)", result)
+        return _returned(
+            f"call {result} {_llvm(_INTEGERS['.'.join(words[:2])], result)}({result} %a, {result} %b)", result
+        )
     if words[:1] == ["clamp"] and words[1] in "su":
         return f"  %low = call {result} {_llvm(words[1] + 'max', result)}({result} %a, {result} %b)\n" + _returned(
             f"call {result} {_llvm(words[1] + 'min', result)}({result} %low, {result} %c)", result
@@ -147,7 +150,10 @@ def _dot(vector: str) -> str:
     count = int(vector.strip("<>").split()[0])
     lines = [f"  %p = fmul {vector} %a, %b", "  %s0 = extractelement " + vector + " %p, i32 0"]
     for i in range(1, count):
-        lines += [f"  %e{i} = extractelement {vector} %p, i32 {i}", f"  %s{i} = fadd {_element(vector)} %s{i - 1}, %e{i}"]
+        lines += [
+            f"  %e{i} = extractelement {vector} %p, i32 {i}",
+            f"  %s{i} = fadd {_element(vector)} %s{i - 1}, %e{i}",
+        ]
     return "\n".join([*lines, f"  ret {_element(vector)} %s{count - 1}"])
 
 
@@ -172,7 +178,11 @@ def _simd(words: list[str], result: str, types: list[str]) -> str:
     lines.append(f"  %w = call i64 @pg_simd(i32 {operation}, i64 %v, i32 {argument})")
     lines.append("  %o = add i64 %w, 0" if width == 64 else f"  %o = trunc i64 %w to i{width}")
     lines.append(f"  %y = bitcast i{width} %o to {type_}")
-    return "\n".join(lines) + "\n" + (_returned(f"fptrunc float %y to {result}", result) if as_float else f"  ret {result} %y")
+    return (
+        "\n".join(lines)
+        + "\n"
+        + (_returned(f"fptrunc float %y to {result}", result) if as_float else f"  ret {result} %y")
+    )
 
 
 def _pair(name: str) -> str:

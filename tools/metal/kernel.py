@@ -55,6 +55,11 @@ def _llvm() -> Any:
     return llvm
 
 
+def require_llvm() -> None:
+    """Raises NoLLVM or grid.NoCompiler where kernels cannot be compiled."""
+    _llvm()
+
+
 class Kernel:
     """A kernel of a metallib, translated with checks of its accesses, and compiled.
 
@@ -74,8 +79,6 @@ class Kernel:
         self._sites = checked.sites
         self._engine = _compiled(llvm, checked.text + _entry(module))
         self._entry = self._engine.get_function_address("pg_entry")
-        sizes = [int(re.search(rf"{share} = .*", checked.text) is not None) for share in module.shared]
-        assert all(sizes)
         self._shared = [
             (self._engine.get_global_value_address(share), _shared_size(checked.text, share)) for share in module.shared
         ]
@@ -115,7 +118,9 @@ def _entry(module: Module) -> str:
 
 def _fetch(n: int, argument: Argument) -> list[str]:
     if argument.kind == "buffer":
-        lines = [f"  %p{n}.{part} = getelementptr [3 x ptr], ptr %b, i64 {argument.index}, i64 {part}" for part in range(3)]
+        lines = [
+            f"  %p{n}.{part} = getelementptr [3 x ptr], ptr %b, i64 {argument.index}, i64 {part}" for part in range(3)
+        ]
         lines += [f"  %{name}{n} = load ptr, ptr %p{n}.{part}" for part, name in enumerate("alh")]
         lines += [f"  %x{n} = ptrtoint ptr %l{n} to i64", f"  %y{n} = ptrtoint ptr %h{n} to i64"]
         return [*lines, f"  %s{n} = sub i64 %y{n}, %x{n}"]

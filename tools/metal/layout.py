@@ -64,9 +64,7 @@ class Layout:
 
     def transposed(self, axes: Sequence[int]) -> Layout:
         """With its axes in another order."""
-        return replace(
-            self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes)
-        )
+        return replace(self, shape=tuple(self.shape[a] for a in axes), strides=tuple(self.strides[a] for a in axes))
 
     def expanded(self, axes: Sequence[int]) -> Layout:
         """With axes of size 1 put in, in this order."""

@@ -24,6 +24,8 @@ class Library(Mapping[str, bytes]):
     """The functions of a metallib by name; a value is the function's bitcode. Raises BadLibrary when it is made."""
 
     def __init__(self, path: Path):
+        if path.stat().st_size < 4:
+            raise BadLibrary(f"{path} is too short")
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if self._data[:4] != b"MTLB":
@@ -79,7 +81,7 @@ class Library(Mapping[str, bytes]):
     def _read_tags(self, at: int, stop: int) -> dict[bytes, bytes]:
         tags: dict[bytes, bytes] = {}
         while True:
-            word, = self._unpack("<I", at, stop)
+            (word,) = self._unpack("<I", at, stop)
             tag = struct.pack("<I", word)
             if tag == b"ENDT":
                 return tags

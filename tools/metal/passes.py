@@ -7,18 +7,22 @@ layer of a prefix is unlike the others, and the others are alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from pg_mlx.cache import KVCache
 from pg_mlx.config import SIZES, PaliGemmaConfig
+from pg_mlx.generation.sampling import Sampler, SamplingOptions
 from pg_mlx.linear import Matrix
+from pg_mlx.ops import attention
 from pg_mlx.ops.device import mx
 from pg_mlx.paligemma import PaliGemma
 from pg_mlx.quantization import RECIPES
 from tools.random_checkpoint import raw_config
 
-from .chips import Chip
+from .chips import CHIPS, Chip
 from .trace import Operation, trace
 
 PIXELS = (224, 448, 896)
@@ -26,12 +30,15 @@ PROMPT = 11
 """Tokens of a prompt: odd, as most are, so that no length is a multiple of anything."""
 SUFFIX = 40
 """Slots for the answer."""
+TEXT_IDS = 257152
+"""Ids that are text, so that an answer may have them."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """phase: vision, prefill, step, extend or greedy (which is argmax). recipe: None for bfloat16. batch: rows. even:
-    whether they are equally long."""
+    """phase: vision, connect, prefill, step, extend or locations. recipe: None for bfloat16. batch: rows. even: whether
+    they are equally long. by_vectors: Gemma 2's capped attention with each query head as a product of its own, however
+    the model does it."""
 
     model: str
     pixels: int
@@ -39,22 +46,35 @@ class Pass:
     phase: str
     batch: int
     even: bool = True
+    by_vectors: bool = False
 
     def __str__(self) -> str:
         rows = f"{self.batch} rows" if self.even else f"{self.batch} unequal rows"
-        return f"{self.model}-{self.pixels} {self.recipe or 'bf16'}, {self.phase}, {rows}"
+        how = " (one product a head)" if self.by_vectors else ""
+        return f"{self.model}-{self.pixels} {self.recipe or 'bf16'}, {self.phase}{how}, {rows}"
 
 
-def passes() -> Iterator[Pass]:
-    """All that are looked at. A picture's pass is the same for all decoders of one width, and only traced once."""
-    for model in SIZES:
-        for pixels in PIXELS:
-            for recipe in (None, *RECIPES):
-                for batch, even in ((1, True), (8, True), (8, False)):
-                    if even and model == "paligemma-3b":
-                        yield Pass(model, pixels, recipe, "vision", batch)
-                    for phase in ("connect", "prefill", "step", "extend"):
-                        yield Pass(model, pixels, recipe, phase, batch, even)
+def passes(models: Sequence[str] = tuple(SIZES)) -> Iterator[Pass]:
+    """All that are looked at, of these models. The vision tower is the same in all, and traced for the first only."""
+    for model, pixels, recipe in product(models, PIXELS, (None, *RECIPES)):
+        for batch, even in ((1, True), (8, True), (8, False)):
+            if even and model == next(iter(SIZES)):
+                yield Pass(model, pixels, recipe, "vision", batch)
+            for phase in ("connect", "prefill", "step", "extend"):
+                if even or phase != "connect":
+                    yield Pass(model, pixels, recipe, phase, batch, even)
+            if SIZES[model]["model_type"] == "gemma2" and recipe is None:
+                yield Pass(model, pixels, recipe, "step", batch, even, by_vectors=True)
+        if pixels == PIXELS[0]:
+            yield Pass(model, pixels, recipe, "locations", 1)
+
+
+def by_chip(wanted: Pass) -> Iterator[tuple[Chip, Operation]]:
+    """What the pass gives to each kind of chip."""
+    plain, nax = ([chip for chip in CHIPS if chip.nax == has] for has in (False, True))
+    differs = wanted.phase == "prefill" and not wanted.even  # where attention may be one kernel on an M5 only
+    for group in (plain, nax) if differs else (CHIPS,):
+        yield from product(group, dict.fromkeys(operations(wanted, group[0])))
 
 
 def operations(wanted: Pass, chip: Chip) -> list[Operation]:
@@ -69,7 +89,28 @@ def operations(wanted: Pass, chip: Chip) -> list[Operation]:
             module[name] = array
         return function(*first)
 
-    return trace(run, [*arrays, *(module[name] for module, name in named)], chip)
+    with _capped_by_vectors() if wanted.by_vectors else nullcontext():
+        return trace(run, [*arrays, *(module[name] for module, name in named)], chip)
+
+
+@contextmanager
+def _capped_by_vectors() -> Iterator[None]:
+    original = attention.capped
+
+    def capped(
+        query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float, softcap: float
+    ) -> mx.array:
+        rows = query.reshape(query.shape[0], key.shape[1], -1, 1, query.shape[-1])
+        scores = attention.cap_scores(rows @ key[:, :, None].swapaxes(-1, -2), softcap, scale)
+        if mask is not None:
+            scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
+        return (mx.softmax(scores, axis=-1, precise=True) @ value[:, :, None]).reshape(query.shape)
+
+    attention.capped = capped
+    try:
+        yield
+    finally:
+        attention.capped = original
 
 
 Phase = tuple[Callable[..., list[mx.array]], Sequence[mx.array]]
@@ -99,9 +140,13 @@ def _prefill(model: PaliGemma, wanted: Pass) -> Phase:
 
     def run(features: mx.array, ids: mx.array) -> list[mx.array]:
         logits, cache = model.prefill(features, ids, capacity=capacity, prefix_lengths=lengths)
-        return [logits, mx.argmax(logits, axis=-1), *cache.layers]
+        return [logits, _greedy(logits), *cache.layers]
 
     return run, [features, ids]
+
+
+def _greedy(logits: mx.array) -> mx.array:
+    return Sampler(SamplingOptions(), TEXT_IDS)(logits)
 
 
 def _extend(model: PaliGemma, wanted: Pass, count: int = 3) -> Phase:
@@ -113,9 +158,15 @@ def _extend(model: PaliGemma, wanted: Pass, count: int = 3) -> Phase:
 
     def run(ids: mx.array, *layers: mx.array) -> list[mx.array]:
         logits, cache = model.extend(ids, KVCache(layers, lengths))
-        return [logits, mx.argmax(logits, axis=-1), *cache.layers]
+        return [logits, _greedy(logits), *cache.layers]
 
     return run, [mx.zeros((wanted.batch, count), mx.int32), *layers]
+
+
+def _locations(model: PaliGemma, wanted: Pass) -> Phase:
+    """The logits of <loc0000> to <loc1023> only, as a guide asks for them."""
+    hidden = mx.zeros((wanted.batch, model.config.text.hidden_size), mx.bfloat16)
+    return lambda hidden: [model.language_model.head(hidden, range(256000, 257024))], [hidden]
 
 
 _PHASES: dict[str, Callable[[PaliGemma, Pass], Phase]] = {
@@ -124,12 +175,15 @@ _PHASES: dict[str, Callable[[PaliGemma, Pass], Phase]] = {
     "prefill": _prefill,
     "step": lambda model, wanted: _extend(model, wanted, 1),
     "extend": _extend,
+    "locations": _locations,
 }
 
 
 def _model(wanted: Pass) -> PaliGemma:
     """The model with weights that are shapes only, as loading a converted checkpoint leaves it."""
-    config = PaliGemmaConfig.from_dict(raw_config(f"{wanted.model}-{wanted.pixels}", layers=2, padded=bool(wanted.recipe)))
+    config = PaliGemmaConfig.from_dict(
+        raw_config(f"{wanted.model}-{wanted.pixels}", layers=2, padded=bool(wanted.recipe))
+    )
     model = PaliGemma(config, dtype=mx.bfloat16)
     for name, module in model.named_modules():
         if isinstance(module, Matrix):

@@ -1,7 +1,7 @@
 """The operations that a pass of pg_mlx gives to a GPU, with the layout of every array.
 
 The pass itself is traced, by MLX's export, with the operations of a GPU: shapes only, nothing is computed, so a 28B
-model takes no memory. Without a GPU, MLX builds fused functions (norms, rope, attention, compiled functions) from parts;
+model takes no memory. Without a GPU, MLX builds fused functions (norms, rope, attention, compiled ones) from parts;
 here each becomes one operation again. Whether attention is one is the chip's decision.
 """
 
@@ -40,10 +40,10 @@ class _Recorder:
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     def stand_in(self, name: str, function: Function) -> Function:
-        """A function whose graph is one Depends node: shapeless outputs, its inputs, and a tag that numbers the call."""
+        """A function whose graph is one Depends node: empty outputs, its inputs, and a tag that numbers the call."""
 
         def call(*arguments: Any, **options: Any) -> Any:
-            if name == "scaled_dot_product_attention" and not self.chip.fuses(*arguments[:3], options.get("mask")):
+            if name == "scaled_dot_product_attention" and not self.chip.fuses(*arguments[:2], options.get("mask")):
                 return function(*arguments, **options)
             returned = function(*arguments, **options)
             outputs = returned if isinstance(returned, (list, tuple)) else [returned]
@@ -64,7 +64,8 @@ class _Recorder:
         try:
             for name, original in originals.items():
                 setattr(mx.fast, name, self.stand_in(name, original))
-            mx.dequantize = self.stand_in("dequantize", dequantize)
+            unpack = self.stand_in("dequantize", dequantize)
+            mx.dequantize = lambda *given, dtype: unpack(*given).astype(dtype)  # as MLX does in two operations
             mx.compile = lambda function, **_: self.stand_in(f"compiled {function.__name__.strip('_')}", function)
             yield
         finally:
@@ -93,9 +94,7 @@ def trace(function: Function, arrays: Sequence[Any], chip: Chip) -> list[Operati
     return list(_operations(entries, recorder.calls))
 
 
-def _operations(
-    entries: Sequence[dict[str, Any]], calls: Sequence[tuple[str, tuple[Any, ...]]]
-) -> Iterator[Operation]:
+def _operations(entries: Sequence[dict[str, Any]], calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Iterator[Operation]:
     known: dict[str, Layout] = {}
     for entry in entries:
         if entry["type"] == "inputs":

@@ -65,7 +65,9 @@ class Run:
     def start(self, library: Library, dispatch: Dispatch, groups: list[Size] | None = None) -> list[Fault]:
         """Run one of the route's kernels."""
         bound = {index: self._slot(slot) for index, slot in dispatch.slots}
-        return kernel(library, dispatch.kernel, dispatch.constants)(bound, dispatch.threads, dispatch.threadgroup, groups)
+        return kernel(library, dispatch.kernel, dispatch.constants)(
+            bound, dispatch.threads, dispatch.threadgroup, groups
+        )
 
     def _slot(self, slot: object) -> Array:
         match slot:

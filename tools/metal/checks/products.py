@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..bits import Array
@@ -21,7 +23,9 @@ def check(run: Run, library: Library) -> Result:
     first, *others = run.route.dispatches
     rows, columns = _tile(p, first)
     xs, ys, zs = (some(count, run.rng, 2) for count in (-(-p.n // columns), -(-p.m // rows), p.count))
-    chosen: list[Size] = sorted({(xs[0], ys[0], zs[-1]), (xs[-1], ys[-1], zs[0]), (xs[0], ys[-1], zs[0]), (xs[-1], ys[0], zs[0])})
+    chosen: list[Size] = sorted(
+        {(xs[0], ys[0], zs[-1]), (xs[-1], ys[-1], zs[0]), (xs[0], ys[-1], zs[0]), (xs[-1], ys[0], zs[0])}
+    )
     scale = 1 / np.sqrt(p.k)
     filled: set[tuple[str, int, int]] = set()
     pieces: list[tuple[Array, int, slice, slice]] = []
@@ -82,7 +86,11 @@ def _tile(p: Product, first: Dispatch) -> tuple[int, int]:
         return p.m, 4
     if first.kernel.startswith("gemv"):
         lanes = dict(part for part in _numbers(first.kernel))
-        each = lanes["bn"] * lanes["sn"] * lanes["tn"] if "gemv_t" in first.kernel else lanes["bm"] * lanes["sm"] * lanes["tm"]
+        each = (
+            lanes["bn"] * lanes["sn"] * lanes["tn"]
+            if "gemv_t" in first.kernel
+            else lanes["bm"] * lanes["sm"] * lanes["tm"]
+        )
         return (1, each) if p.n != 1 else (each, 1)
     sizes = dict(_numbers(first.kernel))
     assert groups[0] == -(-p.n // sizes["bn"])
@@ -103,7 +111,7 @@ def _matrix(run: Run, p: Product, number: int, z: int) -> Array:
     """Matrix z of the batch: a [M, K] or b [K, N], as the kernel's arguments say where it is."""
     layout, buffer = run.route.operation.inputs[number], run.buffers[number]
     steps, transposed, lead = ((p.a_step, p.a_t, p.a_lead), (p.b_step, p.b_t, p.b_lead))[number]
-    index = np.unravel_index(z, p.batch) if np.prod(p.batch) == p.count else (z,)
+    index: tuple[Any, ...] = np.unravel_index(z, p.batch) if np.prod(p.batch) == p.count else (z,)
     offset = layout.offset + sum(int(i) * step for i, step in zip(index, steps, strict=True))
     shape = ((p.m, p.k), (p.k, p.n))[number]
     item = buffer.itemsize

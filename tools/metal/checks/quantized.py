@@ -14,8 +14,9 @@ from .base import Result, Run, compare, floats, some
 BOUND = 1e-2
 
 
-def unpack(words: Array, scales: Array, biases: Array, bits: int) -> Array:
-    """Packed rows -> float32: the code of a column is `bits` bits, lowest first, in a stream of little-endian words."""
+def unpack(packed: list[Array], bits: int) -> Array:
+    """Words, scales and biases of packed rows -> float32: the code of a column is `bits` bits, lowest first, in a stream of little-endian words."""
+    words, scales, biases = packed
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
     codes = stream.reshape(len(words), -1, bits) @ (1 << np.arange(bits))
     groups = codes.reshape(len(words), scales.shape[-1], -1).astype(np.float32)
@@ -31,7 +32,7 @@ def product(run: Run, library: Library) -> Result:
     tiles = "qmm" in dispatch.kernel
     rows, columns = (32, 32) if tiles else (m, 8)
     chosen = [(i, j) for j in some(-(-m // rows), run.rng, 2) for i in some(-(-n // columns), run.rng, 3)]
-    activations = run.buffers[0].reshape(m, k)
+    activations = run.buffers[0][x.offset :][: m * k].reshape(m, k)
     for j in {j for _, j in chosen}:
         part = activations[j * rows : (j + 1) * rows]
         run.put(part, run.normal(part.shape))
@@ -48,7 +49,7 @@ def product(run: Run, library: Library) -> Result:
     got, wanted = [], []
     for i, j in chosen:
         ys, xs = slice(j * rows, min((j + 1) * rows, m)), slice(i * columns, min((i + 1) * columns, n))
-        weight = unpack(*(run.input(number)[xs] for number in (1, 2, 3)), bits)
+        weight = unpack([run.input(number)[xs] for number in (1, 2, 3)], bits)
         wanted.append((floats(activations[ys]).astype(np.float64) @ weight.T).ravel())
         got.append(floats(np.array(made[:, ys, xs])).sum(axis=0).ravel())
     return compare(np.concatenate(got), np.concatenate(wanted), BOUND, faults)
@@ -63,11 +64,11 @@ def dequantize(run: Run, library: Library) -> Result:
     chosen = some(dispatch.groups[0], run.rng, 3)
     spans = [(at * stretch, min((at + 1) * stretch, out.size)) for at in chosen]
     needed = sorted({row for first, last in spans for row in range(first // columns, (last - 1) // columns + 1)})
-    words = [run.buffers[number].reshape(rows, -1) for number in range(3)]
+    words = [run.input(number).reshape(rows, -1) for number in range(3)]
     for row in needed:
         _fill_rows(run, [part[row : row + 1] for part in words])
     faults = run.start(library, dispatch, [(at, 0, 0) for at in chosen])
-    weight = dict(zip(needed, unpack(*(part[needed] for part in words), bits), strict=True))
+    weight = dict(zip(needed, unpack([part[needed] for part in words], bits), strict=True))
     got, wanted = [], []
     for first, last in spans:
         got.append(floats(np.array(run.results[0][first:last])))

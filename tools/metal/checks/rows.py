@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..bits import Array, rounded, to_bfloat16
+from ..grid import Size
 from ..layout import Layout, collapse, dense
 from ..library import Library
 from .base import Result, Run, compare, floats, some
+
 
 def _rows(run: Run) -> tuple[list[int], Array, Array]:
     """Some rows, and all rows of input and output as the kernel counts them."""
@@ -21,20 +23,20 @@ def _rows(run: Run) -> tuple[list[int], Array, Array]:
 def rms_norm(run: Run, library: Library) -> Result:
     """x / rms(x) * weight."""
     chosen, x, out = _rows(run)
-    run.put(x[chosen], np.zeros(()))
     for row in chosen:
         run.put(x[row], run.normal(x[row].shape, 30))
-    faults = []
-    weight = np.ones((), np.float32)
+    weight: Array = np.ones((), np.float32)
     if len(run.route.operation.inputs) > 1:
         run.put(run.input(1), run.rng.uniform(0.2, 8, x.shape[-1]).astype(np.float32))
         weight = floats(run.input(1))
     faults = run.start(library, run.route.dispatches[0], [(row, 0, 0) for row in chosen])
     values = floats(x[chosen]).astype(np.float64)
     eps = run.route.operation.arguments[-1]
-    wanted = values / np.sqrt((values**2).mean(axis=-1, keepdims=True) + eps) * weight
+    wanted: Array = values / np.sqrt((values**2).mean(axis=-1, keepdims=True) + eps) * weight
     exact = x.dtype == np.uint16
-    return compare(out[chosen], rounded(wanted.astype(np.float32)) if exact else wanted, 4e-3 if exact else 1e-6, faults)
+    return compare(
+        out[chosen], rounded(wanted.astype(np.float32)) if exact else wanted, 4e-3 if exact else 1e-6, faults
+    )
 
 
 def layer_norm(run: Run, library: Library) -> Result:
@@ -68,7 +70,7 @@ def rope(run: Run, library: Library) -> Result:
     """Rotation of halves: by true positions, and by zero, which must change no bit."""
     operation, dispatch = run.route.operation, run.route.dispatches[0]
     x, out = run.input(0), run.output()
-    batch, heads, length, width = x.shape
+    batch, _, length, width = x.shape
     rows = some(batch, run.rng, 24)
     for b in rows:
         run.put(x[b], run.normal(x[b].shape))
@@ -88,13 +90,15 @@ def rope(run: Run, library: Library) -> Result:
     for b in rows:
         z |= {at // deep for at in range(b * per_row, (b + 1) * per_row)}
     ys = some(dispatch.groups[1], run.rng, 3)
-    groups = [(gx, gy, gz) for gx in range(dispatch.groups[0]) for gy in ys for gz in sorted(z)]
+    groups: list[Size] | None = [(gx, gy, gz) for gx in range(dispatch.groups[0]) for gy in ys for gz in sorted(z)]
     if "single" in dispatch.kernel:
         groups, ys = None, [0]
     faults = run.start(library, dispatch, groups)
     high = dispatch.threadgroup[1] if "single" not in dispatch.kernel else 1
     tokens = sorted({t for y in ys for t in range(y * high, min((y + 1) * high, length))})
-    angles = (offsets[rows, None, None, None] + np.array(tokens)[:, None]) * base ** (-np.arange(width // 2) / (width / 2))
+    angles = (offsets[rows, None, None, None] + np.array(tokens)[:, None]) * base ** (
+        -np.arange(width // 2) / (width / 2)
+    )
     values = floats(x[rows][:, :, tokens]).astype(np.float64)
     left, right = values[..., : width // 2], values[..., width // 2 :]
     cos, sin = np.cos(angles), np.sin(angles)
@@ -120,10 +124,18 @@ def copy(run: Run, library: Library) -> Result:
     layout, dispatch, out = run.route.operation.inputs[0], run.route.dispatches[0], run.results[0]
     groups = _spread(dispatch.groups, run.rng)
     along = dispatch.kernel.startswith("g")
-    shape, (steps, _) = collapse(layout.shape, [layout.strides, dense(layout.shape)]) if along else ((layout.size,), [(1,), ()])
+    shape, (steps, _) = (
+        collapse(layout.shape, [layout.strides, dense(layout.shape)]) if along else ((layout.size,), [(1,), ()])
+    )
     rows = shape[-2] if len(shape) > 1 else 1
     each = -(-shape[-1] // dispatch.threads[0])
-    spans = [[slice(g * t * e, min((g + 1) * t * e, most)) for g, t, e, most in zip(group, dispatch.threadgroup, (each, 1, 1), (shape[-1], rows, 1 << 62), strict=True)] for group in groups]
+    spans = [
+        [
+            slice(g * t * e, min((g + 1) * t * e, most))
+            for g, t, e, most in zip(group, dispatch.threadgroup, (each, 1, 1), (shape[-1], rows, 1 << 62), strict=True)
+        ]
+        for group in groups
+    ]
     numbers = []
     for x, y, z in spans:
         z = slice(z.start, min(z.stop, out.size // (shape[-1] * rows)))

@@ -7,7 +7,7 @@ and lines are named there) and from the names in the shipped metallib.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,8 @@ class Dispatch:
 class Route:
     """An operation's kernels on a kind of chip.
 
-    operation: with its inputs laid out as the kernels see them, after copies that MLX makes first. scratch: arrays
-    between kernels. tile: how many rows and columns of the result a threadgroup of the first kernel makes, if it makes
-    tiles. missing: why it is not run here.
+    operation: with its inputs laid out as the kernels see them. copies: how many inputs MLX copies first, so that
+    they are. scratch: arrays between kernels. missing: why it is not run here.
     """
 
     operation: Operation
@@ -104,7 +103,7 @@ def dispatch(
     groups: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     threadgroup: Sequence[int],
-    constants: dict[int, Constant] | None = None,
+    constants: Mapping[int, Constant] | None = None,
 ) -> Dispatch:
     """A dispatch by threadgroups, or by threads as MLX does for kernels that cut off the last threadgroup."""
     size = three(threadgroup)

@@ -32,7 +32,7 @@ def reshape(operation: Operation, chip: Chip) -> Route:
 def gather(x: Layout, to: str) -> Dispatch:
     """The copy of an array along its strides into one without gaps."""
     shape, (steps, _) = collapse(x.shape, [x.strides, Layout.new(x.shape, x.dtype).strides])
-    return _general("g", shape, steps, None, f"_copy{type_name(x.dtype)}{type_name(to)}")
+    return _general("g", shape, steps, None, f"_copy{type_name(x.dtype)}{type_name(to)}", Input(0))
 
 
 def slice_update(operation: Operation, chip: Chip) -> Route:
@@ -51,7 +51,7 @@ def _general(
     steps: tuple[int, ...],
     out_steps: tuple[int, ...] | None,
     suffix: str,
-    source: Input = Input(0),
+    source: Input,
     offset: int = 0,
 ) -> Dispatch:
     count = len(shape)
