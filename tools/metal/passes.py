@@ -20,6 +20,7 @@ from pg_mlx.ops import attention
 from pg_mlx.ops.device import mx
 from pg_mlx.paligemma import PaliGemma
 from pg_mlx.quantization import RECIPES
+from pg_mlx.regions import mask_vae
 from tools.random_checkpoint import raw_config
 
 from .chips import CHIPS, Chip
@@ -36,9 +37,11 @@ TEXT_IDS = 257152
 
 @dataclass(frozen=True)
 class Pass:
-    """phase: vision, connect, prefill, step, extend or locations. recipe: None for bfloat16. batch: rows. even: whether
-    they are equally long. by_vectors: Gemma 2's capped attention with each query head as a product of its own, however
-    the model does it."""
+    """phase: vision, connect, prefill, step, extend, locations or masks. recipe: None for bfloat16. batch: rows.
+
+    even: whether they are equally long. by_vectors: Gemma 2's capped attention with each query head as a product of its
+    own, however the model does it.
+    """
 
     model: str
     pixels: int
@@ -67,6 +70,8 @@ def passes(models: Sequence[str] = tuple(SIZES)) -> Iterator[Pass]:
                 yield Pass(model, pixels, recipe, "step", batch, even, by_vectors=True)
         if pixels == PIXELS[0]:
             yield Pass(model, pixels, recipe, "locations", 1)
+    if next(iter(SIZES)) in models:
+        yield from (Pass(next(iter(SIZES)), PIXELS[0], None, "masks", batch) for batch in (1, 32))
 
 
 def by_chip(wanted: Pass) -> Iterator[tuple[Chip, Operation]]:
@@ -169,6 +174,16 @@ def _locations(model: PaliGemma, wanted: Pass) -> Phase:
     return lambda hidden: [model.language_model.head(hidden, range(256000, 257024))], [hidden]
 
 
+def _masks(model: PaliGemma, wanted: Pass) -> Phase:
+    """The mask decoder, with the widths of the published one."""
+    wide = {"_vq_vae._embedding": (mask_vae.CODEBOOK_SIZE, 512), "decoder.0.weight": (128, 512, 1, 1)}
+    for number, outputs in zip((4, 6, 8, 10), (128, 64, 32, 16), strict=True):
+        wide[f"decoder.{number}.weight"] = (0, outputs)
+    shapes = mask_vae.decoder_shapes(wide)
+    decoder = mask_vae.MaskDecoder({name: mx.zeros(shape) for name, shape in shapes.items()})
+    return lambda codes: [decoder._decode(codes)], [mx.zeros((wanted.batch, 16), mx.int32)]
+
+
 _PHASES: dict[str, Callable[[PaliGemma, Pass], Phase]] = {
     "vision": _vision,
     "connect": _connect,
@@ -176,6 +191,7 @@ _PHASES: dict[str, Callable[[PaliGemma, Pass], Phase]] = {
     "step": lambda model, wanted: _extend(model, wanted, 1),
     "extend": _extend,
     "locations": _locations,
+    "masks": _masks,
 }
 
 

@@ -43,7 +43,7 @@ class _Recorder:
         """A function whose graph is one Depends node: empty outputs, its inputs, and a tag that numbers the call."""
 
         def call(*arguments: Any, **options: Any) -> Any:
-            if name == "scaled_dot_product_attention" and not self.chip.fuses(*arguments[:2], options.get("mask")):
+            if name == FAST[-1] and not self.chip.fuses(arguments[0], arguments[1], options.get("mask")):
                 return function(*arguments, **options)
             returned = function(*arguments, **options)
             outputs = returned if isinstance(returned, (list, tuple)) else [returned]
@@ -60,16 +60,17 @@ class _Recorder:
     @contextmanager
     def patched(self) -> Iterator[None]:
         originals = {name: getattr(mx.fast, name) for name in FAST}
-        compile_, dequantize = mx.compile, mx.dequantize
+        compile_, dequantize, evaluate = mx.compile, mx.dequantize, mx.eval
         try:
             for name, original in originals.items():
                 setattr(mx.fast, name, self.stand_in(name, original))
             unpack = self.stand_in("dequantize", dequantize)
             mx.dequantize = lambda *given, dtype: unpack(*given).astype(dtype)  # as MLX does in two operations
+            mx.eval = lambda *_: None  # a tracer has no values
             mx.compile = lambda function, **_: self.stand_in(f"compiled {function.__name__.strip('_')}", function)
             yield
         finally:
-            mx.compile, mx.dequantize = compile_, dequantize
+            mx.compile, mx.dequantize, mx.eval = compile_, dequantize, evaluate
             for name, original in originals.items():
                 setattr(mx.fast, name, original)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..library import Library
 from ..routes.base import Route
-from . import attention, products, quantized, rows
+from . import attention, convolution, products, quantized, rows
 from .base import Check, Result, Run
 
 _CHECKS: dict[str, Check] = {
@@ -17,6 +17,7 @@ _CHECKS: dict[str, Check] = {
     "QuantizedMatmul": quantized.product,
     "dequantize": quantized.dequantize,
     "scaled_dot_product_attention": attention.check,
+    "Convolution": convolution.check,
     "rms_norm": rows.rms_norm,
     "layer_norm": rows.layer_norm,
     "Softmax": rows.softmax,

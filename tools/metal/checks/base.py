@@ -99,7 +99,8 @@ Check = Callable[[Run, Library], Result]
 
 def floats(x: Array) -> Array:
     """Values as float32, also of bfloat16 bits."""
-    return from_bfloat16(x) if x.dtype == np.uint16 else np.asarray(x, np.float32)
+    values: Array = from_bfloat16(x) if x.dtype == np.uint16 else np.asarray(x, np.float32)
+    return values
 
 
 def compare(got: Array, wanted: Array, bound: float, faults: list[Fault]) -> Result:

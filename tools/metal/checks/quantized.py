@@ -15,7 +15,10 @@ BOUND = 1e-2
 
 
 def unpack(packed: list[Array], bits: int) -> Array:
-    """Words, scales and biases of packed rows -> float32: the code of a column is `bits` bits, lowest first, in a stream of little-endian words."""
+    """Words, scales and biases of packed rows -> float32 [rows, columns].
+
+    The code of a column is `bits` bits, lowest first, in a stream of little-endian words.
+    """
     words, scales, biases = packed
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
     codes = stream.reshape(len(words), -1, bits) @ (1 << np.arange(bits))

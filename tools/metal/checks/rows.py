@@ -25,9 +25,9 @@ def rms_norm(run: Run, library: Library) -> Result:
     chosen, x, out = _rows(run)
     for row in chosen:
         run.put(x[row], run.normal(x[row].shape, 30))
-    weight: Array = np.ones((), np.float32)
+    weight: Array = np.ones(1, np.float32)
     if len(run.route.operation.inputs) > 1:
-        run.put(run.input(1), run.rng.uniform(0.2, 8, x.shape[-1]).astype(np.float32))
+        run.put(run.input(1), run.rng.uniform(0.2, 8, (x.shape[-1],)))
         weight = floats(run.input(1))
     faults = run.start(library, run.route.dispatches[0], [(row, 0, 0) for row in chosen])
     values = floats(x[chosen]).astype(np.float64)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..chips import Chip
 from ..trace import Operation
-from . import attention, copies, products, quantized, rows
+from . import attention, convolution, copies, products, quantized, rows
 from .base import Route
 
 _ROUTES: dict[str, Callable[[Operation, Chip], Route]] = {
@@ -15,6 +15,7 @@ _ROUTES: dict[str, Callable[[Operation, Chip], Route]] = {
     "QuantizedMatmul": quantized.route,
     "dequantize": quantized.dequantize,
     "scaled_dot_product_attention": attention.route,
+    "Convolution": convolution.route,
     "rms_norm": rows.rms_norm,
     "layer_norm": rows.layer_norm,
     "Softmax": rows.softmax,
@@ -36,7 +37,18 @@ _MISSING = {
     "Arange": "numbers in a row: one value a thread",
     "Full": "a fill: one value a thread",
 }
-_ELEMENTWISE = ("Add", "Subtract", "Multiply", "Select", "LessEqual", "Less", "Equal", "GreaterEqual", "LogicalAnd")
+_ELEMENTWISE = (
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Select",
+    "LessEqual",
+    "Less",
+    "Equal",
+    "GreaterEqual",
+    "LogicalAnd",
+    "Maximum",
+)
 
 
 def route(operation: Operation, chip: Chip) -> Route:
