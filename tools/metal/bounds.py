@@ -16,7 +16,7 @@ from .intrinsics import Unsupported
 
 PRELUDE = """
 declare ptr @pg_fault(i32, i32, i64)
-define internal ptr @pg_check(ptr %p, i64 %n, ptr %base, i64 %size, i32 %site, i32 %kind) alwaysinline {
+define internal i1 @pg_inside(ptr %p, i64 %n, ptr %base, i64 %size) alwaysinline {
   %a = ptrtoint ptr %p to i64
   %b = ptrtoint ptr %base to i64
   %offset = sub i64 %a, %b
@@ -24,8 +24,14 @@ define internal ptr @pg_check(ptr %p, i64 %n, ptr %base, i64 %size, i32 %site, i
   %inside = icmp ule i64 %offset, %room
   %fits = icmp ule i64 %n, %size
   %good = and i1 %inside, %fits
+  ret i1 %good
+}
+define internal ptr @pg_check(i1 %good, ptr %p, ptr %base, i32 %site, i32 %kind) alwaysinline {
   br i1 %good, label %fine, label %bad
 bad:
+  %a = ptrtoint ptr %p to i64
+  %b = ptrtoint ptr %base to i64
+  %offset = sub i64 %a, %b
   %other = call ptr @pg_fault(i32 %site, i32 %kind, i64 %offset)
   br label %fine
 fine:
@@ -139,7 +145,7 @@ class _Work:
         self.stored = [(match[1], match[2]) for match in stores if match]
         self.sites: list[str] = []
         self.unchecked: list[str] = []
-        self._roots: dict[str, str | None] = {}
+        self._roots: dict[str, tuple[str, ...]] = {}
 
     def line(self, line: str) -> list[str]:
         """The line with what must stand before it."""
@@ -172,20 +178,27 @@ class _Work:
         )
         if pointer is None:
             raise Unsupported(line)
-        root = self._root(pointer[1])
-        if root is None:
+        roots = self._root(pointer[1])
+        if not roots:
             self.unchecked.append(line.strip())
             return [line]
-        about, site = self.objects[root], len(self.sites)
-        self.sites.append(about.name)
-        check = (
-            f"  %pg.p{site} = call ptr @pg_check(ptr {pointer[1]}, i64 {size}, ptr {about.base}, i64 {about.size}, "
-            f"i32 {site}, i32 {kind})"
-        )
-        return [check, f"{line[: pointer.start(1)]}%pg.p{site}{line[pointer.end(1) :]}"]
+        objects, site = [self.objects[root] for root in roots], len(self.sites)
+        self.sites.append(" or ".join(one.name for one in objects))
+        before = []
+        for at, one in enumerate(objects):
+            inside = f"call i1 @pg_inside(ptr {pointer[1]}, i64 {size}, ptr {one.base}, i64 {one.size})"
+            before.append(f"  %pg.i{site}.{at} = {inside}")
+            if at:
+                before.append(
+                    f"  %pg.g{site}.{at} = or i1 %pg.{'g' if at > 1 else 'i'}{site}.{at - 1}, %pg.i{site}.{at}"
+                )
+        good = f"%pg.{'g' if len(objects) > 1 else 'i'}{site}.{len(objects) - 1}"
+        given = f"i1 {good}, ptr {pointer[1]}, ptr {objects[0].base}, i32 {site}, i32 {kind}"
+        before.append(f"  %pg.p{site} = call ptr @pg_check({given})")
+        return [*before, f"{line[: pointer.start(1)]}%pg.p{site}{line[pointer.end(1) :]}"]
 
-    def _root(self, pointer: str) -> str | None:
-        """The object that an address was made from, or None if it is not the only one or not known."""
+    def _root(self, pointer: str) -> tuple[str, ...]:
+        """The objects that an address may have been made from; none if that is not known."""
         if pointer in self._roots:
             return self._roots[pointer]
         found: set[str] = set()
@@ -202,13 +215,12 @@ class _Work:
             made = name if name.startswith("getelementptr") else self.definitions.get(name, "")
             if made.startswith("load ptr"):  # from an array of addresses: what was stored into it
                 array = self._root(made.rsplit("ptr ", 1)[-1].split(",")[0])
-                todo += [value for value, where in self.stored if self._root(where) == array] or ["?"]
+                todo += [value for value, where in self.stored if array and self._root(where) == array] or ["?"]
             elif made.startswith("phi ptr"):
                 todo += re.findall(rf"\[ ({_NAME}),", made)
             elif made.startswith(("getelementptr", "bitcast ptr", "select")):
                 todo += re.findall(rf"\bptr ({_NAME})", made)[: 2 if made.startswith("select") else 1]
             else:
                 found.add("?")
-        root = next(iter(found)) if len(found) == 1 else None
-        self._roots[pointer] = None if root == "?" else root
+        self._roots[pointer] = () if "?" in found else tuple(sorted(found))
         return self._roots[pointer]
