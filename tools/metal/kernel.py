@@ -138,12 +138,12 @@ def _fetch(n: int, argument: Argument) -> list[str]:
 
 def _compiled(llvm: Any, text: str) -> Any:
     target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=1, jit=True
     )
     module = llvm.parse_assembly(text)
     module.triple, module.data_layout = target.triple, str(target.target_data)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options = llvm.create_pipeline_tuning_options(speed_level=1)
     options.loop_unrolling = True
     for _ in range(2):  # checks that unrolling has settled keep no array in memory the second time
         builder = llvm.create_pass_builder(target, options)

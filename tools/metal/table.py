@@ -65,4 +65,5 @@ def _way(layout: Layout, operation: str) -> tuple[Any, ...]:
     order = sorted(range(len(layout.shape)), key=lambda axis: (layout.strides[axis], axis))
     several = tuple(axis for axis in order if layout.shape[axis] > 1)
     still = tuple(step == 0 for step in layout.strides)
-    return layout.dtype, width, several, still, layout.offset > 0, layout.room > layout.size
+    how = () if layout.row_contiguous else (several, still)
+    return layout.dtype, width, how, layout.offset > 0, layout.room > layout.size
