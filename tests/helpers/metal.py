@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from tools.metal import report, table
 from tools.metal.grid import NoCompiler, native
 from tools.metal.kernel import NoLLVM, require_llvm
 from tools.metal.library import Library
-from tools.metal.passes import Pass
+from tools.metal.passes import passes
 from tools.metal.wheel import NoMetallib, library
 
 
@@ -30,10 +32,15 @@ def require_compiler() -> None:
         pytest.skip(str(error))
 
 
-def run_routes(passes: list[Pass]) -> list[report.Outcome]:
-    """Each kind of route of these passes, run once; prints a line each, and the summary."""
-    kernels = shipped()
-    entries = table.collect(passes)
+@cache
+def routes_of(model: str) -> list[table.Entry]:
+    """The table of one model."""
+    return table.collect(passes((model,)))
+
+
+def run_routes(model: str) -> list[report.Outcome]:
+    """Each kind of route of a model, run once; prints a line each, and the summary."""
+    kernels, entries = shipped(), routes_of(model)
     outcomes = []
     for outcome in report.run((e for e in table.few_rows(entries) if not e.route.missing), kernels):
         print(report.line(outcome))
