@@ -1,7 +1,6 @@
 """Layouts follow MLX's views: compared with what NumPy sees of MLX's own arrays.
 
-A reshape of a broadcast array is left out: there the installed MLX views what its older source, which layout.py follows,
-copies.
+mx.reshape itself leaves out axes of size 1, by another operation, so only axes of more are joined here.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def test_views_have_mlx_s_strides(data: st.DataObject) -> None:
         elif kind == "broadcast":
             wanted = tuple(3 if size == 1 else size for size in array.shape)
             array, layout = mx.broadcast_to(array, wanted), layout.broadcast(wanted)
-        elif kind == "reshape" and 0 not in layout.strides:
+        elif kind == "reshape" and len(axes) > 1 and min(array.shape[:2]) > 1:
             wanted = (prod(array.shape[:2]), *array.shape[2:])
             view = layout.reshaped(wanted)
             array = array.reshape(wanted)
