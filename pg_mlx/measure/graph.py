@@ -2,9 +2,9 @@
 run, so any machine can count.
 
 Kernels: one for each operation that is left after mx.compile has fused what it can. Bytes: what these operations read
-and write. Views (reshape, transpose, slice and so on) count as neither. Without a GPU, MLX would build rms_norm, rope,
-attention and dequantize from parts; they are counted as on a GPU. This module knows MLX only, so other programs can be
-counted too.
+and write. Views (reshape, transpose, slice and so on) count as neither, and a broadcast input is read once. Without a
+GPU, MLX would build rms_norm, rope, attention and dequantize from parts; they are counted as on a GPU. This module
+knows MLX only, so other programs can be counted too.
 """
 
 from __future__ import annotations
@@ -55,25 +55,28 @@ def moved_bytes(function: Callable[..., list[mx.array]], *arrays: mx.array) -> i
     """Bytes that function(*arrays) reads and writes. mx.compile has no effect on the graph that is counted."""
     operations: list[dict[str, Any]] = []
     mx.export_function(operations.append, function, *arrays)
-    return sum(_moved(operation) for operation in operations if operation["type"] == "primitive")
+    sizes: dict[str, int] = {}
+    return sum(_moved(operation, sizes) for operation in operations if operation["type"] == "primitive")
 
 
-def _moved(operation: dict[str, Any]) -> int:
+def _moved(operation: dict[str, Any], sizes: dict[str, int]) -> int:
+    """Bytes that one operation moves. sizes: of views found so far; a view has at most the bytes of what it shows."""
+
+    def size(array: Shaped) -> int:
+        name, shape, dtype = array
+        return sizes.get(name, math.prod(shape) * dtype.size)
+
     name, inputs, outputs = operation["name"], operation["inputs"], operation["outputs"]
     if name in VIEWS:
+        sizes.update({output[0]: min(size(inputs[0]), size(output)) for output in outputs})
         return 0
     if name == "Gather":  # reads the rows that it writes
-        return 2 * sum(map(_size, outputs))
+        return 2 * sum(map(size, outputs))
     if name in ("SliceUpdate", "Scatter"):  # in place: reads and writes the update alone
-        return 2 * _size(inputs[-1])
+        return 2 * size(inputs[-1])
     if name == "Depends":  # a stand-in, whose first inputs are its outputs
         inputs = inputs[len(outputs) :]
-    return sum(map(_size, inputs)) + sum(map(_size, outputs))
-
-
-def _size(array: Shaped) -> int:
-    _, shape, dtype = array
-    return math.prod(shape) * dtype.size
+    return sum(map(size, inputs)) + sum(map(size, outputs))
 
 
 @contextmanager

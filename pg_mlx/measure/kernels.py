@@ -156,7 +156,9 @@ def _attentions(model: PaliGemma) -> Iterator[Check]:
         )
     own = (text.num_attention_heads, text.num_key_value_heads, text.head_dim)
     if text.is_gemma2:
-        yield _capped(model, "{} heads, {} of keys, {} wide".format(*own))
+        of = "{} heads, {} of keys, {} wide".format(*own)
+        yield _capped(model, f"capped attention of a prefix, {of}", TOKENS)
+        yield _capped(model, f"capped attention of a step, {of}", 1)
     for heads, kv_heads, width in sorted({(8, 1, 256)} | (set() if text.is_gemma2 else {own})):
         of = f"{heads} heads, {kv_heads} of keys, {width} wide"
         yield _attention(f"attention of a prefix, {of}", model.dtype, heads, kv_heads, width, TOKENS)
@@ -196,10 +198,10 @@ def _plain_attention(
     return weights / weights.sum(axis=-1, keepdims=True) @ v
 
 
-def _capped(model: PaliGemma, of: str) -> Check:
+def _capped(model: PaliGemma, name: str, queries: int) -> Check:
     """Gemma 2's attention, for which MLX has no single kernel."""
     attention = model.language_model.layers[0].self_attn
-    query = _random(1, attention.heads, TOKENS, attention.head_dim, dtype=model.dtype)
+    query = _random(1, attention.heads, queries, attention.head_dim, dtype=model.dtype)
     key, value = (_random(1, attention.kv_heads, n, attention.head_dim, dtype=model.dtype)[:, :, :TOKENS]
                   for n in (TOKENS, TOKENS + 1))  # fmt: skip
     mx.eval(key, value)
@@ -210,7 +212,7 @@ def _capped(model: PaliGemma, of: str) -> Check:
     softcap = attention.softcap
     assert softcap is not None
     fused = partial(capped, query, key, value, None, attention.scale, softcap)
-    return check(f"capped attention, {of}", model.dtype, fused, plain)
+    return check(name, model.dtype, fused, plain)
 
 
 def _elementwise(model: PaliGemma) -> Iterator[Check]:

@@ -106,5 +106,7 @@ def test_the_rule_of_counting() -> None:
         assert graph.kernels(x + x, x * x).total() == 2
         normed = mx.fast.rms_norm(x + x, None, 1e-6)
         assert normed.dtype == mx.bfloat16 and graph.kernels(normed @ normed.T).total() == 3
+        # A broadcast input is read once: x [4, 4] and the result [3, 4, 4], two bytes each.
+        assert graph.moved_bytes(lambda x: [mx.negative(mx.broadcast_to(x, (3, 4, 4)))], x) == (16 + 48) * 2
     assert device.gpu_ops() == (mx.default_device() == mx.gpu)
     mx.eval(mx.fast.rms_norm(x, None, 1e-6))
