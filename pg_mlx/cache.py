@@ -17,9 +17,11 @@ class KVCache:
 
     Row b fills slots 0..lengths[b] - 1; the contents of the others have no meaning.
 
-    It is a value: appending returns a new cache. MLX reuses the buffer of an array that nothing else holds. So if the
-    caller drops the old cache, the new tokens are written in place and nothing is copied (a test watches the peak
-    memory).
+    It is a value: appending returns a new cache. MLX reuses the buffer of an array that nothing else holds. So new
+    tokens are written in place, and nothing is copied, if two things are true when the new arrays are evaluated: the
+    caller has dropped the old cache, and the pass that made the old cache has finished reading it. MLX holds the inputs
+    of whatever is begun but not finished. A loop that begins a pass before the one before it is done waits for that
+    one's `last_read` first (tests/generation/test_in_place.py).
 
     Rows join, leave and get more room by copying the whole cache once. This happens once or twice for each answer and
     moves at most about as much as one decode step reads; the prefill alone takes the time of dozens of steps
@@ -29,6 +31,9 @@ class KVCache:
     layers: tuple[mx.array, ...]
     lengths: tuple[int, ...]
     """Slots used by each row. Python knows them, so it can see that equally long rows need no mask."""
+    last_read: mx.array | None = None
+    """The last hidden state of the pass that appended the newest tokens: once it is computed, that pass reads `layers`
+    no more, though the output head may still be at work. None for a cache that no pass has appended to."""
 
     @property
     def keys(self) -> tuple[mx.array, ...]:

@@ -269,7 +269,8 @@ class Gemma(nn.Module):
             keys, values = new.visible(layers[-1], window)
             attended = layer.self_attn.attend(query, keys, values, new.mask(window))
             state = layer.finish(state.hidden, attended)
-        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), new.after)
+        hidden = self.norm(state.wide, state.dtype)
+        return hidden, KVCache(tuple(layers), new.after, hidden)
 
 
 def take_token(x: mx.array, index: int | mx.array) -> mx.array:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from itertools import groupby
+from typing import cast
 
 import mlx.core as mx
 
@@ -19,7 +20,7 @@ from ..timeline import timed
 from .features import FeatureCache
 from .next_tokens import NextTokens
 from .request import Request
-from .rows import Progress, Row
+from .rows import Asks, Progress, Row
 from .sampling import Allowed, bar, choose, needed
 
 ROOM = 256
@@ -120,26 +121,34 @@ class Engine:
 
         On a GPU the pass for the token after the next one starts before the next tokens are looked at, so that the GPU
         does not wait for Python; a row that then turns out to be finished has read one token too many, which changes
-        nothing. With a guide, or an option against repetition, that is not possible. On the CPU it is no use, since
-        nothing runs beside Python there.
+        nothing. That is possible as long as no row's guide or option against repetition needs to know the token. On the
+        CPU it is no use, since nothing runs beside Python there.
+
+        That pass is begun when the layers of the pass before it are done, while the output head is still at work: MLX
+        would copy keys and values that a pass under way still reads (cache.py), and the head takes longer than it takes
+        Python to begin.
         """
         self._drop_cancelled(progress)
         self._admit()
         if not self._rows:
             return
         following = self._next
-        assert following is not None
-        ahead = (
-            device.gpu_ops()
-            and all(row.guide is None and not row.sample.looks_back for row in self._rows)
-            and max(row.left for row in self._rows) > 1
-        )
+        assert following is not None and self._cache is not None
+        asks = self._asks_ahead()
         failure: Exception | None = None
-        if ahead:
+        if asks is not None:
+            last_read = self._cache.last_read
             try:
-                self._advance(following.tokens[:, None], [1] * len(self._rows))
+                self._advance(following.tokens[:, None], [1] * len(self._rows), asks)
             except Exception as error:  # of the pass after; the tokens of the one before can still be read
                 failure = error
+            else:
+                if last_read is not None:
+                    device.evaluate(last_read)  # what it raises belongs to the pass that chose `following`
+                try:
+                    self._begin()
+                except Exception as error:
+                    failure = error
         with timed("decode"):
             read = following.read()
         now = time.perf_counter()
@@ -151,11 +160,20 @@ class Engine:
         if failure is not None and running:
             raise failure
         self._keep(running)
-        if running and not ahead:
+        if running and asks is None:
             reads = [row.reads for row in self._rows]
             longest = max(map(len, reads))
             padded = [ids + [self._eos_id] * (longest - len(ids)) for ids in reads]
-            self._advance(mx.array(padded), list(map(len, reads)))
+            self._advance(mx.array(padded), list(map(len, reads)), [row.asks for row in self._rows])
+            self._begin()
+
+    def _asks_ahead(self) -> list[Asks] | None:
+        """For each row what the pass after the next token is asked, where that pass can begin before any row's token is
+        known and is of use; None otherwise."""
+        if not device.gpu_ops() or max(row.left for row in self._rows) < 2:
+            return None
+        asks = [row.asks_ahead for row in self._rows]
+        return None if None in asks else cast("list[Asks]", asks)
 
     def _drop_cancelled(self, progress: list[Progress]) -> None:
         dropped = [row for row in (*self._waiting, *self._rows) if row.cancelled]
@@ -234,11 +252,10 @@ class Engine:
             row.first_token_at = time.perf_counter()
             row.prefill_s = row.first_token_at - start
 
-    def _advance(self, token_ids: mx.array, counts: list[int]) -> None:
+    def _advance(self, token_ids: mx.array, counts: list[int], asks: list[Asks]) -> None:
         """Let the running rows read token_ids int [B, T], of which each row's first `counts` are real, and choose what
-        comes next."""
+        comes next. Nothing is computed yet: `_begin` does that."""
         assert self._cache is not None
-        asks = [row.asks for row in self._rows]
         vocab = needed([allowed for several in asks for _, allowed in several], self._vocab)
         slots = token_ids.shape[1]
         if self._cache.length + slots > self._cache.capacity:
@@ -249,8 +266,15 @@ class Engine:
         after = places if len(places) > len(asks) else None
         logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab, after=after)
         self._next = self._choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
+
+    def _begin(self) -> None:
+        """Begin the pass that `_advance` has prepared, on a GPU. Its layers are begun apart from the output head, so
+        that one can wait for them alone."""
+        assert self._cache is not None and self._next is not None
         if device.gpu_ops():
-            mx.async_eval(self._next.arrays)
+            last_read = [] if self._cache.last_read is None else [self._cache.last_read]
+            device.evaluate_soon(*last_read, *self._cache.layers)
+            device.evaluate_soon(*self._next.arrays)
 
     def _choose(self, rows: list[Row], logits: mx.array, asked: list[list[Allowed]], vocab: Ids) -> NextTokens:
         wanted = [row.request.alternatives for row in rows if row.request.alternatives is not None]

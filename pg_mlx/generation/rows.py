@@ -11,6 +11,9 @@ from .request import Request
 from .results import FinishReason
 from .sampling import Allowed
 
+Asks = list[tuple[int, Allowed]]
+"""(index in the tokens that a row reads in a pass, allowed ids) for each position whose logits are needed."""
+
 
 class Row:
     """One answer: waiting, running, or finished, which is when finish_reason is set. token_ids leave out <eos>.
@@ -84,14 +87,25 @@ class Row:
         return self._unread + pending
 
     @property
-    def asks(self) -> list[tuple[int, Allowed]]:
-        """(index in `reads`, allowed ids) for each position whose logits are needed, one or two."""
-        if self.guide is None:  # it reads one token at a time, perhaps before Python knows which
+    def asks(self) -> Asks:
+        """One position in `reads` or two."""
+        if self.guide is None:
             return [(0, None)]
         last = (len(self.reads) - 1, self.allowed())
         if not self._pending:
             return [last]
         return [(len(self._unread) - 1, [self._eos_id, self._pending[0]]), last]
+
+    @property
+    def asks_ahead(self) -> Asks | None:
+        """What `asks` will be once the next token is taken, if that does not depend on the token: the pass that reads
+        it can begin before it is known. None if it depends on it."""
+        if self._pending or self.sample.looks_back:
+            return None
+        if self.guide is None:
+            return [(0, None)]
+        allowed = self.guide.allowed_after_next()
+        return None if allowed is None or self._decides(allowed) else [(0, allowed)]
 
     @property
     def histories(self) -> list[Sequence[int]]:
@@ -154,11 +168,15 @@ class Row:
         self.token_ids += grown
         return grown
 
+    def _decides(self, allowed: Sequence[int]) -> bool:
+        """Whether the choice is between <eos> and one other token."""
+        return len(allowed) == 2 and self._eos_id in allowed
+
     def _only_way_on(self) -> list[int]:
         """If the guide allows <eos> or one other token: that token and those that it forces. Otherwise nothing."""
         guide = self.guide
         allowed = guide.allowed() if guide else None
-        if not guide or allowed is None or len(allowed) != 2 or self._eos_id not in allowed:
+        if not guide or allowed is None or not self._decides(allowed):
             return []
         onward = sum(allowed) - self._eos_id
         ahead = [onward, *guide.advance(onward)][: self.left]  # the answer is over before the others
