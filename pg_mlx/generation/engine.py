@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import cast
 
 import mlx.core as mx
 
@@ -20,7 +19,7 @@ from ..timeline import timed
 from .features import FeatureCache
 from .next_tokens import NextTokens
 from .request import Request
-from .rows import Asks, Progress, Row
+from .rows import Asks, Progress, Row, asks_ahead
 from .sampling import Allowed, bar, choose, needed
 
 ROOM = 256
@@ -124,9 +123,8 @@ class Engine:
         nothing. That is possible as long as no row's guide or option against repetition needs to know the token. On the
         CPU it is no use, since nothing runs beside Python there.
 
-        That pass is begun when the layers of the pass before it are done, while the output head is still at work: MLX
-        would copy keys and values that a pass under way still reads (cache.py), and the head takes longer than it takes
-        Python to begin.
+        That pass begins when the layers of the pass before it are done and the output head is still at work: MLX would
+        copy keys and values that a pass under way still reads (cache.py), and beginning takes less time than the head.
         """
         self._drop_cancelled(progress)
         self._admit()
@@ -134,7 +132,7 @@ class Engine:
             return
         following = self._next
         assert following is not None and self._cache is not None
-        asks = self._asks_ahead()
+        asks = asks_ahead(self._rows) if device.gpu_ops() else None
         failure: Exception | None = None
         if asks is not None:
             last_read = self._cache.last_read
@@ -142,13 +140,9 @@ class Engine:
                 self._advance(following.tokens[:, None], [1] * len(self._rows), asks)
             except Exception as error:  # of the pass after; the tokens of the one before can still be read
                 failure = error
-            else:
-                if last_read is not None:
-                    device.evaluate(last_read)  # what it raises belongs to the pass that chose `following`
-                try:
-                    self._begin()
-                except Exception as error:
-                    failure = error
+            with timed("decode"):
+                device.evaluate(*last_read)  # what it raises belongs to the pass before
+            failure = failure or self._begin()
         with timed("decode"):
             read = following.read()
         now = time.perf_counter()
@@ -165,15 +159,8 @@ class Engine:
             longest = max(map(len, reads))
             padded = [ids + [self._eos_id] * (longest - len(ids)) for ids in reads]
             self._advance(mx.array(padded), list(map(len, reads)), [row.asks for row in self._rows])
-            self._begin()
-
-    def _asks_ahead(self) -> list[Asks] | None:
-        """For each row what the pass after the next token is asked, where that pass can begin before any row's token is
-        known and is of use; None otherwise."""
-        if not device.gpu_ops() or max(row.left for row in self._rows) < 2:
-            return None
-        asks = [row.asks_ahead for row in self._rows]
-        return None if None in asks else cast("list[Asks]", asks)
+            if (failure := self._begin()) is not None:
+                raise failure
 
     def _drop_cancelled(self, progress: list[Progress]) -> None:
         dropped = [row for row in (*self._waiting, *self._rows) if row.cancelled]
@@ -264,25 +251,35 @@ class Engine:
         real = None if min(counts) == slots else counts
         places = [(row, token) for row, several in enumerate(asks) for token, _ in several]
         after = places if len(places) > len(asks) else None
-        logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab, after=after)
+        order_only = not self._bars(vocab) and all(row.takes_largest for row in self._rows)
+        logits, self._cache = self._model.extend(
+            token_ids, self._cache, real, vocab=vocab, after=after, order_only=order_only
+        )
         self._next = self._choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
 
-    def _begin(self) -> None:
-        """Begin the pass that `_advance` has prepared, on a GPU. Its layers are begun apart from the output head, so
-        that one can wait for them alone."""
+    def _begin(self) -> Exception | None:
+        """Begin the pass that `_advance` has prepared, on a GPU: its layers apart from the output head, so that one can
+        wait for them alone. Returns what it raises."""
         assert self._cache is not None and self._next is not None
-        if device.gpu_ops():
-            last_read = [] if self._cache.last_read is None else [self._cache.last_read]
-            device.evaluate_soon(*last_read, *self._cache.layers)
-            device.evaluate_soon(*self._next.arrays)
+        try:
+            if device.gpu_ops():
+                device.evaluate_soon(*self._cache.last_read, *self._cache.layers)
+                device.evaluate_soon(*self._next.arrays)
+        except Exception as error:
+            return error
+        return None
 
     def _choose(self, rows: list[Row], logits: mx.array, asked: list[list[Allowed]], vocab: Ids) -> NextTokens:
         wanted = [row.request.alternatives for row in rows if row.request.alternatives is not None]
         samplers = [row.sample for row in rows]
         histories = [row.histories for row in rows] if any(one.looks_back for one in samplers) else None
-        if self._bar is not None and vocab == self._vocab:
+        if self._bar is not None and self._bars(vocab):
             logits = logits + self._bar
         return choose(samplers, logits, asked, vocab, max(wanted, default=None), histories)
+
+    def _bars(self, vocab: Ids) -> bool:
+        """Whether some of these ids are barred. A guide allows none that are."""
+        return self._bar is not None and vocab == self._vocab
 
 
 def engine_for(

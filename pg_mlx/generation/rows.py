@@ -81,6 +81,11 @@ class Row:
         return self.request.options.max_tokens - self.decoded
 
     @property
+    def takes_largest(self) -> bool:
+        """Whether nothing matters of the logits but which one is the largest."""
+        return self.sample.greedy and not self.sample.looks_back and self.request.alternatives is None
+
+    @property
     def reads(self) -> list[int]:
         """The tokens that the model reads in the next pass: at least one, once there was a first token."""
         pending = self._pending[:-1] if self._ends_pending else self._pending
@@ -181,6 +186,14 @@ class Row:
         onward = sum(allowed) - self._eos_id
         ahead = [onward, *guide.advance(onward)][: self.left]  # the answer is over before the others
         return ahead[: ahead.index(self._eos_id) + 1] if self._eos_id in ahead else ahead
+
+
+def asks_ahead(rows: Sequence[Row]) -> list[Asks] | None:
+    """For each row what the pass after the next token is asked, if that pass can begin before any row's token is known
+    and some row may need it. None otherwise."""
+    asks = [row.asks_ahead for row in rows]
+    known = [one for one in asks if one is not None]
+    return known if len(known) == len(rows) and any(row.left > 1 for row in rows) else None
 
 
 @dataclass(frozen=True)

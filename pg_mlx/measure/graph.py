@@ -13,7 +13,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,10 +99,23 @@ def _single(function: Callable[..., Any]) -> Callable[..., Any]:
     def stand_in(*arguments: Any, **options: Any) -> Any:
         returned = function(*arguments, **options)
         outputs = returned if isinstance(returned, (list, tuple)) else [returned]
-        empty = [mx.zeros(output.shape, output.dtype) for output in outputs]
-        mx.eval(empty)  # or they would be operations of their own
         inputs = [value for value in (*arguments, *options.values()) if isinstance(value, mx.array)]
-        results = mx.depends(empty, inputs)
+        results = _operation(inputs, [(output.shape, output.dtype) for output in outputs])
         return results if isinstance(returned, (list, tuple)) else results[0]
 
     return stand_in
+
+
+def one_kernel(
+    kernel: Any, inputs: Sequence[Any], *, shapes: Sequence[Any], dtypes: Sequence[mx.Dtype], **grid: Any
+) -> list[mx.array]:
+    """A stand-in for `metal_kernels.launch`, which needs a Mac."""
+    arrays = [value for value in inputs if isinstance(value, mx.array)]
+    return _operation(arrays, list(zip(shapes, dtypes, strict=True)))
+
+
+def _operation(inputs: list[mx.array], outputs: list[tuple[Any, mx.Dtype]]) -> list[mx.array]:
+    """A node of the graph with these inputs, and outputs of these shapes and dtypes."""
+    empty = [mx.zeros(shape, dtype) for shape, dtype in outputs]
+    mx.eval(empty)  # or they would be operations of their own
+    return mx.depends(empty, inputs)

@@ -54,15 +54,15 @@ def copies_of_a_loop(wait: bool) -> int:
         layer = new.write(cache.layers[0], mx.ones((1, 1, 2 * KV_HEADS, WIDTH)) * x)
         keys, values = new.visible(layer, None)
         hidden = (mx.softmax((mx.ones((1, KV_HEADS, 1, WIDTH)) + x) @ keys.swapaxes(-1, -2), axis=-1) @ values).sum()
-        return (matrix @ matrix)[0, :1] * 0 + hidden, KVCache((layer,), new.after, hidden)
+        return (matrix @ matrix)[0, :1] * 0 + hidden, KVCache((layer,), new.after, (hidden,))
 
     for _ in range(STEPS):
         before = cache.last_read
         following, cache = built(token, cache)
-        if wait and before is not None:
+        if wait:
             mx.eval(before)
         with copies.watched():
-            mx.async_eval(cache.last_read, *cache.layers)
+            mx.async_eval(*cache.last_read, *cache.layers)
             mx.async_eval(following)
         token.tolist()
         token = following
