@@ -249,7 +249,7 @@ class Gemma(nn.Module):
         if lengths is not None:
             used = mx.array(list(lengths), dtype=mx.int32)
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
-        layers, state = [], Residual(x)
+        layers, state, before = [], Residual(x), list[mx.array]()
         for index, layer in enumerate(self.layers):
             x, normed = state.then(layer.pre_attention_norm)
             if index < len(self.layers) - 1:
@@ -261,10 +261,13 @@ class Gemma(nn.Module):
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
             # One layer after the other. Otherwise the projections of all layers would wait to be copied into the cache,
-            # and a GPU would unpack the next layer's weights before this layer is done with its own.
+            # and a GPU would unpack the weights of many layers before the first is done with its own. While it waits
+            # for a layer, the next one is begun, so the unpacked weights of two exist.
             waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
-            waits = waits or unpacks_any(layer, batch * length)
             (device.evaluate if waits else device.evaluate_soon)(*state.arrays, layers[-1])
+            if unpacks_any(layer, batch * length):
+                device.evaluate(*layers[-2:-1], *before)
+            before = state.arrays
         return state.then(self.norm)[1], KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:

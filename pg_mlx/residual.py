@@ -1,4 +1,4 @@
-"""The residual stream of the decoder and its norms: each norm and each sum is rounded once.
+"""The residual stream and the decoder's norms: each norm and each sum is rounded once.
 
 Both references compute a norm in float32 and round once. MLX's kernel, given bfloat16, rounds three times. So the
 addition before a norm, one kernel anyway, writes its sum twice: as the stream keeps it, and in float32 for the norm.
@@ -87,4 +87,11 @@ def add(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
 def add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
     """x + y * weight in x's dtype, and the same in float32: x and y [..., D], weight float32 [D]."""
     hidden = (x.astype(mx.float32) + y.astype(mx.float32) * weight).astype(x.dtype)
+    return hidden, hidden.astype(mx.float32)
+
+
+@device.fused
+def add_biased(x: mx.array, y: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
+    """x + (y + bias) in x's dtype, and the same in float32: x and y [..., C], bias [C]."""
+    hidden = (x.astype(mx.float32) + (y.astype(mx.float32) + bias.astype(mx.float32))).astype(x.dtype)
     return hidden, hidden.astype(mx.float32)

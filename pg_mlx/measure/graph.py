@@ -3,7 +3,7 @@ run, so any machine can count.
 
 Kernels: one for each operation that is left after mx.compile has fused what it can. Bytes: what these operations read
 and write. Views (reshape, transpose, slice and so on) count as neither, and a broadcast input is read once. Without a
-GPU, MLX would build rms_norm, rope, attention and dequantize from parts; they are counted as on a GPU. This module
+GPU, MLX would build norms, rope, attention and dequantize from parts; they are counted as on a GPU. This module
 knows MLX only, so other programs can be counted too.
 """
 
@@ -25,7 +25,7 @@ VIEWS = {
 }
 
 SINGLE = [
-    *((mx.fast, name) for name in ("rms_norm", "rope", "scaled_dot_product_attention")),
+    *((mx.fast, name) for name in ("rms_norm", "layer_norm", "rope", "scaled_dot_product_attention")),
     (mx, "dequantize"),
 ]
 """Functions that are one operation on a GPU."""
