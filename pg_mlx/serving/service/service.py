@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import queue
 import sys
@@ -16,6 +17,8 @@ import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions
 from ...generation import Request
+from ...ops import device
+from ...ops.watchdog import explained
 from ..error_codes import ServingError
 from .commands import Commands
 from .decoders import Decoders
@@ -188,8 +191,10 @@ class Service:
         try:
             self._loop()
         except BaseException as error:  # a panic of Rust code is no Exception
-            print(f"pg_mlx: the model's thread failed: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"pg_mlx: the model's thread failed: {explained(error)}", file=sys.stderr)
             self._give_up()
+        with contextlib.suppress(Exception):  # of the GPU
+            device.finish()
 
     def _loop(self) -> None:
         while True:
@@ -214,7 +219,7 @@ class Service:
         ended = runner.step()
         with self._lock:
             self._jobs.forget(ended)
-            broken = runner.failures >= FAILURES
+            broken = runner.lost or runner.failures >= FAILURES
             idle = not self._jobs.busy
         if broken:
             self._give_up()
