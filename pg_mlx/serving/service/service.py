@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import queue
 import sys
 import threading
@@ -17,7 +15,7 @@ import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions
 from ...generation import Request
-from ...ops import device
+from ...memory.residency import release
 from ...ops.watchdog import explained
 from ..error_codes import ServingError
 from .commands import Commands
@@ -193,8 +191,6 @@ class Service:
         except BaseException as error:  # a panic of Rust code is no Exception
             print(f"pg_mlx: the model's thread failed: {explained(error)}", file=sys.stderr)
             self._give_up()
-        with contextlib.suppress(Exception):  # of the GPU
-            device.finish()
 
     def _loop(self) -> None:
         while True:
@@ -279,8 +275,7 @@ class Service:
 
     def _unload(self) -> None:
         self._runner = None
-        gc.collect()
-        mx.clear_cache()
+        release()
 
     def _watch(self) -> None:
         """End what is cancelled or late, whatever the owner and the decoders are doing."""
