@@ -265,7 +265,7 @@ class Gemma(nn.Module):
             # for a layer, the next one is begun, so the unpacked weights of two exist.
             waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
             (device.evaluate if waits else device.evaluate_soon)(*state.arrays, layers[-1])
-            if unpacks_any(layer, batch * length):
+            if before and unpacks_any(layer, batch * length):
                 device.evaluate(*layers[-2:-1], *before)
             before = state.arrays
         return state.then(self.norm)[1], KVCache(tuple(layers), tuple(lengths or [length] * batch))

@@ -33,6 +33,11 @@ class Stream(NamedTuple):
         """Hidden states [B, N, C] with their copy."""
         return cls(hidden, hidden.astype(mx.float32))
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of activations."""
+        return self.hidden.dtype
+
     def plus(self, y: mx.array, bias: mx.array | None) -> Stream:
         """The stream after the addition of y [B, N, C], and of a bias [C] if there is one."""
         return Stream(*(add(self.hidden, y) if bias is None else add_biased(self.hidden, y, bias)))
@@ -43,7 +48,7 @@ class LayerNorm(nn.LayerNorm):
 
     def __call__(self, x: Stream) -> mx.array:
         """[B, N, C] -> [B, N, C]."""
-        return mx.fast.layer_norm(x.wide, self.weight, self.bias, self.eps).astype(x.hidden.dtype)
+        return mx.fast.layer_norm(x.wide, self.weight, self.bias, self.eps).astype(x.dtype)
 
 
 class Attention(nn.Module):
