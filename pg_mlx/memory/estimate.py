@@ -63,7 +63,8 @@ def _vision_bytes(config: PaliGemmaConfig, itemsize: int, pictures: int, packed:
     scores = 0 if device.gpu_ops() else _copies(itemsize) * min(every_score, blocks.VALUES)
     attention = (8 * patches * vision.hidden_size + scores) * itemsize
     mlp = patches * vision.intermediate_size * (itemsize + _activation_bytes(itemsize))
-    residual = patches * vision.hidden_size * (2 * itemsize + 4)
+    wide = 0 if itemsize == 4 else 4  # the residual stream's copy in float32
+    residual = patches * vision.hidden_size * (2 * itemsize + wide)
     unpacked = _unpacked_bytes(packed, patches, vision.intermediate_size * vision.hidden_size, itemsize)
     return residual + max(attention, mlp) + unpacked
 
