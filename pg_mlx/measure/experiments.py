@@ -20,6 +20,7 @@ import mlx.nn as nn
 from ..memory.size import format_size
 from ..ops import device
 from ..paligemma import PaliGemma
+from ..siglip import Stream
 from .decode_work import decode_kernels
 from .machine import dtype_name, matmul_rate, median_seconds
 
@@ -203,9 +204,24 @@ class _Recorder(nn.Module):
 
     def __call__(self, x: mx.array, *others: Any) -> mx.array:
         y: mx.array = self.module(x, *others)
+        self._note(x, y)
+        return y
+
+    def unbiased(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """As Linear.unbiased; the output that is recorded has the bias."""
+        y, bias = self.module.unbiased(x)
+        self._note(x, y if bias is None else y + bias)
+        return y, bias
+
+    def forward(self, x: Stream) -> Stream:
+        """As the method of a layer of the tower."""
+        y: Stream = self.module.forward(x)
+        self._note(x.hidden, y.hidden)
+        return y
+
+    def _note(self, x: mx.array, y: mx.array) -> None:
         for what, array in (("input", x), ("output", y)):
             self._found[f"{self._name} {what}"] = mx.abs(array).max().astype(mx.float32)
-        return y
 
 
 @contextmanager
