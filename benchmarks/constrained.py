@@ -57,12 +57,19 @@ class Counted:
         return self._dictate(logits, vocab, [0]), cache
 
     def extend(
-        self, token_ids: mx.array, cache: Any, counts: Any = None, *, vocab: Ids | None = None, after: Any = None
+        self,
+        token_ids: mx.array,
+        cache: Any,
+        counts: Any = None,
+        *,
+        vocab: Ids | None = None,
+        after: Any = None,
+        **options: Any,
     ) -> tuple[mx.array, Any]:
         self.heads.append(vocab)
         places = [token for _, token in after or [(0, token_ids.shape[1] - 1)]]
         said = cache.length - self._prefix
-        logits, cache = self.model.extend(token_ids, cache, counts, vocab=vocab, after=after)
+        logits, cache = self.model.extend(token_ids, cache, counts, vocab=vocab, after=after, **options)
         return self._dictate(logits, vocab, [said + place + 1 for place in places]), cache
 
     def _dictate(self, logits: mx.array, vocab: Ids | None, places: list[int]) -> mx.array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import mlx.core as mx
+import numpy as np
 
 from .errors import InputError
 
@@ -17,9 +18,11 @@ class KVCache:
 
     Row b fills slots 0..lengths[b] - 1; the contents of the others have no meaning.
 
-    It is a value: appending returns a new cache. MLX reuses the buffer of an array that nothing else holds. So if the
-    caller drops the old cache, the new tokens are written in place and nothing is copied (a test watches the peak
-    memory).
+    It is a value: appending returns a new cache. MLX reuses the buffer of an array that nothing else holds. So new
+    tokens are written in place, and nothing is copied, if two things are true when the new arrays are evaluated: the
+    caller has dropped the old cache, and the pass that made the old cache has finished reading it. MLX holds the inputs
+    of whatever is begun but not finished. A loop that begins a pass before the one before it is done waits for that
+    one's `last_read` first (tests/generation/test_in_place.py).
 
     Rows join, leave and get more room by copying the whole cache once. This happens once or twice for each answer and
     moves at most about as much as one decode step reads; the prefill alone takes the time of dozens of steps
@@ -29,6 +32,9 @@ class KVCache:
     layers: tuple[mx.array, ...]
     lengths: tuple[int, ...]
     """Slots used by each row. Python knows them, so it can see that equally long rows need no mask."""
+    last_read: tuple[mx.array, ...] = ()
+    """The last hidden states of the pass that appended the newest tokens: once they are computed, that pass reads
+    `layers` no more, though the output head may still be at work. Empty for a cache that no pass has appended to."""
 
     @property
     def keys(self) -> tuple[mx.array, ...]:
@@ -71,6 +77,7 @@ class KVCache:
 
 class CacheUpdate:
     """Appends T = `count` tokens to each row: their positions, cache slots and mask, computed once for all layers.
+    NumPy computes them, so that a GPU starts no kernels for what Python knows.
 
     Rows may append different numbers of tokens: `counts` says how many of a row's T tokens are real. The others are
     written after them, where no token sees them and the row's next token overwrites them.
@@ -90,9 +97,9 @@ class CacheUpdate:
         self._masks: dict[int | None, mx.array | None] = {}
 
     @cached_property
-    def positions(self) -> mx.array:
+    def positions(self) -> np.ndarray:
         """Positions of the new tokens: int32 [B, T]."""
-        return mx.array(self.lengths, dtype=mx.int32)[:, None] + mx.arange(self.count, dtype=mx.int32)
+        return np.array(self.lengths, np.int32)[:, None] + np.arange(self.count, dtype=np.int32)
 
     def write(self, layer: mx.array, update: mx.array) -> mx.array:
         """A layer's buffer with update [B, T, 2 * kv_heads, head_dim], keys first, in each row's next slots."""
@@ -111,8 +118,8 @@ class CacheUpdate:
         """Where an update goes in a layer's flat buffer [2 * B * kv_heads * capacity, head_dim]: int32
         [B, T, 2 * kv_heads]."""
         _, batch, heads, capacity, _ = self._shape
-        first = mx.arange(0, 2 * batch * heads * capacity, capacity).reshape(2, batch, heads).swapaxes(0, 1)
-        return first.reshape(batch, 1, -1) + self.positions[..., None]
+        first = np.arange(0, 2 * batch * heads * capacity, capacity, dtype=np.int32).reshape(2, batch, heads)
+        return mx.array(first.swapaxes(0, 1).reshape(batch, 1, -1) + self.positions[..., None])
 
     def visible(self, layer: mx.array, window: int | None) -> tuple[mx.array, mx.array]:
         """The keys and values that any new token may see, views [B, kv_heads, L, head_dim]: slots from `_start` on."""
@@ -126,12 +133,18 @@ class CacheUpdate:
             return None
         if window not in self._masks:
             positions = (self.positions[:1] if self.even else self.positions)[:, None, :, None]
-            slots = mx.arange(self._start(window), self.stop)
+            slots = np.arange(self._start(window), self.stop, dtype=np.int32)
             allowed = slots <= positions
             if window is not None:
-                allowed = allowed & (slots > positions - window)
-            self._masks[window] = allowed
+                allowed &= slots > positions - window
+            self._masks[window] = mx.array(allowed)
         return self._masks[window]
+
+    def causal_slots(self, window: int | None) -> range | None:
+        """The visible slots, if a new token sees all of them up to its own; None if some rows or tokens see others."""
+        if self.even and (self.count == 1 or window is None):
+            return range(self._start(window), self.stop)
+        return None
 
     def _start(self, window: int | None) -> int:
         return 0 if window is None else max(0, min(self.lengths) + 1 - window)

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .cache import CacheUpdate, KVCache
 from .config import TextConfig
 from .linear import Embedding, Ids, Linear, unpacks_any
-from .ops import device
+from .ops import device, metal_kernels
 from .ops.attention import attention
 from .ops.blocks import tokens_in_blocks
 from .ops.gelu import geglu
@@ -29,6 +30,12 @@ from .residual import Residual, RMSNorm
 def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
     """x [...] -> cap * tanh(x * scale / cap) [...] in float32."""
     return cap * mx.tanh(x.astype(mx.float32) * (scale / cap))
+
+
+@device.fused
+def scaled(x: mx.array, factor: float, dtype: str) -> mx.array:
+    """float32 x [...] -> x * factor [...], rounded once to the dtype of this name."""
+    return (x * factor).astype(getattr(mx, dtype))
 
 
 class Attention(nn.Module):
@@ -91,19 +98,29 @@ class Attention(nn.Module):
         rotated = rotated.reshape(batch, length, -1, self.head_dim)
         return rotated[:, :, : self.heads].swapaxes(1, 2), rotated[:, :, self.heads :]
 
-    def angles(self, positions: mx.array) -> mx.array:
+    def angles(self, positions: np.ndarray) -> mx.array:
         """positions int32 [B, T] -> int32 [B * T * (heads + 2 * kv_heads)]: by how many positions `project_new` rotates
         each head of q, k and v of each token."""
-        turns = mx.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, dtype=mx.int32)
-        return (positions[..., None] * turns).flatten()
+        turns = np.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, np.int32)
+        return mx.array((positions[..., None] * turns).reshape(-1))
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim] -> [B, T, D].
 
         mask: bool, broadcastable to [B, 1, T, L], True where a query may see a key; None for everywhere.
         """
-        mixed = attention(query, key, value, mask, scale=self.scale, softcap=self.softcap)
-        batch, _, length, _ = query.shape
+        return self._output(attention(query, key, value, mask, scale=self.scale, softcap=self.softcap))
+
+    def attend_cached(self, query: mx.array, layer: mx.array, new: CacheUpdate, window: int | None) -> mx.array:
+        """As `attend`: query [B, heads, T, head_dim] of the tokens that `new` has written into a layer's buffer."""
+        slots = new.causal_slots(window) if self.head_dim % 32 == 0 and metal_kernels.wanted("capped") else None
+        if slots is not None and self.softcap is not None:
+            return self._output(metal_kernels.capped(query, layer, slots, self.scale, self.softcap))
+        return self.attend(query, *new.visible(layer, window), new.mask(window))
+
+    def _output(self, mixed: mx.array) -> mx.array:
+        """[B, heads, T, head_dim] -> [B, T, D]."""
+        batch, _, length, _ = mixed.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, length, -1))
 
     def _heads(self, x: mx.array) -> mx.array:
@@ -157,12 +174,8 @@ class Block(nn.Module):
 
     def finish(self, x: mx.array, attended: mx.array) -> Residual:
         """Both residual additions and the MLP: x [B, T, D] before the layer, attended [B, T, D] from attention."""
-        middle = self._add(x, attended, "post_attention_norm")
-        return self._add(middle.hidden, self.mlp(self.pre_mlp_norm(middle.wide, x.dtype)), "post_mlp_norm")
-
-    def _add(self, x: mx.array, y: mx.array, norm: str) -> Residual:
-        """x plus y, or plus its norm where Gemma 2 has one."""
-        return self[norm].add_to(x, y) if norm in self else Residual.of_sum(x, y)
+        hidden, normed = Residual(x, attended, self.get("post_attention_norm")).then(self.pre_mlp_norm)
+        return Residual(hidden, self.mlp(normed), self.get("post_mlp_norm"))
 
 
 class Gemma(nn.Module):
@@ -202,14 +215,17 @@ class Gemma(nn.Module):
 
     def embed(self, ids: mx.array) -> mx.array:
         """ids int [B, T] -> [B, T, D], scaled by sqrt(D) in float32 and rounded once."""
-        return (self.embed_tokens(ids) * self.config.hidden_size**0.5).astype(self.dtype)
+        return scaled(self.embed_tokens(ids), self.config.hidden_size**0.5, device.dtype_name(self.dtype))
 
-    def head(self, hidden: mx.array, vocab: Ids | None = None) -> mx.array:
+    def head(self, hidden: mx.array, vocab: Ids | None = None, order_only: bool = False) -> mx.array:
         """hidden [..., D] -> float32 logits [..., V], capped where the config says so.
 
-        vocab: compute only the logits of these ids, [..., len(vocab)].
+        vocab: compute only the logits of these ids, [..., len(vocab)]. order_only: they need only be in the right
+        order. Then 16-bit ones stay as they are, and uncapped; in float32 the cap may make two logits equal.
         """
         logits = self.head_table.as_head(hidden, vocab)
+        if order_only and logits.dtype != mx.float32:
+            return logits
         cap = self.config.final_logit_softcapping
         return logits.astype(mx.float32) if cap is None else cap_logits(logits, cap)
 
@@ -233,9 +249,9 @@ class Gemma(nn.Module):
         if lengths is not None:
             used = mx.array(list(lengths), dtype=mx.int32)
             last, mask = used - 1, (mx.arange(length) < used[:, None])[:, None, None]
-        layers, state = [], Residual.of(x)
+        layers, state, before = [], Residual(x), list[mx.array]()
         for index, layer in enumerate(self.layers):
-            x, normed = state.hidden, layer.pre_attention_norm(state.wide, state.dtype)
+            x, normed = state.then(layer.pre_attention_norm)
             if index < len(self.layers) - 1:
                 query, key, value = layer.self_attn.project(normed, 0)
             else:
@@ -245,11 +261,14 @@ class Gemma(nn.Module):
             room = [(0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0)]
             layers.append(mx.pad(mx.stack([key, value]), room))
             # One layer after the other. Otherwise the projections of all layers would wait to be copied into the cache,
-            # and a GPU would unpack the next layer's weights before this layer is done with its own.
+            # and a GPU would unpack the weights of many layers before the first is done with its own. While it waits
+            # for a layer, the next one is begun, so the unpacked weights of two exist.
             waits = self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0
-            waits = waits or unpacks_any(layer, batch * length)
-            (device.evaluate if waits else device.evaluate_soon)(*state, layers[-1])
-        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), tuple(lengths or [length] * batch))
+            (device.evaluate if waits else device.evaluate_soon)(*state.arrays, layers[-1])
+            if before and unpacks_any(layer, batch * length):
+                device.evaluate(*layers[-2:-1], *before)
+            before = state.arrays
+        return state.then(self.norm)[1], KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """Append T tokens to every row in one pass: x [B, T, D] -> their hidden states [B, T, D] and the new cache.
@@ -260,16 +279,14 @@ class Gemma(nn.Module):
         """
         new = CacheUpdate(cache, x.shape[1], counts)
         angles = self.layers[0].self_attn.angles(new.positions)
-        layers, state = [], Residual.of(x)
+        layers, state = [], Residual(x)
         for index, layer in enumerate(self.layers):
-            window = self.window(index)
-            normed = layer.pre_attention_norm(state.wide, state.dtype)
+            hidden, normed = state.then(layer.pre_attention_norm)
             query, update = layer.self_attn.project_new(normed, angles)
             layers.append(new.write(cache.layers[index], update))
-            keys, values = new.visible(layers[-1], window)
-            attended = layer.self_attn.attend(query, keys, values, new.mask(window))
-            state = layer.finish(state.hidden, attended)
-        return self.norm(state.wide, state.dtype), KVCache(tuple(layers), new.after)
+            state = layer.finish(hidden, layer.self_attn.attend_cached(query, layers[-1], new, self.window(index)))
+        hidden = state.then(self.norm)[1]
+        return hidden, KVCache(tuple(layers), new.after, (hidden,))
 
 
 def take_token(x: mx.array, index: int | mx.array) -> mx.array:

@@ -119,11 +119,17 @@ class Linear(Matrix):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., columns] -> [..., outputs]."""
+        y, bias = self.unbiased(x)
+        return y if bias is None else y + bias
+
+    def unbiased(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """x [..., columns] -> [..., outputs], and the bias [outputs] if the product could not add it: the caller does,
+        in its next kernel."""
         if "bias" not in self:
-            return self.multiply(x)
-        if self.quantization is None:
-            return mx.addmm(self.bias, x, self.weight.T)
-        return self.multiply(x) + self.bias
+            return self.multiply(x), None
+        if "row_scale" in self or "up" in self:
+            return self.multiply(x), self.bias
+        return products.multiply_add(x, self.packed or self.weight, self.bias)
 
     def outputs(self, start: int, stop: int) -> Linear:
         """The layer that computes outputs start..stop-1 only. It shares memory with this one."""

@@ -186,22 +186,23 @@ class PaliGemma(nn.Module):
         *,
         vocab: Ids | None = None,
         after: Sequence[tuple[int, int]] | None = None,
+        order_only: bool = False,
     ) -> tuple[mx.array, KVCache]:
         """Append several tokens a row in one pass, with the result of as many steps: token_ids int [B, T] -> float32
         logits [B, V] for the token after each row's last one, and the cache with all of them.
 
         counts: how many (1..T) tokens of each right-padded row are real. vocab: as for prefill. after: (row, token)
-        pairs; with them the logits are [len(after), V], each for what follows that token. Raises InputError unless
-        every row has T free slots in the cache.
+        pairs; with them the logits are [len(after), V], each for what follows that token. order_only: as for
+        Gemma.head. Raises InputError unless every row has T free slots in the cache.
         """
         batch, slots = token_ids.shape
         real = None if counts is None else _lengths(counts, batch, slots, "counts", least=1)
         hidden, cache = self.language_model.extend(self.language_model.embed(token_ids), cache, real)
         if after is not None:
             rows, tokens = (mx.array(index) for index in zip(*after, strict=True))
-            return self.language_model.head(hidden[rows, tokens], vocab), cache
+            return self.language_model.head(hidden[rows, tokens], vocab, order_only), cache
         last = slots - 1 if real is None else mx.array(real) - 1
-        return self.language_model.head(take_token(hidden, last)[:, 0], vocab), cache
+        return self.language_model.head(take_token(hidden, last)[:, 0], vocab, order_only), cache
 
     def _inputs(self, features: mx.array, ids: mx.array) -> mx.array:
         """What the decoder reads, [B, N + T, D]: image features as they are, text embeddings scaled (connector.py)."""

@@ -1,4 +1,4 @@
-"""The residual stream of the decoder and its norms: each norm and each sum is rounded once.
+"""The residual stream and the decoder's norms: each norm and each sum is rounded once.
 
 Both references compute a norm in float32 and round once. MLX's kernel, given bfloat16, rounds three times. So the
 addition before a norm, one kernel anyway, writes its sum twice: as the stream keeps it, and in float32 for the norm.
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from .ops import device
+from .ops import device, metal_kernels
 
 
 class RMSNorm(nn.Module):
@@ -30,38 +30,50 @@ class RMSNorm(nn.Module):
         """x [..., D] -> the same shape in `dtype`, x's own if not given."""
         return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(dtype or x.dtype)
 
-    def add_to(self, x: mx.array, y: mx.array) -> Residual:
-        """x plus the norm of y, both [..., D] in the same dtype.
-
-        y / rms(y) is rounded, the weighted sum once more. The references round as often: the norm, and the sum.
-        """
-        return Residual(*add_weighted(x, mx.fast.rms_norm(y, None, self.eps), self.weight))
-
 
 class Residual(NamedTuple):
-    """The residual stream: hidden states [B, T, D] between two halves of a layer, and their copy in float32.
+    """The residual stream between two halves of a layer: a sum that is not added yet, so that the addition and the norm
+    that follows it can be one kernel.
 
-    Only the next norm reads the copy. One kernel adds and writes both; a norm that has to make the copy itself takes
-    one kernel more.
+    x and y [B, T, D] in the dtype of activations: the stream, and what is added to it (None: nothing). post: the norm
+    of y that Gemma 2 adds in y's place.
     """
 
-    hidden: mx.array
-    wide: mx.array
+    x: mx.array
+    y: mx.array | None = None
+    post: RMSNorm | None = None
 
-    @classmethod
-    def of(cls, hidden: mx.array) -> Residual:
-        """Hidden states [B, T, D] with their copy."""
-        return cls(hidden, hidden.astype(mx.float32))
-
-    @classmethod
-    def of_sum(cls, x: mx.array, y: mx.array) -> Residual:
-        """x + y, both [B, T, D] in the same dtype."""
-        return cls(*add(x, y))
+    @property
+    def hidden(self) -> mx.array:
+        """The stream [B, T, D] after the addition."""
+        return self._added()[0]
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The dtype of activations, which `hidden` has."""
-        return self.hidden.dtype
+        """The dtype of activations."""
+        return self.x.dtype
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What has to be evaluated before the sum can be."""
+        return [self.x] if self.y is None else [self.x, self.y]
+
+    def then(self, norm: RMSNorm) -> tuple[mx.array, mx.array]:
+        """The stream after the addition, and its norm, both [B, T, D]."""
+        if self.y is not None and metal_kernels.wanted("add_norm"):
+            post = None if self.post is None else self.post.weight
+            return metal_kernels.add_norm(self.x, self.y, norm.weight, norm.eps, post)
+        hidden, wide = self._added()
+        return hidden, norm(wide, hidden.dtype)
+
+    def _added(self) -> tuple[mx.array, mx.array]:
+        """The sum in the dtype of activations, and in float32 for the next norm, which would need a kernel to cast."""
+        if self.y is None:
+            return self.x, self.x.astype(mx.float32)
+        if self.post is None:
+            return add(self.x, self.y)
+        # y / rms(y) is rounded, the weighted sum once more. The references round as often: the norm, and the sum.
+        return add_weighted(self.x, mx.fast.rms_norm(self.y, None, self.post.eps), self.post.weight)
 
 
 @device.fused
@@ -75,4 +87,11 @@ def add(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
 def add_weighted(x: mx.array, y: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
     """x + y * weight in x's dtype, and the same in float32: x and y [..., D], weight float32 [D]."""
     hidden = (x.astype(mx.float32) + y.astype(mx.float32) * weight).astype(x.dtype)
+    return hidden, hidden.astype(mx.float32)
+
+
+@device.fused
+def add_biased(x: mx.array, y: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
+    """x + (y + bias) in x's dtype, and the same in float32: x and y [..., C], bias [C]."""
+    hidden = (x.astype(mx.float32) + (y.astype(mx.float32) + bias.astype(mx.float32))).astype(x.dtype)
     return hidden, hidden.astype(mx.float32)

@@ -8,6 +8,8 @@ Letters of shapes: B pictures, H and W their height and width in pixels, N patch
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -16,14 +18,37 @@ from .linear import Linear
 from .ops import device
 from .ops.attention import attention
 from .ops.gelu import gelu
+from .residual import add, add_biased
+
+
+class Stream(NamedTuple):
+    """The residual stream [B, N, C] between two halves of a layer, in the dtype of activations and in float32. One
+    kernel adds and writes both; a norm that has to make the copy takes one more."""
+
+    hidden: mx.array
+    wide: mx.array
+
+    @classmethod
+    def of(cls, hidden: mx.array) -> Stream:
+        """Hidden states [B, N, C] with their copy."""
+        return cls(hidden, hidden.astype(mx.float32))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype of activations."""
+        return self.hidden.dtype
+
+    def plus(self, y: mx.array, bias: mx.array | None) -> Stream:
+        """The stream after the addition of y [B, N, C], and of a bias [C] if there is one."""
+        return Stream(*(add(self.hidden, y) if bias is None else add_biased(self.hidden, y, bias)))
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32, with one rounding to x's dtype; MLX's kernel would round three times in bfloat16."""
+    """In float32, with one rounding to the dtype of activations; MLX's kernel would round three times in bfloat16."""
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [B, N, C] -> [B, N, C] in x's dtype."""
-        return mx.fast.layer_norm(x.astype(mx.float32), self.weight, self.bias, self.eps).astype(x.dtype)
+    def __call__(self, x: Stream) -> mx.array:
+        """[B, N, C] -> [B, N, C]."""
+        return mx.fast.layer_norm(x.wide, self.weight, self.bias, self.eps).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -36,14 +61,14 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, 3 * config.hidden_size, bias=True)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [B, N, C] -> [B, N, C]."""
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """x [B, N, C] -> [B, N, C], and a bias [C] that is still to be added, if there is one."""
         batch, length, width = x.shape
         # [B, N, 3C] -> three of [B, heads, N, head_dim]
         projected = self.qkv_proj(x).reshape(batch, length, 3 * self.heads, -1).swapaxes(1, 2)
         query, key, value = mx.split(projected, 3, axis=1)
         mixed = attention(query, key, value, None, scale=query.shape[-1] ** -0.5)
-        return self.out_proj(mixed.swapaxes(1, 2).reshape(batch, length, width))
+        return self.out_proj.unbiased(mixed.swapaxes(1, 2).reshape(batch, length, width))
 
 
 class MLP(nn.Module):
@@ -54,9 +79,9 @@ class MLP(nn.Module):
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """x [B, N, C] -> [B, N, C]."""
-        return self.fc2(gelu(self.fc1(x)))
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """x [B, N, C] -> [B, N, C], and a bias [C] that is still to be added, if there is one."""
+        return self.fc2.unbiased(gelu(*self.fc1.unbiased(x)))
 
 
 class Block(nn.Module):
@@ -71,8 +96,12 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [B, N, C] -> [B, N, C]."""
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        return self.forward(Stream.of(x)).hidden
+
+    def forward(self, x: Stream) -> Stream:
+        """The stream after the layer."""
+        x = x.plus(*self.self_attn(self.layer_norm1(x)))
+        return x.plus(*self.mlp(self.layer_norm2(x)))
 
 
 class VisionTower(nn.Module):
@@ -94,12 +123,12 @@ class VisionTower(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, C] in the dtype of the weights."""
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
-        x = x + self.position_embedding
+        stream = Stream(*add(x, self.position_embedding))
         for index, layer in enumerate(self.layers):
-            x = layer(x)
+            stream = layer.forward(stream)
             if self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0:
-                device.evaluate(x)
-        return self.post_layernorm(x)
+                device.evaluate(*stream)
+        return self.post_layernorm(stream)
 
 
 def patches(pixels: mx.array, size: int) -> mx.array:

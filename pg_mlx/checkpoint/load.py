@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..memory.estimate import check_fits
 from ..memory.residency import check_copies, dequantize_if_small, dequantize_within, held_bytes, keep_within
 from ..memory.size import parse_size
-from ..ops import device
+from ..ops import blas, device
 from ..paligemma import PaliGemma, check_layers_at_once
 from ..threads import background
 from .adapters.base import compare_bases, find_base, lacks_tokenizer
@@ -232,11 +232,12 @@ def build(
 
 
 def compute_dtype(dtype: mx.Dtype | str | None) -> mx.Dtype:
-    """The dtype that a name means, and for None the machine's default. Raises InputError for an unknown name."""
-    if dtype is None:
-        return device.default_dtype()
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    return dtype
+    """The dtype that a name means, and for None the machine's default. Products in float32 will keep all their bits.
+    Raises InputError for an unknown name."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    named = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    chosen = device.default_dtype() if named is None else named
+    if chosen == mx.float32:
+        blas.full_float32()
+    return chosen

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import PgMlxError
+from ..ops.watchdog import explained
 
 COMMANDS = {
     "generate": "ask about pictures",
@@ -88,8 +89,7 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
         if isinstance(error, OSError) and error.errno in _CANNOT_WRITE and error.filename is None:
             _drop_stdout()
             return _fail(program, f"the answer could not be written to stdout: {error.strerror}", 1)
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        return _fail(program, f"unexpected failure: {what} (--debug shows where)", 1)
+        return _fail(program, f"unexpected failure: {explained(error)} (--debug shows where)", 1)
 
 
 def _reserve_streams() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import InputError
 from ..limits import MAX_BATCH_SIZE
 from ..memory.size import parse_size
+from ..ops import blas
 
 if TYPE_CHECKING:
     from ..checkpoint.load import LoadOptions
@@ -136,6 +137,8 @@ def add_service_options(p: argparse._ActionsContainer) -> None:
 
 def load_options(args: argparse.Namespace) -> LoadOptions:
     """What `add_model_options` has read, except which model. Raises InputError for options that exclude each other."""
+    if args.dtype == "float32":
+        blas.full_float32()
     from ..checkpoint.load import LoadOptions  # and with it MLX
 
     return LoadOptions(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PgMlxError
+from ..ops.watchdog import explained
 from .pictures import Item, stem
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def answer_all(items: list[Item], session: Session, out: Output) -> Iterator[Suc
 def describe(failure: Failure) -> str:
     """Why an item has no answer: one line that names its picture."""
     error = failure.error
-    reason = str(error) if isinstance(error, PgMlxError) else f"{type(error).__name__}: {error}"
+    reason = str(error) if isinstance(error, PgMlxError) else explained(error)
     line = " ".join(reason.split())
     return line if failure.item.source in line else f"{failure.item.source}: {line}"
 

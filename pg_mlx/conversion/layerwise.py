@@ -74,7 +74,7 @@ class Streamed:
             x = tower.patch_embedding(siglip.patches(pixels.astype(self.dtype), tower.patch_size))
             rows.append(x + tower.position_embedding)
         self._through("vision_tower", tower.layers, rows, lambda block, _, x: block(x))
-        features = [connector(tower.post_layernorm(x)) for x in rows]
+        features = [connector(tower.post_layernorm(siglip.Stream.of(x))) for x in rows]
         mx.eval(features)
         return features
 

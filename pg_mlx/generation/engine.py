@@ -19,7 +19,7 @@ from ..timeline import timed
 from .features import FeatureCache
 from .next_tokens import NextTokens
 from .request import Request
-from .rows import Progress, Row
+from .rows import Asks, Progress, Row, asks_ahead
 from .sampling import Allowed, bar, choose, needed
 
 ROOM = 256
@@ -120,26 +120,29 @@ class Engine:
 
         On a GPU the next pass starts before Python reads the tokens of the last one, so that the GPU never waits for
         Python. A row that turns out to be finished has then read one token too many, which changes nothing. This is not
-        possible with a guide or with an option against repetition. It is not done on the CPU, where nothing runs beside
-        Python.
+        possible where a row's guide or option against repetition needs to know the token. It is not done on the CPU,
+        where nothing runs beside Python.
+
+        That pass begins when the layers of the pass before it are done and the output head is still at work: MLX would
+        copy keys and values that a pass under way still reads (cache.py), and beginning takes less time than the head.
         """
         self._drop_cancelled(progress)
         self._admit()
         if not self._rows:
             return
         following = self._next
-        assert following is not None
-        ahead = (
-            device.gpu_ops()
-            and all(row.guide is None and not row.sample.looks_back for row in self._rows)
-            and max(row.left for row in self._rows) > 1
-        )
+        assert following is not None and self._cache is not None
+        asks = asks_ahead(self._rows) if device.gpu_ops() else None
         failure: Exception | None = None
-        if ahead:
+        if asks is not None:
+            last_read = self._cache.last_read
             try:
-                self._advance(following.tokens[:, None], [1] * len(self._rows))
+                self._advance(following.tokens[:, None], [1] * len(self._rows), asks)
             except Exception as error:  # of the pass after; the tokens of the one before can still be read
                 failure = error
+            with timed("decode"):
+                device.evaluate(*last_read)  # what it raises belongs to the pass before
+            failure = failure or self._begin()
         with timed("decode"):
             read = following.read()
         now = time.perf_counter()
@@ -151,11 +154,13 @@ class Engine:
         if failure is not None and running:
             raise failure
         self._keep(running)
-        if running and not ahead:
+        if running and asks is None:
             reads = [row.reads for row in self._rows]
             longest = max(map(len, reads))
             padded = [ids + [self._eos_id] * (longest - len(ids)) for ids in reads]
-            self._advance(mx.array(padded), list(map(len, reads)))
+            self._advance(mx.array(padded), list(map(len, reads)), [row.asks for row in self._rows])
+            if (failure := self._begin()) is not None:
+                raise failure
 
     def _drop_cancelled(self, progress: list[Progress]) -> None:
         dropped = [row for row in (*self._waiting, *self._rows) if row.cancelled]
@@ -234,11 +239,10 @@ class Engine:
             row.first_token_at = time.perf_counter()
             row.prefill_s = row.first_token_at - start
 
-    def _advance(self, token_ids: mx.array, counts: list[int]) -> None:
+    def _advance(self, token_ids: mx.array, counts: list[int], asks: list[Asks]) -> None:
         """Let the running rows read token_ids int [B, T], of which each row's first `counts` are real, and choose what
-        comes next."""
+        comes next. Nothing is computed yet: `_begin` does that."""
         assert self._cache is not None
-        asks = [row.asks for row in self._rows]
         vocab = needed([allowed for several in asks for _, allowed in several], self._vocab)
         slots = token_ids.shape[1]
         if self._cache.length + slots > self._cache.capacity:
@@ -247,18 +251,35 @@ class Engine:
         real = None if min(counts) == slots else counts
         places = [(row, token) for row, several in enumerate(asks) for token, _ in several]
         after = places if len(places) > len(asks) else None
-        logits, self._cache = self._model.extend(token_ids, self._cache, real, vocab=vocab, after=after)
+        order_only = not self._bars(vocab) and all(row.takes_largest for row in self._rows)
+        logits, self._cache = self._model.extend(
+            token_ids, self._cache, real, vocab=vocab, after=after, order_only=order_only
+        )
         self._next = self._choose(self._rows, logits, [[allowed for _, allowed in several] for several in asks], vocab)
-        if device.gpu_ops():
-            mx.async_eval(self._next.arrays)
+
+    def _begin(self) -> Exception | None:
+        """Begin the pass that `_advance` has prepared, on a GPU: its layers apart from the output head, so that one can
+        wait for them alone. Returns what it raises."""
+        assert self._cache is not None and self._next is not None
+        try:
+            if device.gpu_ops():
+                device.evaluate_soon(*self._cache.last_read, *self._cache.layers)
+                device.evaluate_soon(*self._next.arrays)
+        except Exception as error:
+            return error
+        return None
 
     def _choose(self, rows: list[Row], logits: mx.array, asked: list[list[Allowed]], vocab: Ids) -> NextTokens:
         wanted = [row.request.alternatives for row in rows if row.request.alternatives is not None]
         samplers = [row.sample for row in rows]
         histories = [row.histories for row in rows] if any(one.looks_back for one in samplers) else None
-        if self._bar is not None and vocab == self._vocab:
+        if self._bar is not None and self._bars(vocab):
             logits = logits + self._bar
         return choose(samplers, logits, asked, vocab, max(wanted, default=None), histories)
+
+    def _bars(self, vocab: Ids) -> bool:
+        """Whether some of these ids are barred. A guide allows none that are."""
+        return self._bar is not None and vocab == self._vocab
 
 
 def engine_for(

@@ -77,6 +77,15 @@ class RegionGrammar:
         self._node = self._last if self.left == 0 else self._any
         return self._forced()
 
+    def allowed_after_next(self) -> Allowed:
+        """As Guide: known within the region tokens of a record."""
+        if self._node is not None or self.left == 0:
+            return None
+        count = len(self._record) + 1
+        if count < LOCATIONS_PER_BOX:
+            return self._locations
+        return self._codes if self._masks and count < LOCATIONS_PER_BOX + CODES_PER_MASK else None
+
     def _forced(self) -> list[int]:
         """Advance to the next choice, in the tree or at the next record. Returns the tokens on the way."""
         forced: list[int] = []

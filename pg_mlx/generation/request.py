@@ -34,6 +34,12 @@ class Guide(Protocol):
         """The next token is token_id, which is not <eos>. Returns those that have to follow it, often none: the model
         reads them in the same pass, and nothing is chosen there. The guide's state is then the one after them."""
 
+    def allowed_after_next(self) -> Allowed:
+        """What `allowed` will return after the next token, if that is the same whichever token it is (<eos> aside) and
+        `advance` forces none to follow it. None if it is not, or if it is not known.
+
+        A GPU then begins the pass after the next token before that token is known."""
+
 
 @dataclass(frozen=True)
 class Request:

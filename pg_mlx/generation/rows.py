@@ -11,6 +11,9 @@ from .request import Request
 from .results import FinishReason
 from .sampling import Allowed
 
+Asks = list[tuple[int, Allowed]]
+"""(index in the tokens that a row reads in a pass, allowed ids) for each position whose logits are needed."""
+
 
 class Row:
     """One answer. It waits, runs, or is finished. Once it is finished, finish_reason is set. token_ids leave out <eos>.
@@ -78,20 +81,36 @@ class Row:
         return self.request.options.max_tokens - self.decoded
 
     @property
+    def takes_largest(self) -> bool:
+        """Whether nothing matters of the logits but which one is the largest."""
+        return self.sample.greedy and not self.sample.looks_back and self.request.alternatives is None
+
+    @property
     def reads(self) -> list[int]:
         """The tokens that the model reads in the next pass: at least one, once there was a first token."""
         pending = self._pending[:-1] if self._ends_pending else self._pending
         return self._unread + pending
 
     @property
-    def asks(self) -> list[tuple[int, Allowed]]:
-        """(index in `reads`, allowed ids) for each position whose logits are needed, one or two."""
-        if self.guide is None:  # it reads one token at a time, perhaps before Python knows which
+    def asks(self) -> Asks:
+        """One position in `reads` or two."""
+        if self.guide is None:
             return [(0, None)]
         last = (len(self.reads) - 1, self.allowed())
         if not self._pending:
             return [last]
         return [(len(self._unread) - 1, [self._eos_id, self._pending[0]]), last]
+
+    @property
+    def asks_ahead(self) -> Asks | None:
+        """What `asks` will be once the next token is taken, if that does not depend on the token: the pass that reads
+        it can begin before it is known. None if it depends on it."""
+        if self._pending or self.sample.looks_back:
+            return None
+        if self.guide is None:
+            return [(0, None)]
+        allowed = self.guide.allowed_after_next()
+        return None if allowed is None or self._decides(allowed) else [(0, allowed)]
 
     @property
     def histories(self) -> list[Sequence[int]]:
@@ -154,15 +173,27 @@ class Row:
         self.token_ids += grown
         return grown
 
+    def _decides(self, allowed: Sequence[int]) -> bool:
+        """Whether the choice is between <eos> and one other token."""
+        return len(allowed) == 2 and self._eos_id in allowed
+
     def _only_way_on(self) -> list[int]:
         """If the guide allows <eos> or one other token: that token and those that it forces. Otherwise nothing."""
         guide = self.guide
         allowed = guide.allowed() if guide else None
-        if not guide or allowed is None or len(allowed) != 2 or self._eos_id not in allowed:
+        if not guide or allowed is None or not self._decides(allowed):
             return []
         onward = sum(allowed) - self._eos_id
         ahead = [onward, *guide.advance(onward)][: self.left]  # the answer is over before the others
         return ahead[: ahead.index(self._eos_id) + 1] if self._eos_id in ahead else ahead
+
+
+def asks_ahead(rows: Sequence[Row]) -> list[Asks] | None:
+    """For each row what the pass after the next token is asked, if that pass can begin before any row's token is known
+    and some row may need it. None otherwise."""
+    asks = [row.asks_ahead for row in rows]
+    known = [one for one in asks if one is not None]
+    return known if len(known) == len(rows) and any(row.left > 1 for row in rows) else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ _TOKENS = 3
 
 
 def warm_up(model: PaliGemma, *, batch_size: int = 1, pictures: int = 1, prompt_tokens: int = 16) -> float:
-    """Answer made-up requests, one alone and then a full batch, and return the seconds that this took.
+    """Answer made-up requests, one alone and then full batches of equally and of unequally long prompts, and return the
+    seconds that this took.
 
     For servers, before their first request: afterwards kernels are compiled for these shapes, weights are in the GPU's
     memory, and freed buffers are there to be used again. pictures and prompt_tokens: those of a typical prompt.
@@ -24,12 +25,12 @@ def warm_up(model: PaliGemma, *, batch_size: int = 1, pictures: int = 1, prompt_
 
     start = time.perf_counter()
     side, vocab = model.config.vision.image_size, model.config.text.vocab_size
-    for rows in sorted({1, batch_size}):
+    for rows, unequal in [(1, 0)] if batch_size == 1 else [(1, 0), (batch_size, 0), (batch_size, 1)]:
         engine = Engine(model, eos_id=-1, vocab_size=vocab, batch_size=rows)  # no answer ends early
         for row in range(rows):
             shades = [(row + index / pictures) / rows for index in range(pictures)]  # no two pictures are equal
             read = [Picture(np.full((side, side, 3), shade, np.float32)) for shade in shades]
-            engine.add(Request(read, [0] * prompt_tokens, SamplingOptions(max_tokens=_TOKENS)))
+            engine.add(Request(read, [0] * (prompt_tokens + unequal * (row % 2)), SamplingOptions(max_tokens=_TOKENS)))
         while engine.busy:
             engine.step()
     return time.perf_counter() - start

@@ -11,13 +11,13 @@ import mlx.core as mx
 
 from .. import gemma, residual
 from ..cache import KVCache
-from ..ops import attention, device
+from ..ops import attention, device, metal_kernels
 from ..paligemma import PaliGemma
 from . import graph, work
 
 FUSED = [
     *((residual, name) for name in ("add", "add_weighted")),
-    *((gemma, name) for name in ("cap_logits", "geglu")),
+    *((gemma, name) for name in ("cap_logits", "geglu", "scaled")),
     (attention, "cap_scores"),
 ]
 """Functions that mx.compile makes one operation of, as counting kernels shows."""
@@ -76,5 +76,10 @@ def _prefilled(model: PaliGemma, lengths: Sequence[int]) -> KVCache:
 @contextmanager
 def graph_of_a_gpu(*single: tuple[Any, str]) -> Iterator[None]:
     """Within, graphs are those of a GPU, and each function given as (owner, name) is one operation."""
-    with device.use("gpu"), graph.single_operations(*single):
-        yield
+    launch = metal_kernels.launch
+    metal_kernels.launch = graph.one_kernel
+    try:
+        with device.use("gpu"), graph.single_operations(*single):
+            yield
+    finally:
+        metal_kernels.launch = launch

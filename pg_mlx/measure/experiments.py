@@ -17,8 +17,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..memory.size import format_size
 from ..ops import device
 from ..paligemma import PaliGemma
+from ..siglip import Stream
 from .decode_work import decode_kernels
 from .machine import dtype_name, matmul_rate, median_seconds
 
@@ -72,7 +74,7 @@ def ask(
     experiments: list[tuple[str, Callable[[], tuple[str, dict[str, Any]]]]] = [
         ("From how many tokens on is it faster to unpack a 4-bit matrix first?", lambda: unpacking(model.dtype, sizes)),
         ("Does float16 hold the activations?", lambda: maxima(model, pixels, prompt_ids)),
-        ("What do larger command buffers bring to decoding?", lambda: command_buffers(model, folder)),
+        ("What do larger command buffers bring, and what do they cost?", lambda: command_buffers(model, folder)),
         ("Is attention over a whole prefix faster or slower as one kernel?", lambda: forced_attention(model, sizes)),
         ("What does a width of 2304 cost 4-bit vectors?", lambda: odd_width(model.dtype, sizes)),
         ("How fast does it multiply, and in which 16 bits?", lambda: rates(sizes)),
@@ -121,20 +123,28 @@ def maxima(model: PaliGemma, pixels: mx.array, prompt_ids: Sequence[int]) -> tup
 
 def command_buffers(model: PaliGemma, folder: str) -> tuple[str, dict[str, Any]]:
     """Decodes in processes with default and with raised limits, which MLX reads when it is imported; alternating,
-    twice."""
+    twice. Larger buffers hold what they read for longer, so the peak of memory belongs to the answer."""
     limits = {"MLX_MAX_OPS_PER_BUFFER": "200", "MLX_MAX_MB_PER_BUFFER": "400"}
     command = [sys.executable, "-m", "pg_mlx", "bench", "--model", folder, "--json", "--no-questions"]
     command += ["--dtype", dtype_name(model.dtype), "--rows", "1", "--repeats", "1", "--steps", "64"]
     times: dict[str, list[float]] = {"default": [], "raised": []}
+    peaks = dict.fromkeys(times, 0)
     for _ in range(2):
         for name, extra in (("default", {}), ("raised", limits)):
             done = subprocess.run(command, env={**os.environ, **extra}, capture_output=True, check=True)
-            stages = json.loads(done.stdout)["stages"]
+            found = json.loads(done.stdout)
+            stages, peaks[name] = found["stages"], max(peaks[name], found["model"]["peak_memory_bytes"])
             times[name].append(next(stage["seconds"] for stage in stages if stage["stage"] == "decode"))
     default, raised = min(times["default"]), min(times["raised"])
     kernels = decode_kernels(model).total()
-    said = f"A step starts {kernels} kernels and takes {default * 1e3:.2f} ms, {raised * 1e3:.2f} ms with raised ones."
-    return said, {"kernels": kernels, "limits": limits, **times}
+    more = peaks["raised"] - peaks["default"]
+    said = (
+        f"A step starts {kernels} kernels and takes {default * 1e3:.2f} ms, {raised * 1e3:.2f} ms with raised limits, "
+        f"at a peak of {format_size(peaks['default'])} of memory, {more / 1e6:+.1f} MB with raised ones. This is no "
+        "advice to raise them: a prefix then holds more scratch memory and is likelier to be ended by macOS, and a "
+        "program that begins steps early copies keys and values in each (docs/decoding.md)."
+    )
+    return said, {"kernels": kernels, "limits": limits, "peak_bytes": peaks, **times}
 
 
 def forced_attention(model: PaliGemma, sizes: Sizes) -> tuple[str, dict[str, Any]]:
@@ -194,9 +204,24 @@ class _Recorder(nn.Module):
 
     def __call__(self, x: mx.array, *others: Any) -> mx.array:
         y: mx.array = self.module(x, *others)
+        self._note(x, y)
+        return y
+
+    def unbiased(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """As Linear.unbiased; the output that is recorded has the bias."""
+        y, bias = self.module.unbiased(x)
+        self._note(x, y if bias is None else y + bias)
+        return y, bias
+
+    def forward(self, x: Stream) -> Stream:
+        """As the method of a layer of the tower."""
+        y: Stream = self.module.forward(x)
+        self._note(x.hidden, y.hidden)
+        return y
+
+    def _note(self, x: mx.array, y: mx.array) -> None:
         for what, array in (("input", x), ("output", y)):
             self._found[f"{self._name} {what}"] = mx.abs(array).max().astype(mx.float32)
-        return y
 
 
 @contextmanager

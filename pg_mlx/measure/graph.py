@@ -2,9 +2,9 @@
 run, so any machine can count.
 
 Kernels: one for each operation that is left after mx.compile has fused what it can. Bytes: what these operations read
-and write. Views (reshape, transpose, slice and so on) count as neither. Without a GPU, MLX would build rms_norm, rope,
-attention and dequantize from parts; they are counted as on a GPU. This module knows MLX only, so other programs can be
-counted too.
+and write. Views (reshape, transpose, slice and so on) count as neither, and a broadcast input is read once. Without a
+GPU, MLX would build norms, rope, attention and dequantize from parts; they are counted as on a GPU. This module
+knows MLX only, so other programs can be counted too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ VIEWS = {
 }
 
 SINGLE = [
-    *((mx.fast, name) for name in ("rms_norm", "rope", "scaled_dot_product_attention")),
+    *((mx.fast, name) for name in ("rms_norm", "layer_norm", "rope", "scaled_dot_product_attention")),
     (mx, "dequantize"),
 ]
 """Functions that are one operation on a GPU."""
@@ -55,25 +55,28 @@ def moved_bytes(function: Callable[..., list[mx.array]], *arrays: mx.array) -> i
     """Bytes that function(*arrays) reads and writes. mx.compile has no effect on the graph that is counted."""
     operations: list[dict[str, Any]] = []
     mx.export_function(operations.append, function, *arrays)
-    return sum(_moved(operation) for operation in operations if operation["type"] == "primitive")
+    sizes: dict[str, int] = {}
+    return sum(_moved(operation, sizes) for operation in operations if operation["type"] == "primitive")
 
 
-def _moved(operation: dict[str, Any]) -> int:
+def _moved(operation: dict[str, Any], sizes: dict[str, int]) -> int:
+    """Bytes that one operation moves. sizes: of views found so far; a view has at most the bytes of what it shows."""
+
+    def size(array: Shaped) -> int:
+        name, shape, dtype = array
+        return sizes.get(name, math.prod(shape) * dtype.size)
+
     name, inputs, outputs = operation["name"], operation["inputs"], operation["outputs"]
     if name in VIEWS:
+        sizes.update({output[0]: min(size(inputs[0]), size(output)) for output in outputs})
         return 0
     if name == "Gather":  # reads the rows that it writes
-        return 2 * sum(map(_size, outputs))
+        return 2 * sum(map(size, outputs))
     if name in ("SliceUpdate", "Scatter"):  # in place: reads and writes the update alone
-        return 2 * _size(inputs[-1])
+        return 2 * size(inputs[-1])
     if name == "Depends":  # a stand-in, whose first inputs are its outputs
         inputs = inputs[len(outputs) :]
-    return sum(map(_size, inputs)) + sum(map(_size, outputs))
-
-
-def _size(array: Shaped) -> int:
-    _, shape, dtype = array
-    return math.prod(shape) * dtype.size
+    return sum(map(size, inputs)) + sum(map(size, outputs))
 
 
 @contextmanager
@@ -96,10 +99,23 @@ def _single(function: Callable[..., Any]) -> Callable[..., Any]:
     def stand_in(*arguments: Any, **options: Any) -> Any:
         returned = function(*arguments, **options)
         outputs = returned if isinstance(returned, (list, tuple)) else [returned]
-        empty = [mx.zeros(output.shape, output.dtype) for output in outputs]
-        mx.eval(empty)  # or they would be operations of their own
         inputs = [value for value in (*arguments, *options.values()) if isinstance(value, mx.array)]
-        results = mx.depends(empty, inputs)
+        results = _operation(inputs, [(output.shape, output.dtype) for output in outputs])
         return results if isinstance(returned, (list, tuple)) else results[0]
 
     return stand_in
+
+
+def one_kernel(
+    kernel: Any, inputs: Sequence[Any], *, shapes: Sequence[Any], dtypes: Sequence[mx.Dtype], **grid: Any
+) -> list[mx.array]:
+    """A stand-in for `metal_kernels.launch`, which needs a Mac."""
+    arrays = [value for value in inputs if isinstance(value, mx.array)]
+    return _operation(arrays, list(zip(shapes, dtypes, strict=True)))
+
+
+def _operation(inputs: list[mx.array], outputs: list[tuple[Any, mx.Dtype]]) -> list[mx.array]:
+    """A node of the graph with these inputs, and outputs of these shapes and dtypes."""
+    empty = [mx.zeros(shape, dtype) for shape, dtype in outputs]
+    mx.eval(empty)  # or they would be operations of their own
+    return mx.depends(empty, inputs)

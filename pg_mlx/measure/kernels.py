@@ -12,12 +12,14 @@ import numpy as np
 
 from .. import gemma, residual
 from ..linear import Embedding, Linear
+from ..ops import metal_kernels
 from ..ops.attention import cap_scores, capped
 from ..ops.device import dtype_name
 from ..ops.gelu import geglu, gelu
 from ..paligemma import PaliGemma
 from ..quantization import Quantization
 from ..quantization.reference import spelled_out
+from ..residual import Residual, RMSNorm
 from . import graph
 
 BOUNDS = {mx.float32: 1e-3, mx.float16: 8e-3, mx.bfloat16: 5e-2}
@@ -80,6 +82,38 @@ def checks(model: PaliGemma) -> Iterator[Check]:
     yield from _attentions(model)
     yield from _elementwise(model)
     yield from _products(model)
+    if mx.metal.is_available():
+        yield from own_kernels(model)
+
+
+def own_kernels(model: PaliGemma) -> Iterator[Check]:
+    """The kernels that PG_MLX_KERNELS switches on, whether they are or not. They need Metal."""
+    text, dtype = model.config.text, model.dtype
+    x, y = (_random(TOKENS, text.hidden_size, dtype=dtype) * factor for factor in (3, 2))
+    norm, post = RMSNorm(text.hidden_size, text.rms_norm_eps), RMSNorm(text.hidden_size, text.rms_norm_eps)
+    norm.weight, post.weight = (1 + _random(text.hidden_size) * factor for factor in (0.5, 0.25))
+    residual_ = Residual(x, y, post if text.is_gemma2 else None)
+
+    arguments = (x, y, norm.weight, norm.eps, post.weight if text.is_gemma2 else None)
+    with metal_kernels.use(""):
+        expected = mx.stack([*residual_.then(norm)])
+    name = f"own kernel add_norm, {text.hidden_size} wide"
+    yield check(name, dtype, lambda: mx.stack([*metal_kernels.add_norm(*arguments)]), lambda: expected)
+    cap = text.attn_logit_softcapping
+    if cap is None or text.head_dim % 32:
+        return
+    scale = text.query_pre_attn_scalar**-0.5
+    for rows, tokens in ((1, 1), (2, 3)):
+        query = _random(rows, text.num_attention_heads, tokens, text.head_dim, dtype=dtype)
+        layer = _random(2, rows, text.num_key_value_heads, TOKENS + 5, text.head_dim, dtype=dtype)
+        keys, values = layer[0, :, :, :TOKENS], layer[1, :, :, :TOKENS]
+        mask = (mx.arange(TOKENS) <= mx.arange(TOKENS - tokens, TOKENS)[:, None])[None, None]
+        yield check(
+            f"own kernel capped, rows: {rows}, new tokens: {tokens}",
+            dtype,
+            partial(metal_kernels.capped, query, layer, range(TOKENS), scale, cap),
+            partial(_plain_attention, query, keys, values, scale, mask, cap),
+        )
 
 
 def _random(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -139,8 +173,7 @@ def _rotations(model: PaliGemma) -> Iterator[Check]:
     x = _random(1, heads, TOKENS, width, dtype=model.dtype)
     positions = mx.arange(TOKENS)[None]
     yield check(f"rope of a prefix, {width} wide", model.dtype, lambda: rope(x, 0), lambda: plain(x, positions))
-    rows = mx.array([[300], [4100]])
-    angles = attention.angles(rows)
+    angles = attention.angles(np.array([[300], [4100]], np.int32))
     mx.eval(angles)
     y = _random(2 * heads, 1, width, dtype=model.dtype)
     name = "rope of a step, heads by angles of their own"
@@ -156,7 +189,9 @@ def _attentions(model: PaliGemma) -> Iterator[Check]:
         )
     own = (text.num_attention_heads, text.num_key_value_heads, text.head_dim)
     if text.is_gemma2:
-        yield _capped(model, "{} heads, {} of keys, {} wide".format(*own))
+        of = "{} heads, {} of keys, {} wide".format(*own)
+        yield _capped(model, f"capped attention of a prefix, {of}", TOKENS)
+        yield _capped(model, f"capped attention of a step, {of}", 1)
     for heads, kv_heads, width in sorted({(8, 1, 256)} | (set() if text.is_gemma2 else {own})):
         of = f"{heads} heads, {kv_heads} of keys, {width} wide"
         yield _attention(f"attention of a prefix, {of}", model.dtype, heads, kv_heads, width, TOKENS)
@@ -196,10 +231,10 @@ def _plain_attention(
     return weights / weights.sum(axis=-1, keepdims=True) @ v
 
 
-def _capped(model: PaliGemma, of: str) -> Check:
+def _capped(model: PaliGemma, name: str, queries: int) -> Check:
     """Gemma 2's attention, for which MLX has no single kernel."""
     attention = model.language_model.layers[0].self_attn
-    query = _random(1, attention.heads, TOKENS, attention.head_dim, dtype=model.dtype)
+    query = _random(1, attention.heads, queries, attention.head_dim, dtype=model.dtype)
     key, value = (_random(1, attention.kv_heads, n, attention.head_dim, dtype=model.dtype)[:, :, :TOKENS]
                   for n in (TOKENS, TOKENS + 1))  # fmt: skip
     mx.eval(key, value)
@@ -210,7 +245,7 @@ def _capped(model: PaliGemma, of: str) -> Check:
     softcap = attention.softcap
     assert softcap is not None
     fused = partial(capped, query, key, value, None, attention.scale, softcap)
-    return check(f"capped attention, {of}", model.dtype, fused, plain)
+    return check(name, model.dtype, fused, plain)
 
 
 def _elementwise(model: PaliGemma) -> Iterator[Check]:

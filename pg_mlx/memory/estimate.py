@@ -63,7 +63,8 @@ def _vision_bytes(config: PaliGemmaConfig, itemsize: int, pictures: int, packed:
     scores = 0 if device.gpu_ops() else _copies(itemsize) * min(every_score, blocks.VALUES)
     attention = (8 * patches * vision.hidden_size + scores) * itemsize
     mlp = patches * vision.intermediate_size * (itemsize + _activation_bytes(itemsize))
-    residual = 2 * patches * vision.hidden_size * itemsize
+    wide = 0 if itemsize == 4 else 4  # the residual stream's copy in float32
+    residual = patches * vision.hidden_size * (2 * itemsize + wide)
     unpacked = _unpacked_bytes(packed, patches, vision.intermediate_size * vision.hidden_size, itemsize)
     return residual + max(attention, mlp) + unpacked
 
@@ -95,8 +96,8 @@ def _unpacked_bytes(packed: Quantization | None, rows: int, largest: int, itemsi
     """Bytes of what is unpacked at once of a layer whose largest matrix has so many weights."""
     if packed is None or not products.unpacks(packed, rows):
         return 0
-    if device.gpu_ops():
-        return 2 * largest * itemsize
+    if device.gpu_ops():  # all matrices of two layers of the decoder: it waits for one layer while the next has begun
+        return 4 * largest * itemsize
     return min(largest, products.TILE) * (4 if itemsize == 4 else 4 + itemsize)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import mlx.core as mx
@@ -90,3 +91,10 @@ def keep_within(model_bytes: int) -> None:
             previous = mx.set_wired_limit(wanted)
             if previous > wanted:  # another model's
                 mx.set_wired_limit(previous)
+
+
+def release() -> None:
+    """Give back the memory of a model that nobody holds any more, after what this thread has begun with it."""
+    device.finish()
+    gc.collect()
+    mx.clear_cache()

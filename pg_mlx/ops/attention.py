@@ -17,6 +17,10 @@ from . import device
 from .blocks import in_blocks
 from .via_numpy import CHUNK_VALUES, LARGE_VALUES, in_threads, numpy, via_numpy
 
+VECTORS = 8
+"""On a GPU, up to so many rows of queries that share a head of keys are multiplied one by one. Metal has kernels for a
+vector times a matrix; two rows it would fill up to 64."""
+
 Attend = Callable[[mx.array, mx.array, mx.array, mx.array | None], mx.array]
 """(query, key, value, mask) -> the result of `attention`."""
 
@@ -63,6 +67,8 @@ def capped(
     batch, heads, length, head_dim = query.shape
     # Query heads that share a key head become more rows of one product: [B, kv_heads, group * T, head_dim].
     grouped = query.reshape(batch, key.shape[1], -1, head_dim)
+    if device.gpu_ops() and grouped.shape[2] <= VECTORS:  # [B, kv_heads, group * T, 1, head_dim]; keys are not repeated
+        grouped, key, value = grouped[:, :, :, None], key[:, :, None], value[:, :, None]
     scores = cap_scores(grouped @ key.swapaxes(-1, -2), softcap, scale)
     if mask is not None:  # after the cap, or -inf would become -cap
         shape = scores.shape

@@ -11,6 +11,9 @@ import functools
 import os
 import sys
 
+FULL_FLOAT32 = "MLX_ENABLE_TF32"
+"""MLX's switch for float32 products of 10 bits of mantissa, which an M5 and CUDA make unless it is "0"."""
+
 _NAMES = ("libopenblas.so.0", "libmkl_rt.so.2", "libmkl_rt.so.3", "libblis.so.4")
 
 
@@ -35,3 +38,9 @@ def preload() -> str | None:
         if hasattr(library, "cblas_sgemm"):
             return name
     return None
+
+
+def full_float32() -> None:
+    """Have float32 products keep all their bits, unless the environment says otherwise. MLX reads the variable once, so
+    a process that has multiplied before may find it too late."""
+    os.environ.setdefault(FULL_FLOAT32, "0")

@@ -21,9 +21,11 @@ LINEAR = 1.5957691216057308  # 2 sqrt(2 / pi)
 CUBIC = 0.044715 * LINEAR
 
 
-def gelu(x: mx.array) -> mx.array:
-    """x [...] -> [...]. float32 inside, one rounding to x's dtype."""
-    return _gelu(x) if device.gpu_ops() else _via_numpy(_gelu, x)
+def gelu(x: mx.array, bias: mx.array | None = None) -> mx.array:
+    """x [..., C] -> gelu(x) [..., C], or gelu(x + bias) with bias [C]. float32 inside, one rounding to x's dtype."""
+    if bias is None:
+        return _gelu(x) if device.gpu_ops() else _via_numpy(_gelu, x)
+    return _gelu_biased(x, bias) if device.gpu_ops() else _via_numpy(_gelu, x + bias)
 
 
 def geglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -34,6 +36,12 @@ def geglu(gate: mx.array, up: mx.array) -> mx.array:
 @device.fused
 def _gelu(x: mx.array) -> mx.array:
     z = x.astype(mx.float32)
+    return (z * _sigmoid(z)).astype(x.dtype)
+
+
+@device.fused
+def _gelu_biased(x: mx.array, bias: mx.array) -> mx.array:
+    z = x.astype(mx.float32) + bias.astype(mx.float32)
     return (z * _sigmoid(z)).astype(x.dtype)
 
 

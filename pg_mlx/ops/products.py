@@ -60,6 +60,16 @@ def multiply(x: mx.array, weight: mx.array | Packed) -> mx.array:
     return multiply_unpacked(x, weight) if unpacked else multiply_packed(x, weight)
 
 
+def multiply_add(x: mx.array, weight: mx.array | Packed, bias: mx.array) -> tuple[mx.array, mx.array | None]:
+    """x @ weight.T with the bias [outputs] added, and None; or without it, and the bias, where one kernel cannot do
+    both."""
+    if isinstance(weight, Packed):
+        if not device.gpu_ops() or not unpacks(weight.quantization, x.size // x.shape[-1]):
+            return multiply(x, weight), bias
+        weight = weight.dequantize(x.dtype)
+    return mx.addmm(bias, x, weight.T), None
+
+
 def unpacks(quantization: Quantization, rows: int) -> bool:
     """Whether to unpack a weight for a product with `rows` input rows (B * T). The environment variable
     PG_MLX_UNPACK_ROWS, read once, overrides the table: a number of rows, or 0 for never. Raises InputError if it is

@@ -98,6 +98,9 @@ def test_forced_tokens_are_what_choosing_them_would_have_given(kind: str) -> Non
         def advance(self, token_id: int) -> list[int]:
             return [(token_id * 7) % 80 + 2, 33, 44]
 
+        def allowed_after_next(self) -> None:
+            return None
+
     class Allowing:
         following: tuple[int, ...] = ()
 
@@ -107,6 +110,9 @@ def test_forced_tokens_are_what_choosing_them_would_have_given(kind: str) -> Non
         def advance(self, token_id: int) -> list[int]:
             self.following = self.following[1:] if self.following else ((token_id * 7) % 80 + 2, 33, 44)
             return []
+
+        def allowed_after_next(self) -> None:
+            return None
 
     rows = []
     for guide in (Forcing(), Allowing()):
@@ -137,6 +143,9 @@ def test_what_is_read_ahead_is_what_would_have_been_said(kind: str) -> None:
         def advance(self, token_id: int) -> list[int]:
             self.turn += 1
             return [20 + token_id % 50, 9, *[EOS] * (token_id % 3 == 1)] if self.turn % 3 == 0 else []
+
+        def allowed_after_next(self) -> None:
+            return None
 
     answers = {}
     for ahead in (True, False):

@@ -168,10 +168,10 @@ def test_waiting_for_a_picture_can_be_given_up(loaded) -> None:
     gate.set()
 
 
-def test_warming_up_runs_what_a_full_batch_runs(loaded, monkeypatch) -> None:
+def test_warming_up_runs_what_full_batches_of_equal_and_unequal_rows_run(loaded, monkeypatch) -> None:
     widths = {name: note_widths(monkeypatch, name) for name in ("encode_image", "prefill", "extend")}
     seconds = pg_mlx.warm_up(loaded[0], batch_size=3, pictures=2)
-    assert widths == {"encode_image": [2, 6], "prefill": [1, 3], "extend": [1, 1, 3, 3]}
+    assert widths == {"encode_image": [2, 6, 6], "prefill": [1, 3, 3], "extend": [1, 1, 3, 3, 3, 3]}
     assert seconds > 0
 
 

@@ -26,7 +26,8 @@ def picture(seed: int) -> Picture:
 
 @dataclass
 class Script:
-    """A guide that allows some ids at each turn, and after some of the tokens forces others to follow."""
+    """A guide that allows some ids at each turn, and after some of the tokens forces others to follow, in about half of
+    the turns."""
 
     seed: int
     turn: int = 0
@@ -47,10 +48,18 @@ class Script:
         allowed = self.allowed()
         self.broken |= allowed is not None and token_id not in allowed
         random = np.random.default_rng((self.seed, self.turn, token_id))
-        follow = random.integers(1, VOCAB, int(random.choice([0, 0, 2, 5]))).tolist()
+        follow = [] if self._calm else random.integers(1, VOCAB, int(random.choice([0, 0, 2, 5]))).tolist()
         self.turn += 1
         self.forced += follow
         return follow
+
+    def allowed_after_next(self) -> Sequence[int] | None:
+        return Script(self.seed, self.turn + 1).allowed() if self._calm else None
+
+    @property
+    def _calm(self) -> bool:
+        """Whether nothing is forced after the next token."""
+        return bool(np.random.default_rng((self.seed, self.turn)).integers(0, 2**16) % 2)
 
 
 def engine_of(kind: str, batch_size: int, **options: object) -> Engine:

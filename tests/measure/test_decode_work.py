@@ -10,10 +10,11 @@ from pg_mlx import PaliGemma, gemma
 from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.config import PaliGemmaConfig
 from pg_mlx.measure import decode_work, graph
-from pg_mlx.ops import device
+from pg_mlx.ops import device, metal_kernels
 from pg_mlx.ops.gelu import geglu, gelu
 
-KERNELS_A_LAYER = {"gemma": 14, "gemma2": 19}
+KERNELS_A_LAYER = {"": {"gemma": 14, "gemma2": 19}, "add_norm,capped": {"gemma": 10, "gemma2": 10}}
+"""With our own kernels of these names."""
 
 
 def models(family: str, packed: bool, layers: int) -> PaliGemma:
@@ -25,27 +26,49 @@ def models(family: str, packed: bool, layers: int) -> PaliGemma:
     return model_of(raw, tensors, "bfloat16")
 
 
+own_kernels = pytest.mark.parametrize("own", KERNELS_A_LAYER, ids=["default", "own kernels"])
+
+
+@own_kernels
 @pytest.mark.parametrize("packed", [False, True], ids=["bfloat16", "4 bits"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_kernels_of_a_decode_step(family: str, packed: bool) -> None:
+def test_kernels_of_a_decode_step(family: str, packed: bool, own: str) -> None:
     def build(layers: int) -> PaliGemma:
         return models(family, packed, layers)
 
-    layer = decode_work.kernels_per_layer(build)
+    with metal_kernels.use(own):
+        layer = decode_work.kernels_per_layer(build)
+        equal = decode_work.kernels_per_layer(build, lengths=[5, 5])
+        ragged = decode_work.kernels_per_layer(build, lengths=[5, 3])
     print(f"{family}: {layer.total()} kernels a layer: " + ", ".join(f"{n} {name}" for name, n in layer.items()))
-    assert layer.total() == KERNELS_A_LAYER[family]
+    assert layer.total() == KERNELS_A_LAYER[own][family]
+    assert equal == layer
     # Rows of unequal length scatter where one would write a slice; Gemma 2, which has no fused attention, masks.
-    ragged = decode_work.kernels_per_layer(build, lengths=[5, 3])
-    assert ragged["Scatter"] == 1 and ragged.total() == layer.total() + (family == "gemma2")
-    assert decode_work.kernels_per_layer(build, lengths=[5, 5]) == layer
+    masks = (family == "gemma2") * (4 if own else 1)  # and our own kernel takes no mask
+    assert ragged["Scatter"] == 1 and ragged.total() == layer.total() + masks
 
 
-def test_the_rest_of_a_decode_step() -> None:
-    """Embedding, positions, final norm, head: what does not grow with the layers."""
-    for family in FAMILIES:
-        rest = decode_work.decode_kernels(models(family, False, 2)).total() - 2 * KERNELS_A_LAYER[family]
-        print(f"{family}: {rest} kernels beside the layers")
-        assert rest <= 14
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rest_of_a_decode_step(family: str) -> None:
+    """Embedding, final norm, head: what does not grow with the layers. All of it packed."""
+    raw = wide_config_json(family)
+    raw, tensors, _ = quantized(raw, random_tensors(raw), lambda module, _: module.startswith("language_model"))
+    model = model_of(raw, tensors, "bfloat16")
+    for lengths in ([5], [5, 3]):
+        kernels = decode_work.decode_kernels(model, lengths)
+        rest = kernels.total() - 2 * KERNELS_A_LAYER[""][family] - 2 * (len(lengths) > 1 and family == "gemma2")
+        print(f"{family}, rows: {len(lengths)}: {rest} kernels beside the layers")
+        assert rest <= 10
+
+
+def test_greedy_answers_need_neither_cast_nor_cap() -> None:
+    raw = wide_config_json("gemma2")
+    model = model_of(raw, random_tensors(raw), "bfloat16")
+    hidden = bfloat16(1, 128)
+    with decode_work.graph_of_a_gpu():
+        logits, order = model.language_model.head(hidden), model.language_model.head(hidden, order_only=True)
+        assert graph.kernels(order).total() == graph.kernels(logits).total() - 1
+    assert mx.argmax(model.language_model.head(hidden, order_only=True)) == mx.argmax(model.language_model.head(hidden))
 
 
 def wide(family: str, bits: int) -> PaliGemma:
@@ -63,16 +86,20 @@ def wide(family: str, bits: int) -> PaliGemma:
     return model_of(raw, tensors, "bfloat16")
 
 
+@own_kernels
 @pytest.mark.parametrize("bits", [4, 16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bytes_of_a_decode_step(family: str, bits: int) -> None:
-    """With 8192 tokens in the cache, its keys and values count for something, and would in float32 or repeated."""
+def test_bytes_of_a_decode_step(family: str, bits: int, own: str) -> None:
+    """With 8192 tokens in the cache, its keys and values count for something, and would in float32 or repeated. The
+    operations that make up Gemma 2's attention write and read its scores, but our own kernel does not."""
     model = wide(family, bits)
     for length in (20, 8192):
-        counted = decode_work.decode_bytes(model, [length])
+        with metal_kernels.use(own):
+            counted = decode_work.decode_bytes(model, [length])
         least = decode_work.least_decode_bytes(model, [length])
         print(f"{family}, {bits} bits, prompt of {length}: {counted / 1e6:.1f} MB, {counted / least:.4f} of the least")
-        assert least < counted <= 1.02 * least
+        most = 1.015 if family == "gemma2" and length == 8192 and not own else 1.01
+        assert least < counted <= most * least
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,5 +133,7 @@ def test_the_rule_of_counting() -> None:
         assert graph.kernels(x + x, x * x).total() == 2
         normed = mx.fast.rms_norm(x + x, None, 1e-6)
         assert normed.dtype == mx.bfloat16 and graph.kernels(normed @ normed.T).total() == 3
+        # A broadcast input is read once: x [4, 4] and the result [3, 4, 4], two bytes each.
+        assert graph.moved_bytes(lambda x: [mx.negative(mx.broadcast_to(x, (3, 4, 4)))], x) == (16 + 48) * 2
     assert device.gpu_ops() == (mx.default_device() == mx.gpu)
     mx.eval(mx.fast.rms_norm(x, None, 1e-6))

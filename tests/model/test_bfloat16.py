@@ -86,7 +86,7 @@ class Walk:
 
     WATCHED = (
         (siglip.VisionTower, "__call__"),
-        (siglip.Block, "__call__"),
+        (siglip.Block, "forward"),
         (Connector, "__call__"),
         (gemma.Gemma, "embed"),
         (gemma.Block, "finish"),
@@ -130,7 +130,7 @@ def test_two_bytes_stay_two_bytes(family: str, lengths: list[int] | None, monkey
 
     features = model(family).encode_image(pixels()[:rows])
     seen = walk.take()
-    assert len(seen["siglip.Block.__call__"]) == model(family).config.vision.num_hidden_layers
+    assert len(seen["siglip.Block.forward"]) == model(family).config.vision.num_hidden_layers
     assert len(seen["connector.Connector.__call__"]) == len(seen["siglip.VisionTower.__call__"]) == 1
     assert only_bfloat16(seen)
 

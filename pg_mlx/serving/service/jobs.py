@@ -9,6 +9,7 @@ from math import inf
 from threading import RLock
 
 from ...generation import Answer, Request, Row
+from ...ops.watchdog import explained
 from .requests import Answered, Ask, Event, Failed
 
 Listener = Callable[[Event], None]
@@ -94,5 +95,5 @@ class Job:
 
     def fail_unexpectedly(self, error: BaseException) -> None:
         """End with "failed". The log has the details; the listener gets only the kind of error."""
-        print(f"pg_mlx: a request failed: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"pg_mlx: a request failed: {explained(error)}", file=sys.stderr)
         self.finish(Failed("failed", f"unexpected failure ({type(error).__name__})"))

@@ -17,7 +17,7 @@ from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
 from ...memory.residency import held_bytes, model_scratch_bytes
-from ...ops import device
+from ...ops import device, watchdog
 from ...ops.device import dtype_name
 from ...paligemma import PaliGemma
 from ...regions import Region
@@ -69,10 +69,11 @@ class Runner:
         self._room = _room(self.model, limits, weights)
         self._limits = limits
         self._jobs: dict[Row, Job] = {}
+        self._lost = False
         self._features = FeatureCache(self.model, limits.feature_bytes)
         self._engine = Recovery(partial(engine_for, self.model, self.processor, limits.batch_size, self._features))
         stage("warm-up", 0, 1)
-        warm_up(self.model)
+        warm_up(self.model, batch_size=min(2, limits.batch_size) if device.is_gpu() else 1)
         stage("warm-up", 1, 1)
         text, vision = self.model.config.text, self.model.config.vision
         self.info = ModelInfo(
@@ -95,6 +96,11 @@ class Runner:
     def failures(self) -> int:
         """How many requests have failed even alone since the last one that was answered."""
         return self._engine.failures
+
+    @property
+    def lost(self) -> bool:
+        """Whether this process gets no more work done on the GPU."""
+        return self._lost
 
     @property
     def feature_bytes(self) -> int:
@@ -166,6 +172,7 @@ class Runner:
                 self._send(job, progress)
             except Exception as error:  # of this answer only
                 job.fail_unexpectedly(error)
+            self._lost |= progress.error is not None and watchdog.is_final(progress.error)
             if progress.error or progress.row.finish_reason is not None:
                 ended.append(self._jobs.pop(progress.row))
             elif job.outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import queue
 import sys
 import threading
@@ -17,6 +16,8 @@ import mlx.core as mx
 
 from ...checkpoint.load import LoadOptions
 from ...generation import Request
+from ...memory.residency import release
+from ...ops.watchdog import explained
 from ..error_codes import ServingError
 from .commands import Commands
 from .decoders import Decoders
@@ -188,7 +189,7 @@ class Service:
         try:
             self._loop()
         except BaseException as error:  # a panic of Rust code is no Exception
-            print(f"pg_mlx: the model's thread failed: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"pg_mlx: the model's thread failed: {explained(error)}", file=sys.stderr)
             self._give_up()
 
     def _loop(self) -> None:
@@ -214,7 +215,7 @@ class Service:
         ended = runner.step()
         with self._lock:
             self._jobs.forget(ended)
-            broken = runner.failures >= FAILURES
+            broken = runner.lost or runner.failures >= FAILURES
             idle = not self._jobs.busy
         if broken:
             self._give_up()
@@ -273,8 +274,7 @@ class Service:
 
     def _unload(self) -> None:
         self._runner = None
-        gc.collect()
-        mx.clear_cache()
+        release()
 
     def _watch(self) -> None:
         """End what is cancelled or late, whatever the owner and the decoders are doing."""
