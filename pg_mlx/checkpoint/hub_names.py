@@ -46,6 +46,11 @@ def repository_of(name: str | Path) -> str | None:
     return repo if file and is_repository(repo) else None
 
 
+def is_snapshot(folder: Path) -> bool:
+    """Whether a folder is a snapshot of a repository in the hub's cache, which holds what the repository holds."""
+    return folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
+
+
 def cached_snapshot(folder: Path) -> Path:
     """The snapshot in a repository's folder of the hub's cache (models--owner--name, or its `snapshots`); any other
     folder as it is. Raises InputError if there are several, and none of them is the main one."""

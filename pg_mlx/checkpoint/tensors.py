@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..errors import InputError, PgMlxError
 from ..files.json import read_json
 from ..files.safetensors import ITEM_BYTES, Header, read_header, same_bytes
+from .hub_names import is_snapshot
 from .layouts import EMBEDDING, FINAL_NORM, HEAD, canonical_name, has_channels_second, wrapper_prefix
 from .other_forms import refuse_unreadable
 from .weight_files import INDEX, choose_weight_files
@@ -162,7 +163,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if gone:
         raise InputError(f"{folder / gone[0]} is a link to a file that is gone; download it again")
     others = [path.name for path in paths if path.is_dir()]
-    files, note = choose_weight_files(str(folder), names, weight_map, others)
+    files, note = choose_weight_files(str(folder), names, weight_map, others, on_hub=is_snapshot(folder))
     if note:
         print(f"pg_mlx: {note}", file=sys.stderr)
     return [folder / name for name in files]

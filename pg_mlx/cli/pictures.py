@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 _NO_PATH = (OSError, RuntimeError, ValueError)
 """Raised for a name that is too long, begins with ~ and no user, or has a zero byte."""
 
-_SUFFIXES = frozenset(
-    {
-        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
-        *(".jpx", ".ico", ".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""Files in a folder that are pictures. Pillow knows more, but most of those are documents, films or data."""
-
 _NAME_BYTES = 120
 """File systems allow 255; this leaves room for number, label and suffix."""
 
@@ -84,11 +75,13 @@ def is_folder(image: str) -> bool:
 
 def _in_folder(folder: str) -> list[str]:
     """Its files with the suffix of a picture; not those in folders below, and none that is hidden."""
+    from ..processor.formats import PICTURE_SUFFIXES
+
     try:
         files = sorted(path for path in Path(folder).expanduser().iterdir() if path.is_file())
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    found = [str(path) for path in files if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
+    found = [str(path) for path in files if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")]
     if not found:
         raise InputError(f"there are no pictures in the folder {folder}")
     return found

@@ -30,7 +30,7 @@ from ..files.regular import expanded
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
 from ..processor import RESAMPLES
-from ..processor.added_tokens import added_in_list
+from ..processor.tokenizer import listed_tokens
 from ..quantization import RECIPES, Recipe, uniform
 from ..regions.mask_vae import read_masks
 from . import side_files
@@ -220,8 +220,7 @@ class Conversion:
         for name, path in given.items():
             shutil.copyfile(path, folder / name)
         if "tokenizer.json" not in given and "tokenizer.model" in given:
-            added = added_in_list(given["added_tokens.json"]) if "added_tokens.json" in given else {}
-            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", added)
+            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", listed_tokens(given))
         if self.masks:
             write_arrays(folder / FILE_NAME, self.masks)
         config, resample = self.plan.config, self.checkpoint.resample

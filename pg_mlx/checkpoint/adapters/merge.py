@@ -167,6 +167,8 @@ class AdaptedSource(Source):
         tied, the head's is the embedding's."""
         if module == HEAD and self._tied and not adapter.apart:
             module = EMBEDDING
+        if module == adapter.borrowed and not self._tied:
+            return None
         return module if module in adapter.modules else None
 
     def _is_packed(self, module: str) -> bool:
