@@ -17,10 +17,15 @@ _ADDRESS = re.compile(
 )
 """A repository's page, or a file in it, as people copy it from a browser."""
 
+_AT_REVISION = re.compile(r"(?P<repo>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)@(?P<at>[^/?#@\s]+)")
+
 
 def address(path_or_repo: str | Path, revision: str | None = None) -> tuple[str | Path, str | None]:
     """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision). Anything else
-    is returned as it is. Raises InputError for the page of something that is no model."""
+    is returned as it is, but owner/name@REVISION is understood, too. Raises InputError for the page of something that is no model."""
+    at = _AT_REVISION.fullmatch(path_or_repo) if isinstance(path_or_repo, str) else None
+    if at and is_repository(at["repo"]) and not Path(at[0]).exists():
+        return at["repo"], revision or at["at"]
     found = _ADDRESS.fullmatch(str(path_or_repo))
     if not found or Path(path_or_repo).exists():
         return path_or_repo, revision
@@ -46,9 +51,12 @@ def repository_of(name: str | Path) -> str | None:
     return repo if file and is_repository(repo) else None
 
 
-def is_snapshot(folder: Path) -> bool:
-    """Whether a folder is a snapshot of a repository in the hub's cache, which holds what the repository holds."""
-    return folder.parent.name == "snapshots" and (folder.parent.parent / "blobs").is_dir()
+def snapshot_of(folder: Path) -> str | None:
+    """owner/name of the repository of which a folder is a snapshot in the hub's cache; None for any other folder."""
+    repository = folder.parent.parent
+    if folder.parent.name != "snapshots" or not (repository / "blobs").is_dir():
+        return None
+    return repository.name.removeprefix("models--").replace("--", "/")
 
 
 def cached_snapshot(folder: Path) -> Path:
