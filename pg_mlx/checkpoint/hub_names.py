@@ -21,8 +21,9 @@ _AT_REVISION = re.compile(r"(?P<repo>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)@(?P<at>[^/
 
 
 def address(path_or_repo: str | Path, revision: str | None = None) -> tuple[str | Path, str | None]:
-    """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision). Anything else
-    is returned as it is, but owner/name@REVISION is understood, too. Raises InputError for the page of something that is no model."""
+    """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision);
+    owner/name@REVISION names the same. Anything else is returned as it is. Raises InputError for the page of something
+    that is no model."""
     at = _AT_REVISION.fullmatch(path_or_repo) if isinstance(path_or_repo, str) else None
     if at and is_repository(at["repo"]) and not Path(at[0]).exists():
         return at["repo"], revision or at["at"]

@@ -50,14 +50,19 @@ class Item:
         return self.image or load_image(self.source)
 
 
-def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",), together: bool = False) -> list[Item]:
+def expand(
+    images: Iterable[str] | None, prompts: Sequence[str] = ("",), together: bool = False, page: int | str | None = None
+) -> list[Item]:
     """The pictures in order, those of a folder sorted by name, each with every prompt. together: one item for each
-    prompt, about all pictures. Raises InputError if there are none."""
+    prompt, about all pictures. page: which page or frame of each, or "all": one item for each page. Raises InputError
+    if there are none."""
     if not images:
         raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
     sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
+    if page is not None:
+        sources = [named for source in sources for named in _with_page(source, page)]
     names: dict[str, int] = {}
     if together:
         first, *more = sources
@@ -85,6 +90,21 @@ def _in_folder(folder: str) -> list[str]:
     if not found:
         raise InputError(f"there are no pictures in the folder {folder}")
     return found
+
+
+def _with_page(source: str, page: int | str) -> list[str]:
+    """A source with the page that is wanted behind its name; every page for "all". Raises InputError for stdin."""
+    if source == "-":
+        raise InputError("--page is about files and addresses; what stdin holds is read at its first page")
+    if page != "all":
+        return [f"{source}#page={page}"]
+    from ..processor.images import count_pages
+
+    try:
+        count = count_pages(source)
+    except InputError:
+        count = 1  # said when it is its turn, so that the other pictures are answered
+    return [source] if count == 1 else [f"{source}#page={number}" for number in range(1, count + 1)]
 
 
 def stem(source: str) -> str:
