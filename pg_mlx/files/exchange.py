@@ -21,6 +21,7 @@ def exchange(one: Path, other: Path) -> bool:
     import ctypes  # here, because only a conversion that replaces a folder needs it
 
     first, second = os.fsencode(one), os.fsencode(other)
+    sys.audit("os.rename", str(one), str(other), -1, -1)  # it is one, for those who watch what a program does
     try:
         library = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
