@@ -17,7 +17,7 @@ from .tensors import Source
 
 def needed_bytes(checkpoint: Checkpoint, dtype: mx.Dtype) -> int:
     """The most that MLX should hold at a time, of loading the model and of one answer about one picture, with a prompt
-    and an answer of common length (see memory.estimate). dtype: to compute in. Adapters are not counted.
+    and an answer of common length (see memory.estimate), with the adapters that were put onto it. dtype: to compute in.
     """
     source = checkpoint.source
     loaded = most = 0
@@ -25,8 +25,9 @@ def needed_bytes(checkpoint: Checkpoint, dtype: mx.Dtype) -> int:
         held = sum(_held(spec, name, source, dtype) for name in _tensors(spec, source))
         cast = sum(source.stored_bytes(name) for name in _tensors(spec, source) if _is_cast(spec, name, source, dtype))
         stacked = held if len(spec.sources) > 1 else 0
-        loaded += held
-        most = max(most, loaded + cast + stacked)
+        adapters = [source.adapter_bytes(module, dtype.size) for module in spec.sources]
+        loaded += held + sum(beside for beside, _ in adapters)
+        most = max(most, loaded + cast + stacked + sum(merging for _, merging in adapters))
     tower, decoder = (_packing(checkpoint, name) for name in ("mlp.fc1", "mlp.gate_up_proj"))
     return max(most, loaded + pass_bytes(checkpoint.config, dtype, tower, decoder))
 

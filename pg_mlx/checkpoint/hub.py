@@ -92,7 +92,7 @@ def headers(repo: str, revision: str | None = None) -> Headers:
             config = Path(hf_hub_download(repo, "config.json", revision=commit))
             content = read_json(Path(hf_hub_download(repo, INDEX, revision=commit))) if INDEX in names else None
             weight_map = content.get("weight_map", {}) if isinstance(content, dict) else content and {}
-            chosen, note = choose_weight_files(repo, names, weight_map)
+            chosen, note = choose_weight_files(repo, names, weight_map, on_hub=True)
             read = HfApi().parse_safetensors_file_metadata
             with ThreadPoolExecutor(8) as pool:
                 found = list(pool.map(lambda name: read(repo, name, revision=commit).tensors, chosen))
@@ -110,8 +110,7 @@ def headers(repo: str, revision: str | None = None) -> Headers:
 
 def _names(info: Any) -> list[str]:
     """The files of a repository that are in no subfolder."""
-    files = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
-    return [name for name in files if not name.startswith("adapter_")]  # they are not downloaded either
+    return [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
 
 
 def space_file(space: str, name: str) -> Path:

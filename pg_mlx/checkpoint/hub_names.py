@@ -17,10 +17,16 @@ _ADDRESS = re.compile(
 )
 """A repository's page, or a file in it, as people copy it from a browser."""
 
+_AT_REVISION = re.compile(r"(?P<repo>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)@(?P<at>[^/?#@\s]+)")
+
 
 def address(path_or_repo: str | Path, revision: str | None = None) -> tuple[str | Path, str | None]:
-    """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision). Anything else
-    is returned as it is. Raises InputError for the page of something that is no model."""
+    """What the address of a hub page names: (owner/name, revision), or (owner/name/FILE.npz, revision);
+    owner/name@REVISION names the same. Anything else is returned as it is. Raises InputError for the page of something
+    that is no model."""
+    at = _AT_REVISION.fullmatch(path_or_repo) if isinstance(path_or_repo, str) else None
+    if at and is_repository(at["repo"]) and not Path(at[0]).exists():
+        return at["repo"], revision or at["at"]
     found = _ADDRESS.fullmatch(str(path_or_repo))
     if not found or Path(path_or_repo).exists():
         return path_or_repo, revision
@@ -44,6 +50,14 @@ def repository_of(name: str | Path) -> str | None:
         return None
     repo, _, file = name.rpartition("/")
     return repo if file and is_repository(repo) else None
+
+
+def snapshot_of(folder: Path) -> str | None:
+    """owner/name of the repository of which a folder is a snapshot in the hub's cache; None for any other folder."""
+    repository = folder.parent.parent
+    if folder.parent.name != "snapshots" or not (repository / "blobs").is_dir():
+        return None
+    return repository.name.removeprefix("models--").replace("--", "/")
 
 
 def cached_snapshot(folder: Path) -> Path:

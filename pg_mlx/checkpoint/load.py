@@ -194,12 +194,14 @@ def _load(
     checkpoint: Checkpoint, options: LoadOptions, adapters: Sequence[Adapter], progress: Progress | None
 ) -> PaliGemma:
     """The model within the memory that it may take."""
+    if adapters:
+        checkpoint = checkpoint.with_adapters(adapters)
     room, allowed = 0, options.allowed_bytes
     if allowed is not None:
         needed = needed_bytes(checkpoint, compute_dtype(options.dtype))
         check_fits(needed, allowed)
         room = allowed - needed
-    model = build(checkpoint, options.dtype, progress, adapters)
+    model = build(checkpoint, options.dtype, progress)
     model.use_sliding_window, model.layers_at_once = options.use_sliding_window, options.layers_at_once
     if options.memory is not None:
         dequantize_within(model, room)
@@ -209,16 +211,9 @@ def _load(
     return model
 
 
-def build(
-    checkpoint: Checkpoint,
-    dtype: mx.Dtype | str | None = None,
-    progress: Progress | None = None,
-    adapters: Sequence[Adapter] = (),
-) -> PaliGemma:
+def build(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None, progress: Progress | None = None) -> PaliGemma:
     """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError."""
     device.warn_if_slow()
-    if adapters:
-        checkpoint = checkpoint.with_adapters(adapters)
     dtype, config, source = compute_dtype(dtype), checkpoint.config, checkpoint.source
     model = PaliGemma(config, dtype=dtype)
     for done, spec in enumerate(checkpoint.specs):

@@ -13,6 +13,7 @@ import mlx.core as mx
 from ..errors import InputError, PgMlxError
 from ..files.json import read_json
 from ..files.safetensors import ITEM_BYTES, Header, read_header, same_bytes
+from .hub_names import snapshot_of
 from .layouts import EMBEDDING, FINAL_NORM, HEAD, canonical_name, has_channels_second, wrapper_prefix
 from .other_forms import refuse_unreadable
 from .weight_files import INDEX, choose_weight_files
@@ -43,6 +44,11 @@ class Source(Protocol):
         """The adapter of a quantized module, to be computed beside it; empty if it has none (see AdaptedSource).
         weight: float32 [outputs, columns], the module's dequantized weight, not yet evaluated."""
         return {}
+
+    def adapter_bytes(self, module: str, itemsize: int) -> tuple[int, int]:
+        """What an adapter of a module adds to the model, with values of so many bytes, and what more it takes while the
+        module is loaded; in bytes. Known before a tensor is read."""
+        return 0, 0
 
 
 class SafetensorsHeaders(Source):
@@ -162,7 +168,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if gone:
         raise InputError(f"{folder / gone[0]} is a link to a file that is gone; download it again")
     others = [path.name for path in paths if path.is_dir()]
-    files, note = choose_weight_files(str(folder), names, weight_map, others)
+    repository = snapshot_of(folder)
+    place = repository or str(folder)
+    files, note = choose_weight_files(place, names, weight_map, others, on_hub=repository is not None)
     if note:
         print(f"pg_mlx: {note}", file=sys.stderr)
     return [folder / name for name in files]

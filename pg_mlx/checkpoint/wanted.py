@@ -8,14 +8,13 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files.json import read_json
-from .weight_files import ADAPTER_WEIGHTS, INDEX, archives, choose_weight_files
+from .weight_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, TwoCheckpoints, archives, choose_weight_files
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 """The two forms of a vocabulary. The first one is preferred: it loads in 50 ms, the other in 0.7 s."""
 BESIDE_THE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_BESIDE_ARCHIVE = "*tokenizer*.model"
 """Beside archives tokenizer.model has a name of its own."""
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,10 @@ def _has_checkpoint(folder: Path) -> bool:
     content = read_json(folder / INDEX) if INDEX in names else None
     try:
         choose_weight_files(str(folder), names, content.get("weight_map", {}) if isinstance(content, dict) else None)
-    except InputError as error:
-        return "holds two" in str(error)  # it is whole, whatever else is wrong with it
+    except TwoCheckpoints:
+        return True  # it is whole, whatever else is wrong with it
+    except InputError:
+        return False
     return True
 
 
@@ -57,7 +58,7 @@ def has_tokenizer(folder: Path) -> bool:
 # The hub's "*" also matches "/": without the first of these the weights in subfolders would come along.
 _NOT_IN_FOLDERS = "*/*"
 
-_NOT_THE_MODEL = (_NOT_IN_FOLDERS, "adapter_*", "optimizer*", "consolidated*")
+_NOT_THE_MODEL = (_NOT_IN_FOLDERS, "adapter_model*", "adapters.safetensors", "optimizer*", "consolidated*")
 _BESIDE_THE_WEIGHTS = (
     *TOKENIZER_FILES,
     TOKENIZER_BESIDE_ARCHIVE,
@@ -69,7 +70,7 @@ _BESIDE_THE_WEIGHTS = (
 )
 
 CHECKPOINT = Wanted(
-    ("config.json", "*.safetensors", INDEX, *_BESIDE_THE_WEIGHTS),
+    ("config.json", ADAPTER_CONFIG, "*.safetensors", INDEX, *_BESIDE_THE_WEIGHTS),
     _NOT_THE_MODEL,
     _has_checkpoint,
     "has no config.json, so it holds no checkpoint for pg_mlx",

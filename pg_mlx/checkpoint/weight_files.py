@@ -12,6 +12,7 @@ from .other_forms import way_out
 INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors")
 """PEFT's, and mlx-vlm's."""
+ADAPTER_CONFIG = "adapter_config.json"
 
 _MAX_FILES = 10_000
 _MASK_DECODER = "vae-oid.npz"
@@ -20,14 +21,18 @@ _NOT_WEIGHTS = ("adapter", "optimizer", "consolidated", "training", "scheduler",
 """How the names begin of what is not the model, or is the model in another form, as transformers has it."""
 
 
+class TwoCheckpoints(InputError):
+    """A folder or repository holds two whole checkpoints, or weights and an adapter."""
+
+
 def choose_weight_files(
-    place: str, names: Collection[str], weight_map: Any = None, others: Iterable[str] = ()
+    place: str, names: Collection[str], weight_map: Any = None, others: Iterable[str] = (), *, on_hub: bool = False
 ) -> tuple[list[str], str | None]:
-    """The files to read, sorted, and a line for people if the index is not followed.
+    """The files to read, sorted, and a line for people if the index is not followed or an adapter is not read.
 
     place: what messages call the folder or repository. names: its files. weight_map: the object of that name in its
-    index, or None without an index. others: its subfolders, for messages. Raises InputError if there are no whole
-    weights, or two sets of them.
+    index, or None without an index. others: its subfolders, for messages. on_hub: they are a hub repository's, from
+    which nobody can move an adapter away. Raises InputError if there are no whole weights, and TwoCheckpoints.
     """
     files = sorted(
         name for name in names if name.endswith(".safetensors") and not name.startswith((".", *_NOT_WEIGHTS))
@@ -39,8 +44,7 @@ def choose_weight_files(
         others_whole = [found for found in sets.values() if _is_whole(found)]
         if others_whole:
             raise _two(place, [indexed, *others_whole])
-        _refuse_adapter(place, names, indexed)
-        return indexed, None
+        return indexed, _adapter_beside(place, names, indexed, on_hub)
     whole = [found for key, found in sets.items() if _is_whole(found)]
     if indexed and not whole:
         raise InputError(f"{place} lacks {len(missing)} of {len(indexed)} weight files: {', '.join(missing[:5])}")
@@ -56,14 +60,13 @@ def choose_weight_files(
     if len(whole) > 1:
         raise _two(place, whole)
     chosen = whole[0]
-    _refuse_adapter(place, names, chosen)
-    note = None
+    notes = [_adapter_beside(place, names, chosen, on_hub)]
     if indexed:
-        note = (
+        notes.append(
             f"{place}: its index names {len(missing)} files that are not there, as {missing[0]}; "
             f"reading {_called(chosen)} instead"
         )
-    return chosen, note
+    return chosen, "; ".join(filter(None, notes)) or None
 
 
 def archives(names: Iterable[str]) -> list[str]:
@@ -120,17 +123,25 @@ def _is_whole(files: list[str]) -> bool:
     return not _lacking(files)
 
 
-def _refuse_adapter(place: str, names: Collection[str], chosen: list[str]) -> None:
-    adapter = next((name for name in ADAPTER_WEIGHTS if name in names), None)
-    if adapter:
-        raise InputError(
-            f"{place} holds two things: weights ({_called(chosen)}) and an adapter ({adapter}); "
-            "put the adapter into a folder of its own, and name it with --adapter-path if it is not merged yet"
+def _adapter_beside(place: str, names: Collection[str], chosen: list[str], on_hub: bool) -> str | None:
+    """What to say of an adapter beside the weights. Raises TwoCheckpoints in a folder that people can tidy."""
+    marks = (*ADAPTER_WEIGHTS, ADAPTER_CONFIG) if on_hub else ADAPTER_WEIGHTS
+    adapter = next((name for name in marks if name in names), None)
+    if adapter is None:
+        return None
+    if on_hub:
+        return (
+            f"{place} holds an adapter ({adapter}) beside its weights ({_called(chosen)}); only the weights are read, "
+            "and the adapter is put onto them if --adapter-path names it, too"
         )
+    raise TwoCheckpoints(
+        f"{place} holds two things: weights ({_called(chosen)}) and an adapter ({adapter}); "
+        "put the adapter into a folder of its own, and name it with --adapter-path if it is not merged yet"
+    )
 
 
-def _two(place: str, sets: list[list[str]]) -> InputError:
-    return InputError(
+def _two(place: str, sets: list[list[str]]) -> TwoCheckpoints:
+    return TwoCheckpoints(
         f"{place} holds two checkpoints, {_called(sets[0])} and {_called(sets[1])}; move one of them away"
     )
 

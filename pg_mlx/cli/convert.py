@@ -83,6 +83,11 @@ def parser(program: str) -> argparse.ArgumentParser:
         action="store_true",
         help="replace DST, if convert wrote all that it holds",
     )
+    p.add_argument(
+        "--in-place",
+        action="store_true",
+        help="write into SRC itself, if convert wrote all that it holds: replaced when the result is complete",
+    )
     p.add_argument("--dry-run", action="store_true", help="print what would be written; reads and downloads no weights")
     p.add_argument("--validate", type=Path, metavar="DIR", help="only check that a folder is complete for MLX programs")
     p.add_argument("--upload-repo", metavar="REPO", help="then upload DST to this hub repository")
@@ -99,17 +104,22 @@ def run(argv: list[str], program: str) -> int:
     if not args.hf_path:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
-    from ..conversion import pipeline, upload
+    from ..conversion import pipeline, plan, upload
     from ..conversion.written import owned
     from ..files.folder import check_target
+    from ..files.regular import expanded
 
     if args.private and not args.upload_repo:
         raise InputError("--private is about --upload-repo, which is not given")
-    recipe = pipeline.choose_recipe(
+    recipe = plan.choose_recipe(
         args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)
     )
+    if args.in_place:
+        args.mlx_path = expanded(args.hf_path)
+        if not args.mlx_path.is_dir():
+            raise InputError(f"--in-place replaces a folder, and {args.hf_path} is none")
     if not args.dry_run:
-        check_target(args.mlx_path, args.force, owned)  # before anything is downloaded
+        check_target(args.mlx_path, args.force or args.in_place, owned)  # before anything is downloaded
     upload_to = upload.check_login(args.upload_repo) if args.upload_repo and not args.dry_run else None
     conversion = pipeline.Conversion(
         args.hf_path,
@@ -136,6 +146,7 @@ def run(argv: list[str], program: str) -> int:
         report = conversion.run(
             args.mlx_path,
             force=args.force,
+            in_place=args.in_place,
             check=not args.no_check,
             calibration=args.calibration,
             progress=progress,

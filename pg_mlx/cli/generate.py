@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import replace
 
@@ -35,6 +36,7 @@ examples:
   %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --format jsonl > found.jsonl
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "caption en" --prompt "detect cat"
   %(prog)s --model ./pg2-4bit --image before.jpg after.jpg --together --prompt "answer en what has changed?"
+  %(prog)s --model ./pg2-4bit --image scan.tif --page all --prompt ocr
   %(prog)s --model ./pg2-4bit --image cat.jpg --region 40,30,220,180 --prompt "caption"
 
 exit code: 0, 1 if the model or one of several pictures failed, 2 for a wrong input, 130 after Ctrl-C.
@@ -57,6 +59,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         action="append",
         metavar="P",
         help="the task text, or - for stdin; repeatable, all are asked about every picture",
+    )
+    p.add_argument(
+        *("--page", "--frames"),
+        type=_page,
+        metavar="N",
+        help="of a TIFF or an animation this page or frame, from 1; all: an answer for each",
     )
     p.add_argument("--together", action="store_true", help="ask about all pictures at once: one answer a prompt")
     p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
@@ -144,8 +152,8 @@ def run(argv: list[str], program: str) -> int:
         raise InputError("--region does not go with --constrain: a detect or segment prompt has no place in it")
     expand(args.image, ("",))  # before a prompt is asked for
     prompts = _read_prompts(args.prompt, args.image)
-    items = expand(args.image, prompts, args.together)
-    many = not args.together and (len(args.image) > 1 or is_folder(args.image[0]))
+    items = expand(args.image, prompts, args.together, args.page)
+    many = not args.together and (len(args.image) > 1 or is_folder(args.image[0]) or args.page == "all")
     several = many or len(prompts) > 1
     for hint in dict.fromkeys(filter(None, map(chat_hint, prompts))):
         print(hint, file=sys.stderr)
@@ -200,6 +208,15 @@ def run(argv: list[str], program: str) -> int:
     drawings.close()
     report.close()
     return 130 if stop else int(report.failed > 0)
+
+
+def _page(text: str) -> int | str:
+    """An argparse type: a page's number from 1, or "all"."""
+    if text == "all":
+        return text
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a page's number, from 1, nor all")
+    return int(text)
 
 
 def _region(text: str) -> list[float]:

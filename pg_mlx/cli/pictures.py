@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 _NO_PATH = (OSError, RuntimeError, ValueError)
 """Raised for a name that is too long, begins with ~ and no user, or has a zero byte."""
 
-_SUFFIXES = frozenset(
-    {
-        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
-        *(".jpx", ".ico", ".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""Files in a folder that are pictures. Pillow knows more, but most of those are documents, films or data."""
-
 _NAME_BYTES = 120
 """File systems allow 255; this leaves room for number, label and suffix."""
 
@@ -59,14 +50,19 @@ class Item:
         return self.image or load_image(self.source)
 
 
-def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",), together: bool = False) -> list[Item]:
+def expand(
+    images: Iterable[str] | None, prompts: Sequence[str] = ("",), together: bool = False, page: int | str | None = None
+) -> list[Item]:
     """The pictures in order, those of a folder sorted by name, each with every prompt. together: one item for each
-    prompt, about all pictures. Raises InputError if there are none."""
+    prompt, about all pictures. page: which page or frame of each, or "all": one item for each page. Raises InputError
+    if there are none."""
     if not images:
         raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
     sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
+    if page is not None:
+        sources = [named for source in sources for named in _with_page(source, page)]
     names: dict[str, int] = {}
     if together:
         first, *more = sources
@@ -84,14 +80,31 @@ def is_folder(image: str) -> bool:
 
 def _in_folder(folder: str) -> list[str]:
     """Its files with the suffix of a picture; not those in folders below, and none that is hidden."""
+    from ..processor.formats import PICTURE_SUFFIXES
+
     try:
         files = sorted(path for path in Path(folder).expanduser().iterdir() if path.is_file())
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    found = [str(path) for path in files if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
+    found = [str(path) for path in files if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")]
     if not found:
         raise InputError(f"there are no pictures in the folder {folder}")
     return found
+
+
+def _with_page(source: str, page: int | str) -> list[str]:
+    """A source with the page that is wanted behind its name; every page for "all". Raises InputError for stdin."""
+    if source == "-":
+        raise InputError("--page is about files and addresses; what stdin holds is read at its first page")
+    if page != "all":
+        return [f"{source}#page={page}"]
+    from ..processor.images import count_pages
+
+    try:
+        count = count_pages(source)
+    except InputError:
+        count = 1  # said when it is its turn, so that the other pictures are answered
+    return [source] if count == 1 else [f"{source}#page={number}" for number in range(1, count + 1)]
 
 
 def stem(source: str) -> str:

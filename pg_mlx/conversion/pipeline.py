@@ -30,11 +30,11 @@ from ..files.regular import expanded
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
 from ..processor import RESAMPLES
-from ..processor.added_tokens import added_in_list
-from ..quantization import RECIPES, Recipe, uniform
+from ..processor.tokenizer import listed_tokens
+from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
 from . import side_files
-from .plan import make_plan
+from .plan import choose_recipe, make_plan
 from .report import Report, model_card
 from .tokenizer_json import JSON_PER_MODEL_BYTE, write_tokenizer_json
 from .weights import Progress, working_bytes, write_weights
@@ -46,26 +46,6 @@ if TYPE_CHECKING:
 
 SMALL_FILES_BYTES = 1 << 16
 """More than config.json, the model card, the index and the other small files take together."""
-
-
-def choose_recipe(
-    quantize: bool,
-    q_bits: int | None,
-    q_group_size: int | None,
-    q_mode: str | None,
-    q_recipe: str | None,
-    q_overrides: Mapping[str, str] | None,
-) -> Recipe | None:
-    """The recipe that a set of options means: none, a named one, or one packing for all. Raises InputError."""
-    by_numbers = q_bits is not None or q_group_size is not None or q_mode is not None
-    if by_numbers and q_recipe:
-        raise InputError("a recipe and bits, group size or mode exclude each other")
-    if not (quantize or by_numbers or q_recipe or q_overrides):
-        return None
-    if q_recipe and q_recipe not in RECIPES:
-        raise InputError(f"no recipe {q_recipe!r}; there are {', '.join(RECIPES)}")
-    recipe = uniform(q_bits, q_group_size, q_mode) if by_numbers else RECIPES[q_recipe or "balanced"]
-    return recipe.with_overrides(q_overrides or {})
 
 
 class Conversion:
@@ -118,6 +98,7 @@ class Conversion:
         self.recipe = recipe
         folders = (adapter.folder for adapter in adapters)
         inputs = (source, named.checkpoint, *folders, *(path for path in (tokenizer, mask_decoder) if path))
+        self._source = expanded(source)
         self._inputs = [path for path in map(expanded, inputs) if path.exists()]
         self.plan = make_plan(checkpoint, recipe, dequantize)
         self.dtype = DTYPES[dtype] if dtype else stored
@@ -140,12 +121,14 @@ class Conversion:
         target: Path,
         *,
         force: bool = False,
+        in_place: bool = False,
         check: bool = True,
         calibration: str | Path | None = None,
         progress: Progress | None = None,
     ) -> Report:
         """Write the folder `target`. Options and errors are those of `convert`."""
-        self.check_target(target, force, calibration)
+        force = force or in_place
+        self.check_target(target, force, calibration, in_place)
         start = time.perf_counter()
         mx.reset_peak_memory()
         report = progress or (lambda what, done, total: None)
@@ -178,10 +161,17 @@ class Conversion:
             raise PgMlxError(f"cannot write {target}: {error.strerror or error}{where}") from error
         return result
 
-    def check_target(self, target: Path, force: bool, calibration: str | Path | None = None) -> None:
+    def check_target(
+        self, target: Path, force: bool, calibration: str | Path | None = None, in_place: bool = False
+    ) -> None:
         """Raises InputError if `target` may not be written: see `convert`."""
         place = check_target(target, force, owned)
-        check_inputs_outside(place, [*self._inputs, *([expanded(calibration)] if calibration else [])])
+        inputs = [*self._inputs, *([expanded(calibration)] if calibration else [])]
+        if in_place:
+            if not (self._source.exists() and place.exists() and place.samefile(self._source)):
+                raise InputError(f"in place means that the source itself is replaced, and {target} is another folder")
+            inputs = [path for path in inputs if not path.samefile(place)]
+        check_inputs_outside(place, inputs)
 
     def _header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
@@ -220,8 +210,7 @@ class Conversion:
         for name, path in given.items():
             shutil.copyfile(path, folder / name)
         if "tokenizer.json" not in given and "tokenizer.model" in given:
-            added = added_in_list(given["added_tokens.json"]) if "added_tokens.json" in given else {}
-            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", added)
+            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", listed_tokens(given))
         if self.masks:
             write_arrays(folder / FILE_NAME, self.masks)
         config, resample = self.plan.config, self.checkpoint.resample
@@ -268,6 +257,7 @@ def convert(
     mask_decoder: str | Path | None = None,
     revision: str | None = None,
     force: bool = False,
+    in_place: bool = False,
     check: bool = True,
     calibration: str | Path | None = None,
     progress: Progress | None = None,
@@ -279,7 +269,8 @@ def convert(
     (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
     <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
     force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
-    holds anything else, the source or the working directory is never replaced.
+    holds anything else, the source or the working directory is never replaced. in_place: `target` is `source`, which
+    the result replaces when it is complete; as with force, only what a conversion wrote is.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
     recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)
@@ -295,4 +286,6 @@ def convert(
         revision=revision,
     )
     target = Path(target).expanduser()
-    return conversion.run(target, force=force, check=check, calibration=calibration, progress=progress)
+    return conversion.run(
+        target, force=force, in_place=in_place, check=check, calibration=calibration, progress=progress
+    )

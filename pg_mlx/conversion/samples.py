@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..processor import load_image
+from ..processor.formats import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from PIL import Image
 
 PROMPTS = ("caption en", "detect object", "ocr", "answer en what is in the picture?")
 MAX_PICTURES = 32
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _SIZES = ((640, 480), (480, 640), (512, 512), (800, 450))
 _WORDS = ("exit", "open", "coffee", "market", "42", "station", "north", "1879", "bread", "street", "7", "tickets")
 
@@ -43,7 +43,7 @@ def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"no such folder of pictures: {folder}")
     paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
     )
     if not paths:
         raise InputError(f"{folder} holds no pictures")

@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 def write_tokenizer_json(model: Path, target: Path, added: Mapping[str, int] | None = None) -> None:
     """Write the vocabulary of `model` as a tokenizer.json with the same pieces and ids. Region tokens are appended if
-    they are missing, and <image> comes last, but for tokens that were added behind it: added_tokens.json's.
+    they are missing, and <image> comes last, but for tokens that were added behind it.
 
     Added tokens must follow it without a gap. Raises InputError if the model is not one of Gemma's kind.
     """
@@ -64,9 +64,7 @@ def _append(tokenizer: Tokenizer, added: Mapping[str, int]) -> None:
     for token, token_id in sorted(added.items(), key=lambda pair: pair[1]):
         tokenizer.add_tokens([AddedToken(token, normalized=False)])
         if tokenizer.token_to_id(token) != token_id:
-            raise InputError(
-                f"added_tokens.json gives {token!r} the id {token_id}, which does not follow the vocabulary"
-            )
+            raise InputError(f"the added token {token!r} has the id {token_id}, which does not follow the vocabulary")
 
 
 def _merges(pieces: list[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:

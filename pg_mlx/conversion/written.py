@@ -83,7 +83,8 @@ def check_inputs_outside(target: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         inside = [path, *path.iterdir()] if path.is_dir() else [path]
         if any(holds(target, each) for each in inside):
-            raise InputError(f"{target} holds {path}, which is to be converted; choose another folder")
+            word = ", or --in-place" if path.is_dir() and path.samefile(target) else ""
+            raise InputError(f"{target} holds {path}, which is to be converted; choose another folder{word}")
 
 
 def _manifest(folder: Path) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from .exchange import exchange
 
 Owned = Callable[[Path], list[Path]]
 """Lists every file of a folder, in the order in which they may be deleted, or raises InputError if one of them is not
@@ -44,6 +45,7 @@ def whole_folder(target: Path, force: bool = False, owned: Owned = nothing_owned
     check_target(target, force, owned)
     partial, replaced = (target.parent / f".{target.name}.{state}-{os.getpid()}" for state in ("partial", "replaced"))
     partial.mkdir()
+    made = partial.stat()
     complete, deletable = False, list[Path]()
     try:
         (partial / PARTIAL_MARK).touch()
@@ -54,18 +56,28 @@ def whole_folder(target: Path, force: bool = False, owned: Owned = nothing_owned
             if not force:
                 raise InputError(f"{target} has appeared meanwhile; choose another name, or --force to replace it")
             deletable, state = owned(target), _state(target)  # again: it may have changed meanwhile
-            target.rename(replaced)
-            if _state(replaced) != state:
+            old = partial if exchange(partial, target) else target.rename(replaced)
+            if _state(old) != state:
                 raise InputError(f"{target} has changed meanwhile, so it is not replaced")
-        partial.rename(target)
+        if _is(partial, made):
+            partial.rename(target)
         complete = True
         _sync_entries(target.parent)
     finally:
-        if replaced.exists() and not complete:
-            replaced.rename(target)
-        if replaced.exists():
-            _delete(replaced, deletable)
-        shutil.rmtree(partial, ignore_errors=True)
+        old = replaced if _is(partial, made) or not partial.exists() else partial
+        if old.exists() and complete:
+            _delete(old, deletable)
+        elif old.exists() and not (target.exists() and exchange(old, target)):
+            old.rename(target)
+        if _is(partial, made):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is(folder: Path, made: os.stat_result) -> bool:
+    """Whether a folder is the one that was made, and not another one that has its name by now."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(folder.stat(), made)
+    return False
 
 
 def check_target(target: Path, force: bool, owned: Owned = nothing_owned) -> Path:

@@ -145,6 +145,8 @@ class Engine:
             failure = failure or self._begin()
         with timed("decode"):
             read = following.read()
+            if following.has_nan(read):
+                raise self._no_numbers()
         now = time.perf_counter()
         for row, chosen in zip(self._rows, read, strict=True):
             ids = row.take(chosen)
@@ -227,10 +229,7 @@ class Engine:
         chosen = self._choose(rows, logits, [[ids] for ids in allowed], vocab)
         mx.eval(chosen.arrays, cache.layers)
         if mx.isnan(logits).any().item():
-            raise PgMlxError(
-                "the model computes no numbers (NaN): its weights are damaged or have diverged in training, or are too "
-                f"large for {device.dtype_name(self._model.dtype)}"
-            )
+            raise self._no_numbers()
         mx.clear_cache()  # its scratch memory is of no use to decoding
         if self._cache is not None and self._next is not None:
             cache, chosen = self._cache.join(cache), self._next.join(chosen)
@@ -238,6 +237,12 @@ class Engine:
         for row in rows:
             row.first_token_at = time.perf_counter()
             row.prefill_s = row.first_token_at - start
+
+    def _no_numbers(self) -> PgMlxError:
+        return PgMlxError(
+            "the model computes no numbers (NaN): its weights are damaged or have diverged in training, or are too "
+            f"large for {device.dtype_name(self._model.dtype)}"
+        )
 
     def _advance(self, token_ids: mx.array, counts: list[int], asks: list[Asks]) -> None:
         """Let the running rows read token_ids int [B, T], of which each row's first `counts` are real, and choose what

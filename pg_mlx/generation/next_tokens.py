@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -35,21 +35,27 @@ class NextTokens:
     alternatives: tuple[mx.array, mx.array] | None = None
     """The ids int [positions, A] of the likeliest tokens and their log-probabilities float32 [positions, A], in falling
     order; an id of -1 fills up a line. None if no row asked for them."""
+    first_ids: tuple[int, ...] = ()
+    """The first id that each position could choose, which is what comes out where all logits are NaN."""
+    first_logits: mx.array | None = None
+    """float32 [positions], the logits of those ids. Not computed unless they are needed."""
 
     @classmethod
     def concatenate(cls, parts: Sequence[NextTokens], counts: tuple[int, ...]) -> NextTokens:
         """The positions of all parts as those of rows with so many each."""
         tokens = mx.concatenate([part.tokens for part in parts])
+        firsts = [part.first_logits for part in parts if part.first_logits is not None]
+        first = (tuple(chain(*(part.first_ids for part in parts))), mx.concatenate(firsts) if firsts else None)
         if all(part.logprobs is None for part in parts):
-            return cls(tokens, counts)
+            return cls(tokens, counts, None, None, *first)
         logprobs = mx.concatenate(
             [mx.zeros(part.tokens.shape) if part.logprobs is None else part.logprobs for part in parts]
         )
         width = max(0 if part.alternatives is None else part.alternatives[0].shape[1] for part in parts)
         if not width:
-            return cls(tokens, counts, logprobs)
+            return cls(tokens, counts, logprobs, None, *first)
         ids, values = zip(*(part._padded(width) for part in parts), strict=True)
-        return cls(tokens, counts, logprobs, (mx.concatenate(list(ids)), mx.concatenate(list(values))))
+        return cls(tokens, counts, logprobs, (mx.concatenate(list(ids)), mx.concatenate(list(values))), *first)
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -60,11 +66,14 @@ class NextTokens:
     def select(self, rows: Sequence[int]) -> NextTokens:
         """The choices of some rows, in the order given."""
         stops = list(accumulate(self.counts))
-        index = mx.array([place for row in rows for place in range(stops[row] - self.counts[row], stops[row])])
+        places = [place for row in rows for place in range(stops[row] - self.counts[row], stops[row])]
+        index = mx.array(places)
         counts = tuple(self.counts[row] for row in rows)
         logprobs = None if self.logprobs is None else self.logprobs[index]
         others = self.alternatives and (self.alternatives[0][index], self.alternatives[1][index])
-        return NextTokens(self.tokens[index], counts, logprobs, others)
+        first_ids = tuple(self.first_ids[place] for place in places) if self.first_ids else ()
+        first_logits = None if self.first_logits is None else self.first_logits[index]
+        return NextTokens(self.tokens[index], counts, logprobs, others, first_ids, first_logits)
 
     def join(self, other: NextTokens) -> NextTokens:
         """The choices of these rows, and then those of others."""
@@ -78,6 +87,15 @@ class NextTokens:
             logprobs = self.logprobs.tolist()  # type: ignore[assignment]
         choices = list(map(Choice, tokens, logprobs, self._read_alternatives()))
         return [choices[stop - count : stop] for stop, count in zip(accumulate(self.counts), self.counts, strict=True)]
+
+    def has_nan(self, choices: Sequence[Sequence[Choice]]) -> bool:
+        """Whether one of these choices, as `read` gives them, was made among numbers that are none (NaN). That costs
+        nothing unless a choice is the first possible one: what a model without numbers chooses, and others seldom."""
+        if self.first_logits is None:
+            return False
+        chosen = (choice.token for row in choices for choice in row)
+        suspect = any(token == first for token, first in zip(chosen, self.first_ids, strict=True))
+        return suspect and bool(mx.isnan(self.first_logits).any().item())
 
     def _read_alternatives(self) -> list[tuple[tuple[int, float], ...]]:
         if self.alternatives is None:

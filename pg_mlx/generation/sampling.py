@@ -200,7 +200,8 @@ def choose(
     places = [(sampler, allowed) for sampler, several in zip(samplers, asked, strict=True) for allowed in several]
     if all(one.greedy and not one.looks_back and (allowed is None or allowed == vocab) for one, allowed in places):
         tokens = mx.argmax(logits, axis=-1)
-        return NextTokens(_ids(tokens, vocab), counts, *_logged(tokens, logits, vocab, alternatives))
+        logged = _logged(tokens, logits, vocab, alternatives)
+        return NextTokens(_ids(tokens, vocab), counts, *logged, (vocab[0],) * logits.shape[0], logits[:, 0])
     before = list(chain(*histories)) if histories else []
     chosen = []
     for place, (sampler, allowed) in enumerate(places):
@@ -213,7 +214,8 @@ def choose(
         else:
             own = own[:, mx.array([bisect_left(vocab, token) for token in ids])]
         tokens = sampler(sampler.penalized(own, ids, before[place]) if sampler.looks_back else own)
-        chosen.append(NextTokens(_ids(tokens, ids), (1,), *_logged(tokens, own, ids, alternatives)))
+        logged = _logged(tokens, own, ids, alternatives)
+        chosen.append(NextTokens(_ids(tokens, ids), (1,), *logged, (ids[0],), own[:, 0]))
     return NextTokens.concatenate(chosen, counts)
 
 

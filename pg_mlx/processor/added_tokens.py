@@ -1,4 +1,5 @@
-"""Tokens that fine-tuning has added to Gemma's vocabulary, as tokenizer.json and added_tokens.json list them."""
+"""Tokens that fine-tuning has added to Gemma's vocabulary, as tokenizer.json, tokenizer_config.json and
+added_tokens.json list them."""
 
 from __future__ import annotations
 
@@ -48,6 +49,22 @@ def added_in_list(path: Path) -> dict[str, int]:
         token and type(token_id) is int and 0 <= token_id < MAX_ID for token, token_id in found.items()
     ):
         raise InputError(f"{path} does not hold token ids by text")
+    return found
+
+
+def added_in_config(path: Path) -> dict[str, int]:
+    """The tokens in the `added_tokens_decoder` of a tokenizer_config.json; none without one. Raises InputError for
+    other content than tokens by their ids."""
+    config = read_json(path, _MAX_BYTES)
+    if not isinstance(config, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    listed = config.get("added_tokens_decoder") or {}
+    found: dict[str, int] = {}
+    for token_id, entry in listed.items() if isinstance(listed, dict) else [("", None)]:
+        token = entry.get("content") if isinstance(entry, dict) else None
+        if not (re.fullmatch("[0-9]{1,7}", token_id) and int(token_id) < MAX_ID and isinstance(token, str) and token):
+            raise InputError(f"{path}: added_tokens_decoder does not hold tokens by their ids")
+        found[token] = int(token_id)
     return found
 
 

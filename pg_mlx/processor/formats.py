@@ -33,37 +33,13 @@ RAW_SUFFIXES |= {
 }
 """How makers of cameras call their raw files."""
 
-PICTURE_SUFFIXES = {
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".mpo",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".dib",
-    ".tif",
-    ".tiff",
-}
-PICTURE_SUFFIXES |= {
-    ".avif",
-    ".avifs",
-    ".heic",
-    ".heics",
-    ".heif",
-    ".heifs",
-    ".hif",
-    ".jp2",
-    ".j2k",
-    ".jpc",
-    ".jpf",
-    ".jpx",
-    ".j2c",
-}
-PICTURE_SUFFIXES |= {".ico", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
+PICTURE_SUFFIXES = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
+        *(".jpx", ".ico", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    }
+)
 """What files of the formats that are read are called; a folder's other files are no pictures."""
 
 _SAVE = "save it as JPEG or PNG"

@@ -92,6 +92,17 @@ def pages(source: Any, max_pixels: int | None = None) -> Iterator[Image.Image]:
         yield _finish(decode(content, given.name, max_pixels), content, given.name)
 
 
+def count_pages(source: Any) -> int:
+    """How many pages or frames `pages` would give; 1 if the source names one of them. Raises what load_image does."""
+    given = read_source(source, MAX_BYTES)
+    if given is None or given.page is not None:
+        return 1
+    content = read_content(given.data, given.name, 1)
+    if content.format not in _FRAMED:
+        return content.pages
+    return getattr(decode(content, given.name, MAX_PIXELS), "n_frames", 1)
+
+
 def decoding_bytes(data: bytes, max_pixels: int | None = None) -> int:
     """About how many bytes load_image takes at its peak for the first page, beside `data`; 0 where the header does not
     say. Nothing is decoded. max_pixels: as in load_image. Raises what load_image does for bytes that are no picture,

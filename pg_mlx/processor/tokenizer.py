@@ -1,4 +1,4 @@
-"""Text to ids and back, from what checkpoints carry: tokenizer.model or tokenizer.json, and added_tokens.json.
+"""Text to ids and back, from what checkpoints carry: tokenizer.model or tokenizer.json, and lists of added tokens.
 
 Gemma's vocabulary has 256,000 pieces; PaliGemma's adds 1,024 locations <loc0000>.. and 128 mask codes <seg000>.. .
 Spaces are kept as they are (written as "▁" inside), and nothing is trimmed or normalised. Text without a piece is
@@ -16,13 +16,25 @@ from typing import Any, Protocol
 
 from ..errors import InputError
 from ..files.regular import read_regular
-from .added_tokens import CONTROL, IMAGE, LETTERS, MAX_ID, MAX_JSON_BYTES, Splitter, added_in_json, added_in_list
+from .added_tokens import (
+    CONTROL,
+    IMAGE,
+    LETTERS,
+    MAX_ID,
+    MAX_JSON_BYTES,
+    Splitter,
+    added_in_config,
+    added_in_json,
+    added_in_list,
+)
 from .gemma_json import gemma_only
 
 # The names of all region tokens, in the order of their ids.
 LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
 SEGMENTS = [f"<seg{i:03}>" for i in range(128)]
-FORMS, ADDED = ("tokenizer.model", "tokenizer.json"), "added_tokens.json"
+FORMS = ("tokenizer.model", "tokenizer.json")
+LISTS = {"tokenizer_config.json": added_in_config, "added_tokens.json": added_in_list}
+"""Files beside them that may list added tokens, and how those are read."""
 _REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)", re.ASCII)
 _MAX_MODEL_BYTES = 64 << 20
 """Of a tokenizer.model; Gemma's takes under 5 MB."""
@@ -59,7 +71,7 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
         """As `from_files`, from those in a folder."""
-        found = {name: folder / name for name in (*FORMS, ADDED) if (folder / name).is_file()}
+        found = {name: folder / name for name in (*FORMS, *LISTS) if (folder / name).is_file()}
         if not found.keys() & {*FORMS}:
             raise InputError(f"{folder} has no tokenizer: neither tokenizer.model nor tokenizer.json")
         return cls.from_files(found)
@@ -67,14 +79,14 @@ class Tokenizer:
     @classmethod
     def from_files(cls, files: Mapping[str, Path]) -> Tokenizer:
         """From tokenizer.model if there is one (it loads in 50 ms, the other in 0.7 s), else from tokenizer.json; and
-        from tokenizer.json, or with added_tokens.json, where those have tokens that the first one lacks.
+        from tokenizer.json, or with those of LISTS, where they have tokens that the first one lacks.
 
-        files: by their names; others than these three are ignored, and one of the first two is needed. Raises
-        InputError if a file is not of a tokenizer of Gemma's kind.
+        files: by their names; others than these are ignored, and one of the first two is needed. Raises InputError if a
+        file is not of a tokenizer of Gemma's kind.
         """
         tokenizer = cls.from_file(files[FORMS[0] if FORMS[0] in files else FORMS[1]])
         in_json = tokenizer._lacks(added_in_json(files[FORMS[1]])) if {*FORMS} <= files.keys() else {}
-        listed = tokenizer._lacks(added_in_list(files[ADDED])) if ADDED in files else {}
+        listed = tokenizer._lacks(listed_tokens(files))
         if in_json and listed.keys() <= in_json.keys():
             return cls.from_file(files[FORMS[1]])
         added = in_json | listed
@@ -150,6 +162,14 @@ class Tokenizer:
     def newline_ids(self) -> list[int]:
         """The newline that ends every prompt: [108] in Gemma's vocabulary."""
         return self.encode("\n")
+
+
+def listed_tokens(files: Mapping[str, Path]) -> dict[str, int]:
+    """The added tokens in the files of LISTS that are among these, by name. Raises InputError."""
+    found: dict[str, int] = {}
+    for name, read in LISTS.items():
+        found |= read(files[name]) if name in files else {}
+    return found
 
 
 class TextStream:

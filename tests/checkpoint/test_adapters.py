@@ -146,7 +146,7 @@ def test_several_adapters_apply_in_order(tmp_path: Path) -> None:
 def test_an_adapter_can_be_used_again(tmp_path: Path) -> None:
     raw, tensors = wide()
     adapter = Adapter(Trained(tensors).low_rank(Q).whole(f"{CONNECTOR}.weight").save(tmp_path / "adapter"))
-    first, second = (build(Checkpoint.of(Memory(tensors), raw), "float32", adapters=[adapter]) for _ in range(2))
+    first, second = (build(Checkpoint.of(Memory(tensors), raw).with_adapters([adapter]), "float32") for _ in range(2))
     assert same(text_logits(first), text_logits(second))
 
 

@@ -30,7 +30,8 @@ from pg_mlx.conversion.layerwise import AnsweredPrompt, Streamed
 
 TOLERANCE = 1e-4
 CASES = sorted(folder.name.partition("_")[2] for folder in GOLDEN_HEADS.glob("gemma2_*"))
-APART = {"both", "embedding", "head", "low_rank", "low_rank_head", "resized_both", "resized_low_rank"}
+APART = {"both", "embedding", "head", "low_rank", "low_rank_head"}
+APART |= {"resized_both", "resized_low_rank", "resized_low_rank_head"}
 
 
 def base(family: str, folder: Path, packed: bool = False) -> Path:

@@ -44,7 +44,7 @@ def test_one_pair_of_thin_matrices_serves_a_fused_projection(tmp_path: Path) -> 
     raw, tensors = wide()
     packed_raw, packed, _ = quantized(raw, tensors, is_packed)
     adapter = Adapter(Trained(tensors).low_rank(Q, K).save(tmp_path / "adapter"))
-    model = build(Checkpoint.of(Memory(packed), packed_raw), "bfloat16", adapters=[adapter])
+    model = build(Checkpoint.of(Memory(packed), packed_raw).with_adapters([adapter]), "bfloat16")
     fused = model.language_model.layers[2].self_attn.qkv_proj
     assert isinstance(fused, Linear) and fused.up.shape == (256, 8) and fused.down.shape == (8, 128)
     assert {fused.up.dtype, fused.down.dtype} == {mx.bfloat16}
@@ -59,7 +59,7 @@ def test_sixteen_bits_stay_sixteen_bits(dora: bool, rows: int, tmp_path: Path) -
     raw, tensors = wide()
     packed_raw, packed, _ = quantized(raw, tensors, is_packed)
     adapter = Adapter(Trained(tensors, use_dora=dora).low_rank(Q, O).save(tmp_path / "adapter"))
-    model = build(Checkpoint.of(Memory(packed), packed_raw), "bfloat16", adapters=[adapter])
+    model = build(Checkpoint.of(Memory(packed), packed_raw).with_adapters([adapter]), "bfloat16")
     assert model.language_model.layers[2].self_attn.qkv_proj(mx.ones((rows, 128), mx.bfloat16)).dtype == mx.bfloat16
     assert model.prefill(pictures(model), random_ids(1, rows), capacity=64)[1].keys[2].dtype == mx.bfloat16
 
@@ -68,14 +68,16 @@ def test_a_part_that_is_replaced_stands_beside_the_packed_ones(tmp_path: Path) -
     raw, tensors = wide()
     packed_raw, packed, _ = quantized(raw, tensors, is_packed)
     adapter = Adapter(Trained(tensors).whole(f"{K}.weight").save(tmp_path / "adapter"))
-    model = build(Checkpoint.of(Memory(packed), packed_raw), adapters=[adapter])
+    model = build(Checkpoint.of(Memory(packed), packed_raw).with_adapters([adapter]))
     assert isinstance(model.language_model.layers[2].self_attn.qkv_proj, Parallel)
 
 
 def test_float_models_gain_nothing_but_the_numbers(tmp_path: Path) -> None:
     raw, tensors = wide()
     adapter = Adapter(Trained(tensors).low_rank(Q).save(tmp_path / "adapter"))
-    fused = build(Checkpoint.of(Memory(tensors), raw), adapters=[adapter]).language_model.layers[2].self_attn.qkv_proj
+    fused = (
+        build(Checkpoint.of(Memory(tensors), raw).with_adapters([adapter])).language_model.layers[2].self_attn.qkv_proj
+    )
     assert not {"up", "down", "row_scale"} & fused.keys()
 
 
@@ -98,4 +100,4 @@ def test_a_padded_vision_mlp_takes_adapters_of_the_unpadded(packed: bool, dora: 
         narrow = {f"{fc1}.weight": floats[f"{fc1}.weight"][:76], f"{fc2}.weight": floats[f"{fc2}.weight"][:, :76]}
         expected = padded(trained.applied(floats | narrow | {f"{fc1}.bias": tensors[f"{fc1}.bias"]}))
     adapter = Adapter(trained.save(tmp_path / "adapter"))
-    agree(build(Checkpoint.of(Memory(base), base_raw), "float32", adapters=[adapter]), model_of(raw, expected))
+    agree(build(Checkpoint.of(Memory(base), base_raw).with_adapters([adapter]), "float32"), model_of(raw, expected))

@@ -25,7 +25,7 @@ def test_an_adapter_for_another_size(tmp_path: Path) -> None:
         rows, columns = random_tensors(other)[f"{module}.weight"].shape
         for base_raw, base in ((raw, tensors), quantized(raw, tensors, is_packed)[:2]):
             with one_line_error(module, str([rows, columns]), str(list(tensors[f"{module}.weight"].shape)), "size"):
-                build(Checkpoint.of(Memory(base), base_raw), adapters=[Adapter(folder)])
+                build(Checkpoint.of(Memory(base), base_raw).with_adapters([Adapter(folder)]))
 
 
 @pytest.mark.parametrize("name", [f"{CONNECTOR}.weight", f"{CONNECTOR}.bias", "language_model.model.norm.weight"])
@@ -110,7 +110,7 @@ def test_half_an_update_of_the_head_is_an_error(head: str, tmp_path: Path) -> No
     raw, tensors = wide()
     folder = write_adapter(tmp_path / "a", {head: np.ones((4, 128), np.float32)}, peft_type="LORA", lora_alpha=4)
     with one_line_error("lm_head", "lora_"):
-        build(Checkpoint.of(Memory(tensors), raw), adapters=[Adapter(folder)])
+        build(Checkpoint.of(Memory(tensors), raw).with_adapters([Adapter(folder)]))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_trained_tokens_that_are_no_tokens(ids: Any, tmp_path: Path) -> None:
     rows = {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": np.ones((3, 128), np.float32)}
     folder = write_adapter(tmp_path / "a", rows, peft_type="LORA", lora_alpha=4, trainable_token_indices=ids)
     with one_line_error("token"):
-        build(Checkpoint.of(Memory(tensors), raw), adapters=[Adapter(folder)])
+        build(Checkpoint.of(Memory(tensors), raw).with_adapters([Adapter(folder)]))
 
 
 def test_integers_are_no_adapter(tmp_path: Path) -> None:

@@ -31,10 +31,12 @@ class Hub:
         return None if self.away else frozenset(path.name for path in (self.folder / repo).iterdir())
 
     def snapshot(self, repo: str, revision: str | None, wanted: Wanted, local_files_only: bool) -> Path:
-        cached = self.folder / "cache" / repo
+        place = self.folder / "cache" / f"models--{repo.replace('/', '--')}"
+        cached = place / "snapshots" / "0"
         if not local_files_only:
             assert not self.away
             cached.mkdir(parents=True, exist_ok=True)
+            (place / "blobs").mkdir(exist_ok=True)
             for path in (self.folder / repo).iterdir():
                 left = any(path.match(ignored) for ignored in wanted.ignored if "/" not in ignored)
                 if any(path.match(pattern) for pattern in wanted.patterns) and not left:
@@ -169,3 +171,26 @@ def test_the_adapters_tokenizer_comes_with_it(tmp_path: Path) -> None:
     for names in (("tokenizer.json",), ("tokenizer.model", "tokenizer.json", "added_tokens.json")):
         files = {name: tmp_path / "out" / name for name in names}
         assert Tokenizer.from_files(files).encode("a<new>")[-1] == size + 1
+
+
+def test_an_adapter_beside_weights_is_said(published: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody can tidy a repository on the hub: its weights are read, the adapter is named, and put on where it is asked
+    for. Once cached, too, with the adapter's files in the same folder."""
+    both = published.folder / "both" / "gemma2"
+    shutil.copytree(published.folder / "nobody" / "gemma2", both)
+    for path in ADAPTER.iterdir():
+        shutil.copy(path, both)
+    for _ in range(2):
+        model = load_model(hub.resolve("both/gemma2"), dtype="float32")
+        assert distance(golden_logits(model), expected("gemma2_base")) <= TOLERANCE
+        said = capfd.readouterr().err
+        assert all(word in said for word in ("both/gemma2 holds an adapter", "model.safetensors", "--adapter-path"))
+        assert len(said.splitlines()) == 1
+    assert not any("adapter_model" in name for name in published.fetched)
+    for _ in range(2):
+        model = load_model(hub.resolve("both/gemma2"), dtype="float32", adapter_path="both/gemma2")
+        assert distance(golden_logits(model), expected("gemma2_both")) <= TOLERANCE
+    local = published.folder / "local"
+    shutil.copytree(both, local)
+    with one_line_error("holds two things", "adapter_model.safetensors"):
+        load_model(local)

@@ -56,14 +56,16 @@ CASES: dict[str, Callable[[], LoraConfig | TrainableTokensConfig]] = {
     "low_rank_head": lambda: lora(target_modules=[*TARGETS, "lm_head"]),
     "low_rank_tied": lambda: lora(target_modules=[*TARGETS, "embed_tokens"], ensure_weight_tying=True),
     "tokens": lambda: lora(trainable_token_indices=ADDED),
+    "tokens_by_name": lambda: lora(trainable_token_indices={"model.language_model.embed_tokens": ADDED}),
     "tokens_alone": lambda: TrainableTokensConfig(token_indices=ADDED[:2], target_modules=["embed_tokens"]),
     "resized": lora,
     "resized_both": lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
     "resized_low_rank": lambda: lora(target_modules=[*TARGETS, "embed_tokens"]),
+    "resized_low_rank_head": lambda: lora(target_modules=[*TARGETS, "lm_head"]),
     "resized_tokens": lambda: lora(trainable_token_indices=[*ADDED, *range(ROWS, MORE_ROWS)]),
 }
 
-SAVE_TABLES = ("low_rank_tied", "resized", "resized_low_rank")
+SAVE_TABLES = ("low_rank_tied", "resized", "resized_low_rank", "resized_low_rank_head")
 """Cases in which PEFT also saves the tables that were not trained, as it does by itself where it finds the base."""
 
 

@@ -9,6 +9,7 @@ from helpers.vocabulary import write_small_tokenizer, write_small_tokenizer_json
 from pg_mlx.conversion.tokenizer_json import write_tokenizer_json
 from pg_mlx.errors import InputError
 from pg_mlx.processor import Processor, Tokenizer
+from pg_mlx.processor.tokenizer import listed_tokens
 
 PLAIN, SPECIAL = ["<s_total>", "INVOICE_NO"], "<answer>"
 TEXT = "read <s_total>a INVOICE_NO</s_total> <answer>, <s_total"
@@ -49,6 +50,14 @@ def list_them(small: Path, folder: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"<image>": min(listed(small).values()) - 1} | listed(small)))
 
 
+def config_lists_them(small: Path, folder: Path) -> None:
+    """As transformers writes it, with tokens that the vocabulary has, too."""
+    add_to_model(small, folder)
+    known = {"<pad>": 0, "<eos>": 1, "<image>": min(listed(small).values()) - 1}
+    decoder = {str(i): {"content": token, "special": token == SPECIAL} for token, i in (known | listed(small)).items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+
+
 def json_alone(small: Path, folder: Path) -> None:
     add_to_json(small, folder)
     (folder / "tokenizer.model").unlink()
@@ -66,7 +75,7 @@ def json_made_from_the_list(small: Path, folder: Path) -> None:
         (folder / name).unlink()
 
 
-@pytest.mark.parametrize("save", [add_to_json, list_them, json_alone, both, json_made_from_the_list])
+@pytest.mark.parametrize("save", [add_to_json, list_them, config_lists_them, json_alone, both, json_made_from_the_list])
 def test_added_tokens(save, small: Path, tmp_path: Path) -> None:
     save(small, tmp_path)
     tokenizer, ids = Tokenizer.from_folder(tmp_path), listed(small)
@@ -125,3 +134,27 @@ def test_a_list_that_does_not_follow_makes_no_json(small: Path, tmp_path: Path) 
     add_to_model(small, tmp_path)
     with pytest.raises(InputError, match="does not follow"):
         write_tokenizer_json(tmp_path / "tokenizer.model", tmp_path / "tokenizer.json", {"<new>": 9_999})
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [[], [1], "x", {"x": {"content": "a"}}, {"-1": {"content": "a"}}, {"9999999": {"content": "a"}}, {"7": "a"}],
+)
+def test_a_decoder_of_another_kind_is_one_line(decoder: object, small: Path, tmp_path: Path) -> None:
+    add_to_model(small, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    if not decoder:  # transformers has no entry, or an empty one
+        assert Tokenizer.from_folder(tmp_path).vocab_size
+        return
+    with pytest.raises(InputError, match="added_tokens_decoder does not hold tokens by their ids"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_conversion_keeps_what_the_config_lists(small: Path, tmp_path: Path) -> None:
+    config_lists_them(small, tmp_path)
+    files = {path.name: path for path in tmp_path.iterdir()}
+    write_tokenizer_json(files["tokenizer.model"], tmp_path / "tokenizer.json", listed_tokens(files))
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode(TEXT) == Tokenizer.from_folder(tmp_path).encode(TEXT)
+    (tmp_path / "tokenizer.model").unlink()
+    assert [i for i in Tokenizer.from_folder(tmp_path).encode(TEXT) if i in listed(small).values()]

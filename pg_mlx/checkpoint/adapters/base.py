@@ -10,7 +10,8 @@ from pathlib import Path
 from ...errors import InputError
 from .. import hub
 from ..hub_names import address
-from ..wanted import ADAPTER, ADAPTER_CONFIG, TOKENIZER_FILES
+from ..wanted import ADAPTER, TOKENIZER_FILES
+from ..weight_files import ADAPTER_CONFIG
 from .folder import read_config
 from .peft import Adapter
 

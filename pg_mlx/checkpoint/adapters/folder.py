@@ -66,14 +66,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def token_indices(path: Path, config: dict[str, Any], module: str) -> list[int]:
+def token_indices(path: Path, config: dict[str, Any], module: str, trained_as: str) -> list[int]:
     """The tokens whose rows of a table are trained one by one. Raises InputError if they are not ids.
 
-    path: of the config, for messages. module: the table's canonical name.
+    path: of the config, for messages. module, trained_as: the table's canonical name, and its name where it was
+    trained.
     """
     found = config.get("trainable_token_indices") or config.get("token_indices")
     if isinstance(found, dict):  # by the end of a module's name
-        found = next((ids for name, ids in found.items() if f".{module}".endswith(f".{name}")), None)
+        own = (f".{module}", f".{trained_as}")
+        found = next((ids for name, ids in found.items() if any(table.endswith(f".{name}") for table in own)), None)
     if not isinstance(found, list) or not found or not all(type(n) is int and 0 <= n < MAX_ROWS for n in found):
         raise InputError(f"{path} does not list the tokens of which {module} has trained rows")
     if len(set(found)) != len(found):

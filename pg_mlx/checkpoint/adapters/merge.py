@@ -7,6 +7,7 @@ update; `AdaptedSource.beside` gives what the layer must add to its output inste
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,8 @@ class AdaptedSource(Source):
             self._steps.append((adapter, before))
             for module in [*adapter.modules, *({HEAD} & {name.removesuffix(".weight") for name in before})]:
                 self._add(adapter, module, before, floats, keep_packed=specs is not None)
+        self._floats = floats
+        """The shapes of the float tensors after all adapters."""
         tables = {floats[name][0] for name in (f"{EMBEDDING}.weight", f"{HEAD}.weight") if name in floats}
         if len(tables) > 1:
             raise InputError(
@@ -158,6 +161,22 @@ class AdaptedSource(Source):
         scaled = any(change.magnitude is not None for change in changes)
         return {"up": up, "down": down, **({"row_scale": row_scale[:, 0]} if scaled else {})}
 
+    def adapter_bytes(self, module: str, itemsize: int) -> tuple[int, int]:
+        """See Source. A float module is merged into in float32, beside a copy; a packed one gets thin factors, or
+        becomes a float one, and has to be unpacked for some kinds of adapters."""
+        changes = self._changes(module)
+        if not changes or f"{module}.weight" not in self._floats:
+            return 0, 0
+        rows, columns = self._floats[f"{module}.weight"][0], math.prod(self._floats[f"{module}.weight"][1:])
+        rank = sum(_rank(change) for change in changes)
+        factors, whole = 4 * rank * (rows + columns), 4 * rows * columns
+        if not self._is_packed(module):
+            return 0, 2 * whole + factors
+        if any(change.of_columns or _is_dense(change, rows, columns) for change in changes):
+            return rows * columns * itemsize, 3 * whole + factors
+        plain = all(change.factors is not None and change.magnitude is None for change in changes)
+        return rank * (rows + columns) * itemsize + rows * itemsize, 2 * factors + (0 if plain else 3 * whole)
+
     def _changes(self, module: str) -> list[Change]:
         found = ((adapter, self._trained(adapter, module), before) for adapter, before in self._steps)
         return [adapter.change(trained, before) for adapter, trained, before in found if trained is not None]
@@ -167,6 +186,8 @@ class AdaptedSource(Source):
         tied, the head's is the embedding's."""
         if module == HEAD and self._tied and not adapter.apart:
             module = EMBEDDING
+        if module == adapter.borrowed and not self._tied:
+            return None
         return module if module in adapter.modules else None
 
     def _is_packed(self, module: str) -> bool:
@@ -192,6 +213,11 @@ def _is_dense(change: Change, rows: int, columns: int) -> bool:
     replaces so many rows that a float copy of the whole is not much larger."""
     ids = change.tokens[0] if change.tokens else ()
     return len(ids) > columns // 4 or max(ids, default=0) >= rows
+
+
+def _rank(change: Change) -> int:
+    """How many columns of a thin matrix an update takes."""
+    return (change.factors[0].shape[1] if change.factors else 0) + (len(change.tokens[0]) if change.tokens else 0)
 
 
 def _bias(bias: mx.array, change: Change) -> mx.array:

@@ -20,7 +20,7 @@ from ...errors import InputError
 from ...files.safetensors import read_header
 from ...quantization import padded_size
 from ..layouts import EMBEDDING, HEAD, canonical_name, has_channels_second, vision_mlp_axis
-from ..wanted import ADAPTER_CONFIG
+from ..weight_files import ADAPTER_CONFIG
 from .folder import find_folder, read_config, token_indices, weight_file
 from .patterns import matches
 
@@ -72,7 +72,8 @@ class Adapter:
     Raises InputError for what is not of LoRA's kind, and PgMlxError if the hub cannot be reached.
 
     `modules` are the canonical names of the modules that it changes. `apart`: whether it was trained with embedding
-    and head as two tables, so that they differ after it even if they are one in its base.
+    and head as two tables, so that they differ after it even if they are one in its base. `borrowed`: the one of the
+    two that was not trained and is read from the other's stored base, which is right for a tied base only.
     """
 
     def __init__(self, folder: str | Path):
@@ -90,9 +91,14 @@ class Adapter:
             self._place(key)
         self.modules = self._places.keys()
         self.apart = self._trains_apart()
-        if self.apart and EMBEDDING in self._frozen and HEAD not in self._places:
-            self._places[HEAD] = {}  # the table before training, if that had other rows than the base
-            self._frozen[HEAD] = self._frozen[EMBEDDING]
+        self.borrowed: str | None = None
+        if self.apart:
+            for table, other in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+                if other in self._frozen and table not in self._places:
+                    # The two were one before training, which may have had other rows than the base.
+                    self._places[table], self._frozen[table] = {}, self._frozen[other]
+                    self.borrowed = table
+                    break
         if not self.modules:
             raise InputError(f"{self._file} adapts nothing: it holds no tensors")
 
@@ -157,7 +163,8 @@ class Adapter:
         return max(before, 1 + max(self._indices(module))) if "tokens" in fields else before
 
     def _indices(self, module: str) -> list[int]:
-        return token_indices(self.folder / ADAPTER_CONFIG, self.config, module)
+        trained_as = self._trained_as[module].removesuffix(".token_adapter")
+        return token_indices(self.folder / ADAPTER_CONFIG, self.config, module, trained_as)
 
     def _tokens(self, module: str, rows: mx.array, shape: tuple[int, ...]) -> tuple[list[int], mx.array]:
         """Change.tokens. shape: of the table before it."""
