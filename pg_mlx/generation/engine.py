@@ -10,14 +10,14 @@ from itertools import groupby
 import mlx.core as mx
 
 from ..cache import KVCache
-from ..errors import InputError, PgMlxError
+from ..errors import InputError
 from ..linear import Ids
 from ..ops import device
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..timeline import timed
 from .features import FeatureCache
-from .next_tokens import NextTokens
+from .next_tokens import NextTokens, no_numbers
 from .request import Request
 from .rows import Asks, Progress, Row, asks_ahead
 from .sampling import Allowed, bar, choose, needed
@@ -146,7 +146,7 @@ class Engine:
         with timed("decode"):
             read = following.read()
             if following.has_nan(read):
-                raise self._no_numbers()
+                raise no_numbers(self._model.dtype)
         now = time.perf_counter()
         for row, chosen in zip(self._rows, read, strict=True):
             ids = row.take(chosen)
@@ -229,7 +229,7 @@ class Engine:
         chosen = self._choose(rows, logits, [[ids] for ids in allowed], vocab)
         mx.eval(chosen.arrays, cache.layers)
         if mx.isnan(logits).any().item():
-            raise self._no_numbers()
+            raise no_numbers(self._model.dtype)
         mx.clear_cache()  # its scratch memory is of no use to decoding
         if self._cache is not None and self._next is not None:
             cache, chosen = self._cache.join(cache), self._next.join(chosen)
@@ -237,12 +237,6 @@ class Engine:
         for row in rows:
             row.first_token_at = time.perf_counter()
             row.prefill_s = row.first_token_at - start
-
-    def _no_numbers(self) -> PgMlxError:
-        return PgMlxError(
-            "the model computes no numbers (NaN): its weights are damaged or have diverged in training, or are too "
-            f"large for {device.dtype_name(self._model.dtype)}"
-        )
 
     def _advance(self, token_ids: mx.array, counts: list[int], asks: list[Asks]) -> None:
         """Let the running rows read token_ids int [B, T], of which each row's first `counts` are real, and choose what

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from ..errors import PgMlxError
+from ..ops.device import dtype_name
+
 
 class Choice(NamedTuple):
     """A token that was chosen, and what is known about the choice."""
@@ -114,3 +117,11 @@ class NextTokens:
         ids, values = self.alternatives
         more = [(0, 0), (0, width - ids.shape[1])]
         return mx.pad(ids.astype(mx.int32), more, constant_values=-1), mx.pad(values, more)
+
+
+def no_numbers(dtype: mx.Dtype) -> PgMlxError:
+    """What is raised for choices among NaN. dtype: the model's."""
+    return PgMlxError(
+        "the model computes no numbers (NaN): its weights are damaged or have diverged in training, or are too "
+        f"large for {dtype_name(dtype)}"
+    )
