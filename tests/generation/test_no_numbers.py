@@ -60,6 +60,9 @@ class Among:
     def advance(self, token_id: int) -> Sequence[int]:
         return ()
 
+    def allowed_after_next(self) -> None:
+        return None
+
 
 @pytest.mark.parametrize("ids", [range(20, 30), [7, 30, 31, 60]], ids=["a range", "a list"])
 def test_nan_behind_a_guide_is_an_error(ids: range | list[int], late: list[int]) -> None:
