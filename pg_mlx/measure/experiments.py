@@ -203,9 +203,24 @@ class _Recorder(nn.Module):
 
     def __call__(self, x: mx.array, *others: Any) -> mx.array:
         y: mx.array = self.module(x, *others)
+        self._note(x, y)
+        return y
+
+    def forward(self, stream: Any) -> Any:
+        """As a layer of the tower."""
+        after = self.module.forward(stream)
+        self._note(stream.hidden, after.hidden)
+        return after
+
+    def unbiased(self, x: mx.array) -> tuple[mx.array, mx.array | None]:
+        """As Linear.unbiased."""
+        y, bias = self.module.unbiased(x)
+        self._note(x, y if bias is None else y + bias)
+        return y, bias
+
+    def _note(self, x: mx.array, y: mx.array) -> None:
         for what, array in (("input", x), ("output", y)):
             self._found[f"{self._name} {what}"] = mx.abs(array).max().astype(mx.float32)
-        return y
 
 
 @contextmanager
