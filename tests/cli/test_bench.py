@@ -173,7 +173,7 @@ def test_on_a_mac_open_questions_are_answered(
     assert len(said) == 6
     assert "at 40 tokens unpacking takes" in said[0]
     assert "Yes, for this picture: the largest is" in said[1]
-    assert "ms with raised ones" in said[2]
+    assert "ms with raised limits" in said[2] and "no advice to raise them" in said[2]
     assert "It failed here: " in said[3]
     assert "GB/s at 2304" in said[4]
     assert "float16 is 3.00 times as fast as bfloat16" in said[5]

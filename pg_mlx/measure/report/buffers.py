@@ -33,8 +33,8 @@ def command_buffers(context: Context) -> Found:
     context.release()  # the processes need the memory
     figures = {}
     said = []
-    for family in context.shapes.text if context.pace == 1 else ("gemma",):
-        rounds = 2 if context.pace == 1 else 1
+    for family in context.shapes.text if context.full else ("gemma",):
+        rounds = 2 if context.full else 1
         found: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
         for _ in range(rounds):
             for name, limits in SETTINGS.items():

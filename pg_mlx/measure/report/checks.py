@@ -57,7 +57,7 @@ def stages(context: Context) -> Found:
     for family in context.shapes.text:
         model = context.model(family)
         side = model.config.vision.image_size
-        repeats, steps = (5, 16) if context.pace == 1 else (2, 4)
+        repeats, steps = (5, 16) if context.full else (2, 4)
         timed = list(
             measure(model, mx.zeros((1, side, side, 3)), [2] * 20, rows=(1, 2, 4, 8), repeats=repeats, steps=steps)
         )

@@ -41,13 +41,20 @@ class Part:
 
 @dataclass
 class Context:
-    """shapes: sizes of what is measured. pace: a part's seconds are multiplied by it. given: loads the user's model."""
+    """shapes: sizes of what is measured. pace: a part's seconds are multiplied by it. given: loads the user's model.
+    private: names of its files, which no message may show."""
 
     shapes: Shapes
     pace: float = 1.0
     given: Callable[[], tuple[PaliGemma, Processor]] | None = None
+    private: tuple[str, ...] = ()
     dtype: mx.Dtype = field(default_factory=lambda: device.default_dtype())
     _held: dict[str, PaliGemma] = field(default_factory=dict)
+
+    @property
+    def full(self) -> bool:
+        """Whether every case is measured; else the most important ones."""
+        return self.pace >= 1
 
     def model(self, family: str) -> PaliGemma:
         """A model of this family with random weights. One is held at a time."""

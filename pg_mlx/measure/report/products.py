@@ -16,7 +16,7 @@ from .timing import compare, timed
 def unpacking(context: Context) -> Found:
     """A product by packed weights as they are, or unpacked first, for several packings and numbers of rows."""
     outputs, columns = context.shapes.matrix
-    packings = (4, 6, 8) if context.pace == 1 else (4,)
+    packings = (4, 6, 8) if context.full else (4,)
     cases = len(packings) * len(context.shapes.unpack_rows)
     figures: dict[str, Any] = {}
     said = []

@@ -75,7 +75,7 @@ def guided(context: Context) -> Found:
     asked, ids = RegionPrompt.required("segment red circle"), processor.prompt_ids("segment red circle")
     side = model.config.vision.image_size
     picture = Picture(np.zeros((side, side, 3), np.float32))
-    tokens = TOKENS if context.pace == 1 else TOKENS // 2
+    tokens = TOKENS if context.full else TOKENS // 2
     answers: dict[str, list[int]] = {}
 
     def answer(name: str, kind: type[RegionGrammar] | None) -> float:

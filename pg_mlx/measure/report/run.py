@@ -11,10 +11,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ...ops import device
 from .. import machine
 from ..experiments import on_a_mac
 from .context import Context, Found, NotHereError, Part
 from .plan import PLAN
+from .shapes import Shapes
 from .structs import Answered, Report
 
 SETTINGS = (
@@ -27,12 +29,20 @@ _VALUE = re.compile(r"[\w.,+-]{1,40}")
 """A value of one that may be shown as it is."""
 
 
+def shapes_here(quick: bool) -> tuple[Shapes, float]:
+    """What is measured on this machine, and the pace: small models where there is no GPU."""
+    if not device.is_gpu():
+        return Shapes.named("small"), 0.02 if quick else 0.1
+    return (Shapes.named("quick"), 0.1) if quick else (Shapes.named("published"), 1.0)
+
+
 def make_report(
-    context: Context, note: Callable[[str], None], quick: bool = False, plan: Sequence[Part] = PLAN
+    context: Context, note: Callable[[str], None], quick: bool = False, plan: Sequence[Part] | None = None
 ) -> Report:
-    """Ask all parts. One that fails says so in its place; the others still run. note: called with each question and the
+    """Ask all parts, those of PLAN if no others are given. One that fails says so in its place; the others still run. note: called with each question and the
     time that is left. Only KeyboardInterrupt gets through."""
     began = time.perf_counter()
+    plan = PLAN if plan is None else plan
     settings = {name: _shown(os.environ[name]) for name in SETTINGS if name in os.environ}
     answered: list[Answered] = []
     healthy = True
@@ -62,11 +72,11 @@ def ask(part: Part, context: Context) -> tuple[Answered, Found | None]:
         found = part.run(context)
         said, status = found.answer, "answered"
     except NotHereError as error:
-        said, status = f"Left out: {scrubbed(str(error))}.", "left out"
+        said, status = f"Left out: {scrubbed(str(error), context.private)}.", "left out"
     except MemoryError:
         said = "It failed here: there is not enough memory."
     except Exception as error:  # whatever a backend raises
-        said = f"It failed here: {scrubbed(f'{type(error).__name__}: {error}')}"
+        said = f"It failed here: {scrubbed(f'{type(error).__name__}: {error}', context.private)}"
     if status == "failed":
         context.release()
         _finish()
@@ -99,13 +109,16 @@ def _duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
-def scrubbed(text: str) -> str:
-    """A message in one line, without names of folders, the user or the machine."""
+def scrubbed(text: str, private: Sequence[str] = ()) -> str:
+    """A message in one line, without names of folders, the user or the machine, nor those in `private`."""
     import getpass
     import socket
 
     line = " ".join(text.split())
-    line = line.replace(str(Path.home()), "<path>")
+    for name in (*private, str(Path.home()), str(Path.cwd())):
+        if len(name) > 1:
+            line = re.sub(re.escape(name) + r"[^\s'\",;:)\]]*", "<path>", line)
+    line = re.sub(r"(['\"])(?:[A-Za-z]:)?[\\/].*?\1", "<path>", line)
     line = re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\",;]+[\\/])+[^\s:'\",;)\]]*", "<path>", line)
     names = [socket.gethostname(), socket.gethostname().partition(".")[0]]
     with contextlib.suppress(OSError, KeyError):  # a user without a name

@@ -19,6 +19,7 @@ from .context import Context, Found, NotHereError
 
 
 def _given(context: Context) -> tuple[PaliGemma, Processor, str]:
+    context.release()
     if context.given is None:
         return (*load(CHECKPOINT), "the demo")
     return (*context.given(), "the given model")
