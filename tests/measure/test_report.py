@@ -24,14 +24,14 @@ from pg_mlx.measure.report import buffers, checks, context, plan, products, run,
 from pg_mlx.measure.report.context import Context, Found, NotHereError, Part
 from pg_mlx.measure.report.page import page, tidy
 from pg_mlx.measure.report.shapes import FAMILIES, Shapes
-from pg_mlx.measure.report.structs import Report
+from pg_mlx.measure.report.structs import MacReport
 from pg_mlx.ops import attention, device, metal_kernels
 
 SCHEMA = json.loads((ROOT / "docs/report.schema.json").read_text())
 PACE = 1e-4
 
 
-def made(parts: list[Part], **options: Any) -> Report:
+def made(parts: list[Part], **options: Any) -> MacReport:
     return run.make_report(Context(Shapes.named("small"), PACE, **options), lambda _: None, plan=parts)
 
 
@@ -50,7 +50,7 @@ def fails(error: BaseException) -> Callable[[Context], Found]:
     return work
 
 
-def as_json(report: Report) -> Any:
+def as_json(report: MacReport) -> Any:
     found = json.loads(json.dumps(tidy(msgspec.to_builtins(report)), allow_nan=False))
     jsonschema.validate(found, SCHEMA)
     return found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pg_mlx.measure.report.structs import Report
+from pg_mlx.measure.report.structs import MacReport
 from tools.schemas.json_schema import Json, definitions
 
 
 def document() -> Json:
     """The schema, with that of the report at its top."""
-    found = definitions([Report], "#/$defs/")
+    found = definitions([MacReport], "#/$defs/")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "The report of pg-mlx doctor --report",
-        **found.pop("Report"),
+        **found.pop("MacReport"),
         "$defs": found,
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .structs import Answered, Report
+from .structs import AnsweredPart, MacReport
 
 
-def page(report: Report) -> str:
+def page(report: MacReport) -> str:
     """The report in words. Every part says what was found and what it decides."""
     machine = report.machine
     lines = [
@@ -40,7 +40,7 @@ def page(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _short(report: Report) -> list[str]:
+def _short(report: MacReport) -> list[str]:
     lines = ["- Everything that was checked is right." if report.healthy else "- **Something is wrong.** See below."]
     figures = {part.name: part.figures for part in report.parts if part.status == "answered"}
     for family, number in (("gemma", 1), ("gemma2", 2)):
@@ -56,7 +56,7 @@ def _short(report: Report) -> list[str]:
     return lines
 
 
-def _not_answered(status: str, parts: list[Answered]) -> list[str]:
+def _not_answered(status: str, parts: list[AnsweredPart]) -> list[str]:
     names = [f"`{part.name}`" for part in parts if part.status == status]
     return [f"- {status.capitalize()}: {', '.join(names)}."] if names else []
 

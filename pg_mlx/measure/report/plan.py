@@ -104,9 +104,8 @@ PLAN = (
     Part(
         "in_place",
         "Are keys and values written in place, and when should a step begin?",
-        "If more than two layers' keys and values are held beside the cache in the usual order, they are copied: "
-        "send this report. If another order takes less than 0.97 of the time, the engine should use that order "
-        "on this chip.",
+        "If the usual order holds one layer's keys and values more or above, they are copied: send this report. "
+        "If another order takes less than 0.97 of the time, the engine should use that order on this chip.",
         24,
         steps.in_place,
     ),

@@ -17,7 +17,7 @@ from ..experiments import on_a_mac
 from .context import Context, Found, NotHereError, Part
 from .plan import PLAN
 from .shapes import Shapes
-from .structs import Answered, Report
+from .structs import AnsweredPart, MacReport
 
 SETTINGS = (
     *("PG_MLX_OPS", "PG_MLX_KERNELS", "PG_MLX_UNPACK_ROWS", "MLX_ENABLE_TF32", "MLX_MAX_OPS_PER_BUFFER"),
@@ -38,13 +38,13 @@ def shapes_here(quick: bool) -> tuple[Shapes, float]:
 
 def make_report(
     context: Context, note: Callable[[str], None], quick: bool = False, plan: Sequence[Part] | None = None
-) -> Report:
-    """Ask all parts, those of PLAN if no others are given. One that fails says so in its place; the others still run. note: called with each question and the
-    time that is left. Only KeyboardInterrupt gets through."""
+) -> MacReport:
+    """Ask all parts, those of PLAN if no others are given. One that fails says so in its place; the others still run.
+    note: called with each question and the time that is left. Only KeyboardInterrupt gets through."""
     began = time.perf_counter()
     plan = PLAN if plan is None else plan
     settings = {name: _shown(os.environ[name]) for name in SETTINGS if name in os.environ}
-    answered: list[Answered] = []
+    answered: list[AnsweredPart] = []
     healthy = True
     for index, part in enumerate(plan):
         left = sum(other.seconds for other in plan[index:]) * context.pace
@@ -53,7 +53,7 @@ def make_report(
         answered.append(done)
         healthy &= found is None or found.healthy
     context.release()
-    return Report(
+    return MacReport(
         quick=quick,
         on_a_mac=on_a_mac(),
         healthy=healthy,
@@ -64,7 +64,7 @@ def make_report(
     )
 
 
-def ask(part: Part, context: Context) -> tuple[Answered, Found | None]:
+def ask(part: Part, context: Context) -> tuple[AnsweredPart, Found | None]:
     """One part's answer, and what it found; None if it found nothing. Whatever it raises is its answer."""
     began = time.perf_counter()
     found, status = None, "failed"
@@ -81,7 +81,7 @@ def ask(part: Part, context: Context) -> tuple[Answered, Found | None]:
         context.release()
         _finish()
     seconds = round(time.perf_counter() - began, 2)
-    answer = Answered(
+    answer = AnsweredPart(
         name=part.name,
         question=part.question,
         status=status,  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 
-class Answered(msgspec.Struct, kw_only=True, frozen=True):
+class AnsweredPart(msgspec.Struct, kw_only=True, frozen=True):
     """One question and what was found."""
 
     name: str
@@ -25,7 +25,7 @@ class Answered(msgspec.Struct, kw_only=True, frozen=True):
     """Times in seconds, sizes in bytes. A ratio is a time divided by the time of the usual way."""
 
 
-class Report(msgspec.Struct, kw_only=True, frozen=True):
+class MacReport(msgspec.Struct, kw_only=True, frozen=True):
     """A whole report. It holds no names of the machine, its user or files."""
 
     format: Literal[1] = 1
@@ -41,4 +41,4 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     """Chip, memory, versions and settings, as in `pg-mlx doctor --json`."""
     settings: dict[str, str]
     """Environment variables of pg_mlx and MLX that change how a Mac computes, if they are set."""
-    parts: list[Answered]
+    parts: list[AnsweredPart]

@@ -10,7 +10,7 @@ import msgspec
 
 from ...errors import InputError, PgMlxError
 from .page import page, tidy
-from .structs import Report
+from .structs import MacReport
 
 
 def targets(text: str) -> tuple[Path, Path]:
@@ -29,7 +29,7 @@ def targets(text: str) -> tuple[Path, Path]:
     return both
 
 
-def write(report: Report, text: str) -> tuple[Path, Path]:
+def write(report: MacReport, text: str) -> tuple[Path, Path]:
     """Write JSON and page where --report says, and return their paths. Raises InputError if one of them has appeared
     meanwhile, and PgMlxError if they cannot be written."""
     both = targets(text)
