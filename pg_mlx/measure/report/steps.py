@@ -92,8 +92,8 @@ def in_place(context: Context) -> Found:
         others = ", ".join(f"{found[order].ratio:.3f} of that begun {order}" for order in ORDERS[1:])
         said.append(
             f"rows: {rows}: {found[ORDERS[0]].seconds * 1e3:.2f} ms a step, {others}; it held "
-            f"{copied[ORDERS[0]]:.1f} layers' keys and values more than begun after the token, and {copied['early']:.1f} "
-            f"more if begun early (a layer's are {format_size(layer)})"
+            f"{copied[ORDERS[0]]:.1f} layers' keys and values more than begun after the token, and "
+            f"{copied['early']:.1f} more if begun early (a layer's are {format_size(layer)})"
         )
     return Found(f"{'. '.join(said)}.", figures)
 
