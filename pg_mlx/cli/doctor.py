@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from .options import Parser, add_model_options, load_options
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ Without a GPU the CPU's answers are compared with those stored beside the checkp
   %(prog)s                        a line a check
   %(prog)s --json > doctor.json   for a bug report: holds no names of machine, user or files
   %(prog)s --model ./pg2-4bit     the kernels in the shapes and packings of another checkpoint
+  %(prog)s --report mac.json      every open question about Macs, in about ten minutes: mac.json, and the page mac.md
+                                  which says what to set; --quick takes a minute. Fetches nothing, and names nobody
 
-exit code: 0 healthy, 1 not, 2 for a wrong input.
+docs/performance.md describes the report. exit code: 0 healthy, 1 not, 2 for a wrong input, 130 for Ctrl-C.
 """
 
 
@@ -34,6 +37,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     p = Parser(program, DESCRIPTION, EPILOG)
     add_model_options(p)
     p.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    p.add_argument("--report", metavar="FILE", help="measure, too: write FILE.json and a page FILE.md, both or neither")
+    p.add_argument("--quick", action="store_true", help="a report within a minute, to see that it works")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -41,6 +46,12 @@ def parser(program: str) -> argparse.ArgumentParser:
 def run(argv: list[str], program: str) -> int:
     """Check and print; returns the exit code: 1 if something is wrong. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
+    if args.quick and not args.report:
+        raise InputError("--quick goes with --report")
+    if args.report and args.json:
+        raise InputError("--report writes its JSON into a file: leave out --json")
+    if args.report:
+        return _report(args, program)
 
     from ..measure import machine
 
@@ -64,34 +75,42 @@ def run(argv: list[str], program: str) -> int:
 
 
 def _checks(args: argparse.Namespace, program: str) -> Iterator[Check]:
-    import mlx.core as mx
-
     from ..checkpoint.load import load_model_with
     from ..checkpoint.open import locate
     from ..demo import CHECKPOINT
-    from ..measure import demo_check, kernels
-    from ..ops import device
+    from ..measure.report.checks import all_checks
 
-    def note(what: str) -> None:
-        print(f"{program}: {what} ...", file=sys.stderr)
-
-    note("fused kernels")
     options = replace(load_options(args), keep_quantized=True)
     path = locate(args.model, args.revision) if args.model else CHECKPOINT
-    yield from kernels.checks(load_model_with(path, options))
-    expected = [answer["tokens"] for answer in demo_check.stored()]
+    yield from all_checks(load_model_with(path, options), lambda what: print(f"{program}: {what} ...", file=sys.stderr))
 
-    def run(where: mx.DeviceType, dtype: mx.Dtype) -> tuple[str, demo_check.Run]:
-        name = demo_check.description(where, dtype)
-        note(f"bundled checkpoint on the {name}")
-        return name, demo_check.run(where, dtype, expected)
 
-    name, reference = run(mx.cpu, mx.float32)
-    yield from demo_check.against_stored(name, reference, mx.float32)
-    if device.is_gpu():
-        for dtype in (mx.float32, device.default_dtype()):
-            name, found = run(mx.gpu, dtype)
-            yield from demo_check.against_run(name, found, reference, dtype)
+def _report(args: argparse.Namespace, program: str) -> int:
+    from ..measure.report.write import targets
+
+    targets(args.report)  # before minutes pass
+    from ..checkpoint.load import compute_dtype, load_with
+    from ..checkpoint.open import locate
+    from ..measure.report.context import Context
+    from ..measure.report.run import make_report, shapes_here
+    from ..measure.report.write import write
+
+    options = load_options(args)
+    shapes, pace = shapes_here(args.quick)
+    context = Context(shapes, pace, dtype=compute_dtype(args.dtype))
+    if args.model:
+        path = locate(args.model, args.revision)
+        context.given = lambda: load_with(path, options)
+        context.private = (str(path.resolve()), str(path), args.model, path.name)
+    report = make_report(context, lambda what: print(f"{program}: {what}", file=sys.stderr), args.quick)
+    files = write(report, args.report)
+    failed = [part.name for part in report.parts if part.status == "failed"]
+    if failed:
+        print(f"{program}: {len(failed)} of {len(report.parts)} parts failed: {', '.join(failed)}", file=sys.stderr)
+    print(
+        f"{'healthy' if report.healthy else 'NOT healthy'}: {files[1]} says what was found, {files[0]} has every figure"
+    )
+    return 0 if report.healthy else 1
 
 
 def _describe(machine: dict[str, Any]) -> list[str]:
