@@ -110,12 +110,16 @@ def parse(line: bytes) -> Message:
 
 
 def frame_lengths(message: Message) -> list[int]:
-    """The lengths in bytes of the frames that follow this message, even if it will be refused for something else."""
+    """The lengths in bytes of the frames that follow this message, even if it will be refused for something else.
+
+    A length over FRAME_BYTES counts, too: all that follows is that frame, and must not be read as lines. A value that
+    is no whole number from 0 announces no frame.
+    """
     images = message.get("images") if message.get("type") == "generate" else None
     if not isinstance(images, list):
         return []
-    lengths = (image.get("bytes") for image in images if isinstance(image, dict))
-    return [length for length in lengths if type(length) is int and 0 <= length <= FRAME_BYTES]
+    values = (image.get("bytes") for image in images if isinstance(image, dict))
+    return [int(value) for value in values if type(value) in (int, float) and value >= 0 and value == int(value)]
 
 
 def line_of(message: Message) -> bytes:
