@@ -38,7 +38,7 @@ def test_weights_that_become_shorter_while_they_are_read(folder: Path, weights: 
 
     size = struct.unpack("<Q", weights.read_bytes()[:8])[0]
     header_bytes = weights.read_bytes()[: 8 + size]
-    with pytest.raises(PgMlxError, match="cannot be read: its file has been changed or cut off meanwhile$") as raised:
+    with pytest.raises(PgMlxError, match=r"cannot be read: its file has been changed or cut off meanwhile$") as raised:
         load_model(folder, progress=progress)
     assert "\n" not in str(raised.value)
 

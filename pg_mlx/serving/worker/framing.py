@@ -119,7 +119,8 @@ def frame_lengths(message: Message) -> list[int]:
     if not isinstance(images, list):
         return []
     values = (image.get("bytes") for image in images if isinstance(image, dict))
-    return [int(value) for value in values if type(value) in (int, float) and value >= 0 and value == int(value)]
+    numbers = (value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
+    return [int(number) for number in numbers if number >= 0 and number == int(number)]
 
 
 def line_of(message: Message) -> bytes:
