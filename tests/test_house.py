@@ -138,6 +138,12 @@ def test_no_module_is_long() -> None:
     assert {module: lines for module, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
+def test_no_test_file_is_long() -> None:
+    files = list((ROOT / "tests").rglob("*.py"))
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
 def test_a_public_class_name_has_one_meaning() -> None:
     places = defaultdict(set)
     for module, path in house.modules().items():

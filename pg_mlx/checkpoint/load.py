@@ -24,6 +24,7 @@ from .assemble import fill
 from .footprint import needed_bytes
 from .mask_decoder import open_mask_decoder
 from .open import Checkpoint, locate, open_local, tokenizer_files
+from .tensors import evaluate_read
 from .wanted import has_tokenizer
 
 if TYPE_CHECKING:
@@ -212,14 +213,15 @@ def _load(
 
 
 def build(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None, progress: Progress | None = None) -> PaliGemma:
-    """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError."""
+    """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError, and PgMlxError if a
+    file becomes shorter while it is read."""
     device.warn_if_slow()
     dtype, config, source = compute_dtype(dtype), checkpoint.config, checkpoint.source
     model = PaliGemma(config, dtype=dtype)
     for done, spec in enumerate(checkpoint.specs):
         if progress:
             progress(done, len(checkpoint.specs))
-        mx.eval(fill(model, spec, source, config, dtype))
+        evaluate_read(spec.target, fill(model, spec, source, config, dtype))
     if progress:
         progress(len(checkpoint.specs), len(checkpoint.specs))
     model.eval()

@@ -219,8 +219,10 @@ def _beside(archive: Path) -> dict[str, Path]:
 
 def _folder(folder: Path, name: str) -> Checkpoint:
     if not (folder / "config.json").is_file():
-        names = [path.name for path in folder.iterdir()]
-        raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder{way_out(names)}")
+        paths = list(folder.iterdir())
+        folders = {path.name for path in paths if path.is_dir()}
+        files = {path.name for path in paths} - folders
+        raise InputError(f"{folder} has no config.json, so it is not a checkpoint folder{way_out(files, folders)}")
     source = SafetensorsFolder(folder)
     return Checkpoint.of(
         source,

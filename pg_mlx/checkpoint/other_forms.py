@@ -35,8 +35,13 @@ _FORMS = [
 """Names of files and folders, what they belong to, and the way out; the first that fits wins."""
 
 
-def way_out(names: Collection[str]) -> str:
+_ANYTHING_AS_A_FOLDER = ("checkpoint", ".metadata")
+"""Names that belong to a form only if they are files'; as a folder's name they are used for everything."""
+
+
+def way_out(files: Collection[str], folders: Iterable[str] = ()) -> str:
     """What files and subfolders of these names are, and what to do, as the end of a message; "" if they say nothing."""
+    names = {*files, *(name for name in folders if name not in _ANYTHING_AS_A_FOLDER)}
     for pattern, what, advice in _FORMS:
         found = next((name for name in sorted(names) if re.fullmatch(pattern, name)), None)
         if found and found != "training_args.bin":

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 
@@ -19,6 +19,19 @@ from .other_forms import refuse_unreadable
 from .weight_files import INDEX, choose_weight_files
 
 _FLOAT_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+
+
+def evaluate_read(name: str, arrays: Any) -> None:
+    """mx.eval of a tree of arrays that a Source has given: only now MLX reads their files. name: for the message.
+
+    Raises PgMlxError if a file ends too early, which its header did not show: it has become shorter since.
+    """
+    try:
+        mx.eval(arrays)
+    except RuntimeError as error:
+        if "[read]" not in str(error):  # no file's fault, but memory's or the GPU's
+            raise
+        raise PgMlxError(f"{name} cannot be read: its file has been changed or cut off meanwhile") from None
 
 
 class Source(Protocol):

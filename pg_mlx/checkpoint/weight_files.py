@@ -56,7 +56,7 @@ def choose_weight_files(
             )
         whole = [files] if files else []
     if not whole:
-        raise InputError(f"{place} has no weights: no model.safetensors and no index{way_out({*names, *others})}")
+        raise InputError(f"{place} has no weights: no model.safetensors and no index{way_out(names, others)}")
     if len(whole) > 1:
         raise _two(place, whole)
     chosen = whole[0]

@@ -22,7 +22,7 @@ from ..checkpoint.assemble import fill, fill_matrix, read_matrix
 from ..checkpoint.layouts import WeightSpec
 from ..checkpoint.load import compute_dtype
 from ..checkpoint.open import Checkpoint
-from ..checkpoint.tensors import Source
+from ..checkpoint.tensors import Source, evaluate_read
 from ..config import PaliGemmaConfig
 from ..linear import Embedding
 from ..paligemma import PaliGemma
@@ -135,7 +135,7 @@ class Streamed:
         """Read the parameters of a module (or the array) at this path."""
         for spec in self._specs:
             if f"{spec.target}.".startswith(f"{path}."):
-                mx.eval(fill(self._model, spec, self._source, self.config, self.dtype))
+                evaluate_read(spec.target, fill(self._model, spec, self._source, self.config, self.dtype))
 
     def _rows_of(self, name: str, index: slice | mx.array) -> Embedding:
         """Rows of the decoder's table of this name."""
@@ -150,7 +150,7 @@ class _Table:
 
     def __init__(self, spec: WeightSpec, source: Source, config: PaliGemmaConfig, dtype: mx.Dtype):
         self._columns, self._dtype = spec.columns, dtype
-        name = spec.sources[0]
+        self._name = name = spec.sources[0]
         if f"{name}.scales" in source.shapes:
             self._quantization, self._arrays = read_matrix(spec, name, source, config, dtype)
         else:  # read as a loaded model does, it would be cast, which may double it
@@ -163,5 +163,5 @@ class _Table:
             chosen["weight"] = chosen["weight"].astype(self._dtype)
         table = Embedding(chosen["weight"].shape[0], self._columns)
         fill_matrix(table, [(self._quantization, chosen)])
-        mx.eval(table.parameters())
+        evaluate_read(self._name, table.parameters())
         return table

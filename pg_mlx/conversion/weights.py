@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
-from ..checkpoint.tensors import Source
-from ..errors import InputError, PgMlxError
+from ..checkpoint.tensors import Source, evaluate_read
+from ..errors import InputError
 from ..files.shards import ShardWriter
 from ..quantization import Quantization, pad_columns, pad_rows
 from .plan import Module, Plan
@@ -58,10 +58,7 @@ def _write_module(module: Module, source: Source, writer: ShardWriter, dtype: mx
 def _read(source: Source, name: str) -> mx.array:
     """The tensor, evaluated, so that what fails here is its file."""
     array = source.read(name)
-    try:
-        mx.eval(array)
-    except RuntimeError as error:
-        raise PgMlxError(f"{name} cannot be read; has its file been changed meanwhile? {error}") from None
+    evaluate_read(name, array)
     if mx.issubdtype(array.dtype, mx.floating) and not _is_finite(array):
         raise InputError(
             f"{name} holds NaN or infinite numbers: the training that made it has diverged, or its file is damaged"

@@ -30,7 +30,9 @@ def read_arrays(path: str | Path) -> dict[str, mx.array]:
         return _read_npz(path)
     read_header(path)  # which checks it
     try:
-        return cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+        arrays = cast(dict[str, mx.array], mx.load(str(path), format="safetensors"))
+        mx.eval(arrays)
+        return arrays
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 

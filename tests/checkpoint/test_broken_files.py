@@ -1,6 +1,8 @@
 """A checkpoint folder that is broken, incomplete or hostile gives one InputError of one line."""
 
 import json
+import os
+import struct
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,6 +11,8 @@ from helpers.headers import KERNEL, NORM, header_of, write_header
 from helpers.models import Json, config_json, one_line_error, random_tensors, write_folder
 
 from pg_mlx import load_model
+from pg_mlx.checkpoint.tensors import evaluate_read
+from pg_mlx.errors import PgMlxError
 
 
 def test_the_folder_is_sound(folder: Path, weights: Path) -> None:
@@ -23,6 +27,29 @@ def test_truncated_weights(folder: Path, weights: Path, size: int) -> None:
     weights.write_bytes(weights.read_bytes()[:size])
     with one_line_error("model.safetensors", "truncated"):
         load_model(folder)
+
+
+def test_weights_that_become_shorter_while_they_are_read(folder: Path, weights: Path) -> None:
+    """Their header was whole when it was checked, and MLX reads the rest only when it is needed."""
+
+    def progress(done: int, of: int) -> None:
+        if done == of // 2:
+            os.truncate(weights, len(header_bytes))
+
+    size = struct.unpack("<Q", weights.read_bytes()[:8])[0]
+    header_bytes = weights.read_bytes()[: 8 + size]
+    with pytest.raises(PgMlxError, match=r"cannot be read: its file has been changed or cut off meanwhile$") as raised:
+        load_model(folder, progress=progress)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_failure_that_is_no_files_is_not_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("[metal::malloc] no memory")
+
+    monkeypatch.setattr(mx, "eval", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        evaluate_read("a", [])
 
 
 def test_weights_cut_at_the_end_of_the_header(folder: Path, weights: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -105,6 +106,7 @@ OTHERS = {
     "model.keras": "KerasHub",
     "flax_model.msgpack": "Flax",
     "_METADATA": "Orbax",
+    "checkpoint": "Orbax",
     "checkpoint-500/": "as its last: checkpoint-500",
 }
 
@@ -118,6 +120,18 @@ def test_other_forms_are_named_with_the_way_out(name: str, has_config: bool, tmp
     for opening in (load_model, lambda path: pg_mlx.convert(path, tmp_path / "out", need_tokenizer=False)):
         with one_line_error(name.rstrip("/"), OTHERS[name]):
             opening(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", ".metadata"])
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_folder_of_a_common_name_is_of_no_form(name: str, has_config: bool, tmp_path: Path) -> None:
+    if has_config:
+        (tmp_path / "config.json").write_text(json.dumps(config_json("gemma")))
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError) as raised:
+        load_model(tmp_path)
+    assert re.search(r"has no (weights|config\.json)", str(raised.value))
+    assert "Orbax" not in str(raised.value) and "FSDP" not in str(raised.value)
 
 
 def test_the_last_of_a_run_is_named_and_a_file_in_place_of_a_folder(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from helpers.paths import ROOT
 
@@ -33,6 +34,11 @@ def run(*arguments: str, input: bytes | None = None) -> subprocess.CompletedProc
         timeout=120,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def ask(model: Path | str, image: Path | str, *flags: str, **kwargs: Any) -> subprocess.CompletedProcess:
+    """`run` with a checkpoint and a picture; the answer has up to four tokens."""
+    return run("--model", str(model), "--image", str(image), "--max-tokens", "4", *flags, **kwargs)
 
 
 def assert_one_line(done: subprocess.CompletedProcess, code: int, words: str) -> None:

@@ -25,6 +25,8 @@ WILD = SamplingOptions(max_tokens=8000, temperature=9.0, seed=5)
 """An answer that goes on until it is stopped: at this temperature <eos> is as likely as any other token,
 and with this seed it does not come within 3,000. Choose another when the demo has been trained again."""
 
+CAPTION = Ask("caption en", [SCENE])
+
 
 @contextmanager
 def service(**limits: int) -> Iterator[Service]:

@@ -8,11 +8,14 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
+from helpers.service import SCENE, WILD
 from pg_mlx.serving.worker import framing
 from pg_mlx.serving.worker.framing import LAST
 
@@ -25,6 +28,11 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 
 
 CLIENT, WORKER = validator("client"), validator("worker")
+MESSAGES = {name for name in SCHEMA["$defs"] if name.startswith(("client_", "worker_"))}
+
+PATH = {"path": str(SCENE)}
+LONG = dict(prompt="ocr", images=[PATH], max_tokens=8000, temperature=WILD.temperature, seed=WILD.seed)
+"""The fields of a request whose answer goes on until it is stopped."""
 
 
 class Raw:
@@ -101,3 +109,10 @@ class Raw:
         for thread in self._threads:
             thread.join(WAIT_S)
         return self.process.wait(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def worker(ops: str) -> Iterator[Raw]:
+    """One that has the demo loaded."""
+    with Raw() as running:
+        yield running.greet()

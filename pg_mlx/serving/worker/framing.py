@@ -110,12 +110,17 @@ def parse(line: bytes) -> Message:
 
 
 def frame_lengths(message: Message) -> list[int]:
-    """The lengths in bytes of the frames that follow this message, even if it will be refused for something else."""
+    """The lengths in bytes of the frames that follow this message, even if it will be refused for something else.
+
+    A length over FRAME_BYTES counts, too: all that follows is that frame, and must not be read as lines. A value that
+    is no whole number from 0 announces no frame.
+    """
     images = message.get("images") if message.get("type") == "generate" else None
     if not isinstance(images, list):
         return []
-    lengths = (image.get("bytes") for image in images if isinstance(image, dict))
-    return [length for length in lengths if type(length) is int and 0 <= length <= FRAME_BYTES]
+    values = (image.get("bytes") for image in images if isinstance(image, dict))
+    numbers = (value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
+    return [int(number) for number in numbers if number >= 0 and number == int(number)]
 
 
 def line_of(message: Message) -> bytes:

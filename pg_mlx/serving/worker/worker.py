@@ -152,7 +152,7 @@ class Worker:
         return True
 
     def _frames(self, message: Message, request_id: Id | None) -> list[bytes] | None:
-        """The frames that follow a line; empty if they are too large, which is reported. None if stdin ends first."""
+        """The frames that follow a line; empty if they are too large, None if stdin ends first. Both are reported."""
         lengths = frame_lengths(message)
         limits = self._limits
         largest = max(lengths, default=0)
@@ -164,6 +164,7 @@ class Worker:
         for length in lengths:
             frame = self._in.frame(length)
             if frame is None:
+                self._fail(request_id, "bad_request", f"stdin ended in a frame of {length} bytes")
                 return None
             frames.append(frame)
         return frames
