@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
@@ -112,12 +111,6 @@ def text_example(image: str, prefix: str, suffix: str, size: tuple[int, int], wh
 
 def _keys(row: dict[str, Any]) -> str:
     return json.dumps(list(row)[:8], ensure_ascii=False)[:100]
-
-
-def jsonl_file(folder: Path) -> Path | None:
-    """Roboflow's file of rows in a folder, if it is there."""
-    file = folder / "annotations.jsonl"
-    return file if file.is_file() else None
 
 
 ROWS = Format("JSONL rows", _is_rows, _read)
