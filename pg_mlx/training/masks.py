@@ -15,6 +15,9 @@ from ..regions import rle
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels of the picture."""
 
+TOLERANCE = 2.0
+"""Pixels that a box or a polygon may stick out of its picture, as tools that round leave it. It is cut there."""
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -35,9 +38,10 @@ class Mask:
     def from_polygons(cls, polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> Mask:
         """The union of polygons x, y, x, y, ... in pixels, filled as COCO does (pycocotools). size: width, height.
 
-        Raises InputError for fewer than three points, for what is no number, or without pycocotools.
+        Raises InputError for fewer than three points, for what is no number, for points that lie more than TOLERANCE
+        outside the picture, or without pycocotools.
         """
-        polygons = [_checked_polygon(polygon) for polygon in polygons]
+        polygons = [_checked_polygon(polygon, size) for polygon in polygons]
         if not polygons:
             raise InputError("the segmentation has no polygon")
         merged = coco_masks().merge(coco_masks().frPyObjects(polygons, size[1], size[0]))
@@ -91,15 +95,20 @@ def coco_masks() -> Any:
     return mask
 
 
-def _checked_polygon(polygon: Any) -> list[float]:
+def _checked_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
     if not isinstance(polygon, (list, tuple)) or any(
         isinstance(value, bool) or not isinstance(value, (int, float)) for value in polygon
     ):
         raise InputError(f"a polygon is {_short(polygon)}, but must be a list of numbers x, y, x, y, ...")
-    if not all(map(math.isfinite, polygon)):
+    if not all(abs(value) < math.inf for value in polygon):
         raise InputError("a polygon holds NaN or infinity")
     if len(polygon) % 2 or len(polygon) < 6:
         raise InputError(f"a polygon has {len(polygon)} numbers, but needs x and y of three points at least")
+    for axis, side in enumerate(size):
+        places = polygon[axis::2]
+        if min(places) < -TOLERANCE or max(places) > side + TOLERANCE:
+            found = f"{'xy'[axis]} from {min(places):g} to {max(places):g}"
+            raise InputError(f"a polygon leaves the picture of {size[0]} x {size[1]}: {found}")
     return [float(value) for value in polygon]
 
 

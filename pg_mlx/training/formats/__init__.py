@@ -9,9 +9,9 @@ from ..faults import Faults
 from . import coco, rows, texts, via
 from .lines import read_json_text
 from .pictures import Pictures
-from .source import DataOptions, Format, LabelledPicture, Reading, Source
+from .source import DataOptions, DataSource, Format, LabelledPicture, Reading
 
-__all__ = ["FORMATS", "DataOptions", "Format", "LabelledPicture", "Pictures", "Reading", "Source", "find", "read"]
+__all__ = ["FORMATS", "DataOptions", "DataSource", "Format", "LabelledPicture", "Pictures", "Reading", "find", "read"]
 
 FORMATS = (rows.ROWS, coco.CAPTIONS, coco.INSTANCES, via.JSON, via.CSV, texts.TEXTS)
 ANNOTATIONS = ("annotations.jsonl", "_annotations.coco.json", "via_region_data.json")
@@ -19,13 +19,13 @@ ANNOTATIONS = ("annotations.jsonl", "_annotations.coco.json", "via_region_data.j
 _FILES = (".jsonl", ".ndjson", ".json", ".csv")
 
 
-def find(path: Path) -> tuple[Format, Source]:
+def find(path: Path) -> tuple[Format, DataSource]:
     """The format of a file, or of a folder with one such file or with pictures. Raises InputError if it has none."""
     file = annotations_of(path) or path if path.is_dir() else path
     if not file.exists():
         raise InputError(f"there is no {file}")
     content = read_json_text(file) if file.suffix.lower() == ".json" else None
-    source = Source(file, content)
+    source = DataSource(file, content)
     for door in FORMATS:
         if door.fits(source):
             return door, source

@@ -12,7 +12,7 @@ from ..faults import Faults
 from ..masks import Mask
 from .objects import checked_label, labelled, numbers
 from .pictures import Pictures, picture_path
-from .source import DataOptions, Format, LabelledPicture, Reading, Source, checked_prefix, checked_suffix
+from .source import DataOptions, DataSource, Format, LabelledPicture, Reading, checked_prefix, checked_suffix
 
 CAPTION_PREFIX = "caption en"
 """The prompt of captions, where no other is given: the one that PaliGemma was trained with."""
@@ -21,11 +21,11 @@ Record = tuple[str, dict[str, Any]]
 """Where a record is, and the record."""
 
 
-def _is_coco(source: Source) -> bool:
+def _is_coco(source: DataSource) -> bool:
     return isinstance(source.content, dict) and {"images", "annotations"} <= set(source.content)
 
 
-def _is_captions(source: Source) -> bool:
+def _is_captions(source: DataSource) -> bool:
     if not _is_coco(source) or source.content.get("categories"):
         return False
     annotations = source.content["annotations"]
@@ -33,7 +33,7 @@ def _is_captions(source: Source) -> bool:
     return isinstance(first, dict) and "caption" in first
 
 
-def _read_captions(source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_captions(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
     images = _Images(source, options, pictures, faults)
     reading = Reading()
     prefix = checked_prefix(CAPTION_PREFIX if options.prefix is None else options.prefix, options)
@@ -48,7 +48,7 @@ def _read_captions(source: Source, options: DataOptions, pictures: Pictures, fau
     return reading
 
 
-def _read_instances(source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_instances(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
     images = _Images(source, options, pictures, faults)
     names, used = _categories(source, options, faults), set[str]()
     objects: dict[Any, list[LabelledObject]] = defaultdict(list)
@@ -75,7 +75,7 @@ def _read_instances(source: Source, options: DataOptions, pictures: Pictures, fa
 class _Images:
     """The pictures of a file, by id. `sizes` holds the sound ones, in the order of the file."""
 
-    def __init__(self, source: Source, options: DataOptions, pictures: Pictures, faults: Faults):
+    def __init__(self, source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults):
         self.paths: dict[Any, str] = {}
         self.where: dict[Any, str] = {}
         self.sizes: dict[Any, tuple[int, int]] = {}
@@ -113,7 +113,7 @@ def _check_size(record: dict[str, Any], size: tuple[int, int]) -> None:
     )
 
 
-def _records(source: Source, key: str, faults: Faults) -> Iterator[Record]:
+def _records(source: DataSource, key: str, faults: Faults) -> Iterator[Record]:
     """The objects of a list in the file. Others become faults."""
     values = source.content.get(key, [])
     if not isinstance(values, list):
@@ -127,7 +127,7 @@ def _records(source: Source, key: str, faults: Faults) -> Iterator[Record]:
             faults.add(where, f"it is {str(value)[:40]!r}, but must be an object")
 
 
-def _categories(source: Source, options: DataOptions, faults: Faults) -> dict[Any, str]:
+def _categories(source: DataSource, options: DataOptions, faults: Faults) -> dict[Any, str]:
     names: dict[Any, str] = {}
     seen: set[Any] = set()
     for where, record in _records(source, "categories", faults):
@@ -137,11 +137,10 @@ def _categories(source: Source, options: DataOptions, faults: Faults) -> dict[An
     return names
 
 
-def _classes(source: Source, names: dict[Any, str], used: set[str]) -> list[str]:
-    """Names by id, without a group that others name as their supercategory and that has no object, which Roboflow adds."""
-    groups = {
-        str(record.get("supercategory")) for record in source.content.get("categories", []) if type(record) is dict
-    }
+def _classes(source: DataSource, names: dict[Any, str], used: set[str]) -> list[str]:
+    """Names by id, without the group that Roboflow adds: a supercategory of others that has no object."""
+    records = source.content.get("categories", [])
+    groups = {str(record.get("supercategory")) for record in records if isinstance(record, dict)}
     ordered = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))]
     return list(dict.fromkeys(name for name in ordered if name in used or name not in groups))
 

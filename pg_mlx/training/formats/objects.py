@@ -8,10 +8,7 @@ from typing import Any
 
 from ...errors import InputError
 from ..example import LabelledObject
-from ..masks import Box, Mask
-
-TOLERANCE = 2.0
-"""Pixels that a box may stick out of its picture, as tools that round leave it. It is cut there."""
+from ..masks import TOLERANCE, Box, Mask
 
 _NO_LABEL = re.compile(r"<loc\d{4}>|<seg\d{3}>|;", re.ASCII)
 

@@ -12,17 +12,17 @@ from ..example import Example, LabelledObject
 from ..faults import Faults
 from .lines import json_lines
 from .pictures import Pictures, picture_path
-from .source import DataOptions, Format, Reading, Source, checked_prefix, checked_suffix
+from .source import DataOptions, DataSource, Format, Reading, checked_prefix, checked_suffix
 
 _ANSWERS = ("suffix", "label")
 """Keys of the answer: everybody's, and that of big_vision's template for own data."""
 
 
-def _is_rows(source: Source) -> bool:
+def _is_rows(source: DataSource) -> bool:
     return source.path.suffix.lower() in (".jsonl", ".ndjson") and source.path.is_file()
 
 
-def _read(source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
     folder = source.folder(options)
     rows: list[tuple[str, str, str, str]] = []
     for where, row in json_lines(source.path, faults):

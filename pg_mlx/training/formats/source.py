@@ -46,7 +46,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Where data is: one file, or a folder of pictures with texts."""
 
     path: Path
@@ -83,9 +83,9 @@ class Format:
     """A door: which sources it takes, and how it reads them."""
 
     name: str
-    fits: Callable[[Source], bool]
+    fits: Callable[[DataSource], bool]
     """Called with a source of known content. Looks at no more than its beginning."""
-    read: Callable[[Source, DataOptions, Pictures, Faults], Reading]
+    read: Callable[[DataSource, DataOptions, Pictures, Faults], Reading]
     """Adds what is wrong to the faults, with its place, and goes on."""
 
 

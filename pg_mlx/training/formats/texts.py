@@ -10,17 +10,17 @@ from ..example import Example
 from ..faults import Faults
 from .lines import MAX_LINE_BYTES, read_text
 from .pictures import SUFFIXES, Pictures
-from .source import DataOptions, Format, Reading, Source, checked_prefix, checked_suffix
+from .source import DataOptions, DataSource, Format, Reading, checked_prefix, checked_suffix
 
 _YOLO = re.compile(r"(?:\d+(?: +-?\d*\.?\d+(?:e-?\d+)?){4,}\s*)+")
 """Lines of a class number and four or more coordinates."""
 
 
-def _is_texts(source: Source) -> bool:
+def _is_texts(source: DataSource) -> bool:
     return source.path.is_dir() and any(source.path.glob("*.txt"))
 
 
-def _read(source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
     if options.prefix is None:
         raise InputError(f"{source.path} holds pictures with texts, which are the answers; --prefix gives the prompt")
     prefix = checked_prefix(options.prefix, options)

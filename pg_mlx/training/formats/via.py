@@ -16,7 +16,7 @@ from ..masks import Mask
 from .lines import read_text
 from .objects import labelled, numbers
 from .pictures import Pictures, picture_path
-from .source import DataOptions, Format, LabelledPicture, Reading, Source
+from .source import DataOptions, DataSource, Format, LabelledPicture, Reading
 
 _LABEL_KEYS = ("label", "name", "class", "category", "type")
 """Attributes that are the label, where a region has several."""
@@ -27,7 +27,7 @@ Picture = tuple[str, str, list[tuple[str, Any, Any]]]
 """where, file name, and of each region: where, shape attributes, region attributes."""
 
 
-def _is_json(source: Source) -> bool:
+def _is_json(source: DataSource) -> bool:
     content = source.content
     if not isinstance(content, dict):
         return False
@@ -37,7 +37,7 @@ def _is_json(source: Source) -> bool:
     )
 
 
-def _read_json(source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_json(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
     records = source.content.get("_via_img_metadata", source.content)
     found: list[Picture] = []
     for key, record in records.items():
@@ -58,13 +58,13 @@ def _read_json(source: Source, options: DataOptions, pictures: Pictures, faults:
     return _reading(found, source, options, pictures, faults)
 
 
-def _is_csv(source: Source) -> bool:
+def _is_csv(source: DataSource) -> bool:
     if source.path.suffix.lower() != ".csv" or not source.path.is_file():
         return False
     return "region_shape_attributes" in read_text(source.path).partition("\n")[0]
 
 
-def _read_csv(source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_csv(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
     reader = csv.DictReader(io.StringIO(read_text(source.path)))
     found: dict[str, Picture] = {}
     try:
@@ -88,7 +88,9 @@ def _cell(row: dict[str, str], key: str) -> Any:
         raise InputError(f"{key} is not valid JSON: {error}") from None
 
 
-def _reading(found: list[Picture], source: Source, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _reading(
+    found: list[Picture], source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults
+) -> Reading:
     folder, paths = source.folder(options), dict[str, str]()
     for where, name, _ in found:
         with faults.at(where):
@@ -111,11 +113,12 @@ def _reading(found: list[Picture], source: Source, options: DataOptions, picture
     return reading
 
 
-def _named_classes(source: Source, options: DataOptions) -> Iterator[str]:
+def _named_classes(source: DataSource, options: DataOptions) -> Iterator[str]:
     """The choices of a project's label attribute, in its order."""
     attributes = source.content.get("_via_attributes") if isinstance(source.content, dict) else None
     regions = attributes.get("region") if isinstance(attributes, dict) else None
-    for name, attribute in (regions if isinstance(regions, dict) else {}).items():
+    regions = regions if isinstance(regions, dict) else {}
+    for name, attribute in regions.items():
         choices = attribute.get("options") if isinstance(attribute, dict) else None
         if isinstance(choices, dict) and (len(regions) == 1 or name in _LABEL_KEYS):
             yield from (options.text(" ".join(str(choice).split())) for choice in choices)
