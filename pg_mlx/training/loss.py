@@ -1,0 +1,129 @@
+"""The loss of fine-tuning: cross entropy of suffix tokens, each predicted from what stands before it.
+
+Prefix tokens are never learnt, <eos> is. `mean="token"` (transformers) weighs every token alike, `mean="example"`
+(big_vision, `trainers/proj/paligemma/train.py`) every row. Sums and counts are returned, not means, so that
+micro-batches and processes add up to one batch exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from ..gemma import cap_logits
+from ..ops import device
+from ..paligemma import PaliGemma
+from .batch import TrainingBatch
+from .forward import Run, hidden_states, plainly
+
+Mean = Literal["token", "example"]
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What is minimised. Making one raises InputError for impossible values."""
+
+    mean: Mean = "token"
+    label_smoothing: float = 0.0
+    """How much of the target's probability the V - 1 other ids share, as in big_vision; from 0 to less than 1."""
+    final_softcap: bool = True
+    """Whether logits are capped as config.json says (PaliGemma 2). big_vision fine-tunes without the cap."""
+    piece: int = 64
+    """Suffix tokens whose logits are computed at a time: about 16 * V bytes each."""
+
+    def __post_init__(self) -> None:
+        if self.mean not in ("token", "example"):
+            raise InputError(f"the mean of the loss is {self.mean!r}, but must be token or example")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(f"label_smoothing is {self.label_smoothing}, but must be from 0 to less than 1")
+        if self.piece < 1:
+            raise InputError(f"the head computes {self.piece} tokens at a time, but must compute at least 1")
+
+
+def loss_sum(
+    model: PaliGemma, batch: TrainingBatch, options: LossOptions = LossOptions(), run: Run = plainly
+) -> mx.array:
+    """The sum of the loss over a batch, float32 []: its mean is this divided by `loss_count`.
+
+    run: how a layer is called (forward.py).
+    """
+    rows, slots = suffix_places(batch)
+    hidden = hidden_states(model, batch, run)
+    predicting = hidden[mx.array(rows), mx.array(batch.prefix_lengths[rows] - 1 + slots)]
+    targets = batch.suffix_ids[rows, slots]
+    weights = np.ones(len(rows)) if options.mean == "token" else 1 / batch.suffix_lengths[rows]
+    total, done = mx.array(0.0), list[mx.array]()
+    for first in range(0, len(rows), options.piece):
+        some = slice(first, first + options.piece)
+        piece = _Piece(model, options, mx.array(targets[some]), mx.array(weights[some].astype(np.float32)))
+        inputs = predicting[some]
+        if done:  # one piece after the other, so that the logits of one only are in memory
+            inputs = mx.depends([inputs], done)[0]
+        loss, done = piece(inputs)
+        total = total + loss
+    return total
+
+
+def loss_count(batch: TrainingBatch, options: LossOptions = LossOptions()) -> int:
+    """By what the sum of the loss is divided: suffix tokens, or rows for the example mean."""
+    return batch.suffix_tokens if options.mean == "token" else batch.rows
+
+
+def suffix_places(batch: TrainingBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Row and slot of every suffix token, int64 [M] each, row by row."""
+    return np.nonzero(np.arange(batch.suffix_ids.shape[1]) < batch.suffix_lengths[:, None])
+
+
+class _Piece:
+    """The loss of some tokens, and its gradients, computed together: the logits are forgotten before the backward pass
+    and not computed again.
+
+    targets int32 [M], weights float32 [M].
+    """
+
+    def __init__(self, model: PaliGemma, options: LossOptions, targets: mx.array, weights: mx.array):
+        self._decoder, self._options = model.language_model, options
+        self._targets, self._weights = targets, weights
+
+    def __call__(self, hidden: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """hidden [M, D] -> the weighted sum of the loss, float32 [], and what is computed with it."""
+        table = self._decoder.head_table
+        inputs = [hidden]
+        if not device.traces_gradients():
+            loss = self._loss(hidden)
+            device.evaluate(loss)
+            return loss, [loss]
+        if "weight" in table.trainable_parameters():
+            inputs.append(table.weight)
+
+        def compute(*inputs: mx.array) -> tuple[mx.array, ...]:
+            loss, gradients = mx.value_and_grad(self._loss, list(range(len(inputs))))(*inputs)
+            return (loss, *gradients)
+
+        def gradients(_: object, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> object:
+            found = tuple((cotangents[0] * gradient).astype(gradient.dtype) for gradient in outputs[1:])
+            return found if len(found) > 1 else found[0]
+
+        function = mx.custom_function(compute)
+        function.vjp(gradients)
+        outputs = function(*inputs)
+        return outputs[0], list(outputs)
+
+    def _loss(self, hidden: mx.array, weight: mx.array | None = None) -> mx.array:
+        decoder, smoothing = self._decoder, self._options.label_smoothing
+        logits = (decoder.head_table.as_head(hidden) if weight is None else hidden @ weight.T).astype(mx.float32)
+        cap = decoder.config.final_logit_softcapping
+        if cap is not None and self._options.final_softcap:
+            logits = cap_logits(logits, cap)
+        target = mx.take_along_axis(logits, self._targets[:, None], axis=-1)[:, 0]
+        loss = mx.logsumexp(logits, axis=-1)
+        if smoothing:
+            share = smoothing / (logits.shape[-1] - 1)  # each other id's
+            loss = loss - (1 - smoothing - share) * target - share * logits.sum(axis=-1)
+        else:
+            loss = loss - target
+        return (loss * self._weights).sum()
