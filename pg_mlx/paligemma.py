@@ -102,8 +102,8 @@ class PaliGemma(nn.Module):
 
     def encode_image(self, pixels: mx.array, run: Callable[[nn.Module, mx.array], mx.array] | None = None) -> mx.array:
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype; N is 256, 1024 or 4096 for
-        224, 448 or 896 pixels. Several pictures of one prompt are concatenated along N afterwards. run: calls a layer of
-        the tower (siglip.py).
+        224, 448 or 896 pixels. Several pictures of one prompt are concatenated along N afterwards. run: calls a layer
+        of the tower (siglip.py).
 
         Raises InputError for pixels of another shape.
         """

@@ -55,6 +55,8 @@ def multiply(x: mx.array, weight: mx.array | Packed) -> mx.array:
     if not isinstance(weight, Packed):
         return x @ weight.T if device.gpu_ops() else multiply_floats(x, weight)
     unpacked = unpacks(weight.quantization, x.size // x.shape[-1])
+    if device.traces_gradients():
+        return multiply_unpacked_twice(x, weight) if unpacked else weight.matmul(x)
     if device.gpu_ops():
         return x @ weight.dequantize(x.dtype).T if unpacked else weight.matmul(x)
     return multiply_unpacked(x, weight) if unpacked else multiply_packed(x, weight)
@@ -133,6 +135,23 @@ def multiply_unpacked(x: mx.array, packed: Packed) -> mx.array:
         return mx.concatenate(done, -1) if len(done) > 1 else done[0]
 
     return via_numpy(tiled, plain, x)
+
+
+def multiply_unpacked_twice(x: mx.array, packed: Packed) -> mx.array:
+    """x [..., columns] -> x @ weight.T [..., outputs], with a gradient of x that unpacks the weight again. MLX would
+    keep the unpacked weights of all layers from the forward to the backward pass."""
+
+    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        weight = mx.depends([packed.weight], [cotangent])[0]  # so that it is not unpacked any earlier
+        return (cotangent @ packed._replace(weight=weight).dequantize(cotangent.dtype)).astype(x.dtype)
+
+    def forward(x: mx.array) -> mx.array:
+        weight = mx.depends([packed.weight], [x])[0]
+        return x @ packed._replace(weight=weight).dequantize(x.dtype).T
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(backward)
+    return function(x)
 
 
 def has_table(q: Quantization) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -35,45 +36,78 @@ def checkpointed(layer: nn.Module, x: mx.array, *constants: Any) -> mx.array:
     return result
 
 
-def image_features(model: PaliGemma, batch: TrainingBatch, run: Run = plainly) -> mx.array:
-    """Features of the batch's pictures, [I, N, D]: the given ones, or those of its pixels."""
-    if batch.features is not None:
-        return batch.features
-    assert batch.pixels is not None
-    return model.encode_image(batch.pixels, run)
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as the pass reads it: arrays only, so that a compiled step can be used again for equal shapes.
+
+    Images: `images` are pixels [I, H, W, 3] or features [I, N, D] (`encoded`), image_index int32 [B]. Text: ids
+    int32 [B, T], a row's prefix, its suffix right behind it, and padding; prefix_lengths and lengths int32 [B]. The M
+    tokens that are learnt: their row and the slot before them, targets and their weight in the loss, [M] each.
+    """
+
+    images: mx.array
+    encoded: bool
+    image_index: mx.array
+    ids: mx.array
+    prefix_lengths: mx.array
+    lengths: mx.array
+    row: mx.array
+    slot: mx.array
+    targets: mx.array
+    weights: mx.array
+
+    @classmethod
+    def of(cls, batch: TrainingBatch, example_mean: bool = False, multiple: int = 1) -> Inputs:
+        """example_mean: tokens weigh so that rows weigh alike. multiple: what T and M are padded to whole multiples of.
+
+        The last suffix token, <eos>, predicts nothing and is not read.
+        """
+        prefix, suffix = batch.prefix_lengths, batch.suffix_lengths
+        lengths = prefix + suffix - 1
+        ids = np.zeros((batch.rows, _up(int(lengths.max()), multiple)), np.int32)
+        for index, (start, stop) in enumerate(zip(prefix, lengths, strict=True)):
+            ids[index, :start] = batch.prefix_ids[index, :start]
+            ids[index, start:stop] = batch.suffix_ids[index, : stop - start]
+        rows, slots = np.nonzero(np.arange(batch.suffix_ids.shape[1]) < suffix[:, None])
+        weights = 1 / suffix[rows] if example_mean else np.ones(len(rows))
+        room = (0, _up(len(rows), multiple) - len(rows))
+        learnt = (rows, prefix[rows] - 1 + slots, batch.suffix_ids[rows, slots])
+        row, slot, targets = (mx.array(np.pad(one, room).astype(np.int32)) for one in learnt)
+        encoded = batch.features is not None
+        images = batch.features if encoded else batch.pixels
+        assert images is not None
+        return cls(
+            images=images,
+            encoded=encoded,
+            image_index=mx.array(batch.image_index, dtype=mx.int32),
+            ids=mx.array(ids),
+            prefix_lengths=mx.array(prefix.astype(np.int32)),
+            lengths=mx.array(lengths.astype(np.int32)),
+            row=row,
+            slot=slot,
+            targets=targets,
+            weights=mx.array(np.pad(weights, room).astype(np.float32)),
+        )
 
 
-def hidden_states(model: PaliGemma, batch: TrainingBatch, run: Run = plainly) -> mx.array:
-    """The decoder's hidden states at text positions, [B, T, D], after the final norm.
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
-    T is as long as the longest row. A row's prefix begins at slot 0 and its suffix right behind it; the last suffix
-    token, <eos>, predicts nothing and is not read. As big_vision: prefix tokens see image and prefix, suffix tokens
-    also the suffix before them, and padding stands at the end, where nobody sees it.
+
+def predicting_states(model: PaliGemma, inputs: Inputs, run: Run = plainly) -> mx.array:
+    """The decoder's hidden states that predict the tokens to learn, [M, D], after the final norm.
+
+    As big_vision: prefix tokens see image and prefix, suffix tokens also the suffix before them, and padding stands at
+    the end, where nobody sees it. run: how layers are called.
     """
     decoder = model.language_model
-    features = image_features(model, batch, run)
+    features = inputs.images if inputs.encoded else model.encode_image(inputs.images, run)
+    text = decoder.embed(inputs.ids)
+    x = mx.concatenate([features[inputs.image_index].astype(text.dtype), text], axis=1)
     images = features.shape[1]
-    ids = text_ids(batch)
-    text = decoder.embed(mx.array(ids))
-    x = mx.concatenate([features[mx.array(batch.image_index)].astype(text.dtype), text], axis=1)
-    prefix = mx.array(images + batch.prefix_lengths)
-    used = mx.array(images + batch.prefix_lengths + batch.suffix_lengths - 1)
-    masks = {window: prefix_lm_mask(x.shape[1], prefix, used, window) for window in windows(model)}
-    for index, layer in enumerate(decoder.layers):
-        x = run(layer, x, masks[decoder.window(index)])
-    return decoder.norm(x[:, images:])
-
-
-def windows(model: PaliGemma) -> set[int | None]:
-    """The sliding windows that the decoder's layers have; None for full attention."""
-    return {model.language_model.window(index) for index in range(len(model.language_model.layers))}
-
-
-def text_ids(batch: TrainingBatch) -> np.ndarray:
-    """What the decoder reads of the text, int32 [B, T]: prefix and suffix of each row without a gap, then zeros."""
-    used = batch.prefix_lengths + batch.suffix_lengths - 1
-    ids = np.zeros((batch.rows, int(used.max())), np.int32)
-    for row, (prefix, length) in enumerate(zip(batch.prefix_lengths, used, strict=True)):
-        ids[row, :prefix] = batch.prefix_ids[row, :prefix]
-        ids[row, prefix:length] = batch.suffix_ids[row, : length - prefix]
-    return ids
+    prefix, used = images + inputs.prefix_lengths, images + inputs.lengths
+    windows = [decoder.window(index) for index in range(len(decoder.layers))]
+    masks = {window: prefix_lm_mask(x.shape[1], prefix, used, window) for window in set(windows)}
+    for layer, window in zip(decoder.layers, windows, strict=True):
+        x = run(layer, x, masks[window])
+    return decoder.norm(x[inputs.row, images + inputs.slot])

@@ -8,17 +8,16 @@ micro-batches and processes add up to one batch exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import InputError
 from ..gemma import cap_logits
 from ..ops import device
 from ..paligemma import PaliGemma
 from .batch import TrainingBatch
-from .forward import Run, hidden_states, plainly
+from .forward import Inputs, Run, plainly, predicting_states
 
 Mean = Literal["token", "example"]
 
@@ -44,38 +43,32 @@ class LossOptions:
             raise InputError(f"the head computes {self.piece} tokens at a time, but must compute at least 1")
 
 
-def loss_sum(
-    model: PaliGemma, batch: TrainingBatch, options: LossOptions = LossOptions(), run: Run = plainly
-) -> mx.array:
+def loss_sum(model: PaliGemma, inputs: Inputs, options: LossOptions = LossOptions(), run: Run = plainly) -> mx.array:
     """The sum of the loss over a batch, float32 []: its mean is this divided by `loss_count`.
 
-    run: how a layer is called (forward.py).
+    inputs: weighted for the mean that is wanted (`inputs_of`). run: how a layer is called (forward.py).
     """
-    rows, slots = suffix_places(batch)
-    hidden = hidden_states(model, batch, run)
-    predicting = hidden[mx.array(rows), mx.array(batch.prefix_lengths[rows] - 1 + slots)]
-    targets = batch.suffix_ids[rows, slots]
-    weights = np.ones(len(rows)) if options.mean == "token" else 1 / batch.suffix_lengths[rows]
+    predicting = predicting_states(model, inputs, run)
     total, done = mx.array(0.0), list[mx.array]()
-    for first in range(0, len(rows), options.piece):
+    for first in range(0, predicting.shape[0], options.piece):
         some = slice(first, first + options.piece)
-        piece = _Piece(model, options, mx.array(targets[some]), mx.array(weights[some].astype(np.float32)))
-        inputs = predicting[some]
+        piece = _Piece(model, options, inputs.targets[some], inputs.weights[some])
+        hidden = predicting[some]
         if done:  # one piece after the other, so that the logits of one only are in memory
-            inputs = mx.depends([inputs], done)[0]
-        loss, done = piece(inputs)
+            hidden = mx.depends([hidden], done)[0]
+        loss, done = piece(hidden)
         total = total + loss
     return total
+
+
+def inputs_of(batch: TrainingBatch, options: LossOptions, multiple: int = 1) -> Inputs:
+    """A batch as `loss_sum` reads it; multiple: as for Inputs.of."""
+    return Inputs.of(batch, options.mean == "example", multiple)
 
 
 def loss_count(batch: TrainingBatch, options: LossOptions = LossOptions()) -> int:
     """By what the sum of the loss is divided: suffix tokens, or rows for the example mean."""
     return batch.suffix_tokens if options.mean == "token" else batch.rows
-
-
-def suffix_places(batch: TrainingBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Row and slot of every suffix token, int64 [M] each, row by row."""
-    return np.nonzero(np.arange(batch.suffix_ids.shape[1]) < batch.suffix_lengths[:, None])
 
 
 class _Piece:
@@ -101,14 +94,14 @@ class _Piece:
             inputs.append(table.weight)
 
         def compute(*inputs: mx.array) -> tuple[mx.array, ...]:
-            loss, gradients = mx.value_and_grad(self._loss, list(range(len(inputs))))(*inputs)
+            loss, gradients = mx.value_and_grad(lambda inputs: self._loss(*inputs))(inputs)
             return (loss, *gradients)
 
-        def gradients(_: object, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> object:
+        def gradients(_: object, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> Any:
             found = tuple((cotangents[0] * gradient).astype(gradient.dtype) for gradient in outputs[1:])
             return found if len(found) > 1 else found[0]
 
-        function = mx.custom_function(compute)
+        function: Any = mx.custom_function(compute)
         function.vjp(gradients)
         outputs = function(*inputs)
         return outputs[0], list(outputs)
