@@ -54,23 +54,21 @@ class Scores:
 
     def lines(self) -> list[str]:
         """A table to print: the figures, and a row for each class."""
-        figures = {
+        means = {
             "exact": self.exact,
             **{f"exact, {kind}": value for kind, value in self.exact_by_kind.items() if len(self.exact_by_kind) > 1},
             **{"mAP": self.map, "mAP at IoU .5": self.map50, "recall at IoU .5": self.recall50},
             **{"precision at IoU .5": self.precision50, "mask IoU": self.mask_iou},
         }
-        lines = [f"{name:<20} {value:.3f}" for name, value in figures.items() if value is not None]
+        lines = [f"{name:<20} {value:.3f}" for name, value in means.items() if value is not None]
         if self.by_class:
             width = max(5, *map(len, self.by_class))
-            lines.append(
-                f"{'class':<{width}} {'objects':>8} {'boxes':>6} {'AP':>6} {'AP50':>6} {'recall':>7} {'precision':>9}"
-            )
+            head = ("objects", "boxes", "AP", "AP50", "recall", "precision")
+            lines.append(f"{'class':<{width}}" + "".join(f"{name:>10}" for name in head))
             for name, one in self.by_class.items():
-                row = (_shown(one.ap), _shown(one.ap50), _shown(one.recall50), _shown(one.precision50))
-                lines.append(
-                    f"{name:<{width}} {one.objects:>8} {one.boxes:>6} {row[0]:>6} {row[1]:>6} {row[2]:>7} {row[3]:>9}"
-                )
+                figures = map(_shown, (one.ap, one.ap50, one.recall50, one.precision50))
+                cells = (str(one.objects), str(one.boxes), *figures)
+                lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
         return lines
 
 
