@@ -94,7 +94,7 @@ def _notes(rows: dict[str, list[Example]]) -> tuple[str, ...]:
     for name, examples in rows.items():
         shared = trained & {str(example.image) for example in examples}
         if name != "train" and shared:
-            notes.append(f"{len(shared)} pictures of {name} are in train too, so scores will be too good")
+            notes.append(f"pictures of {name} that are in train too, so scores will be too good: {len(shared)}")
     return tuple(notes)
 
 

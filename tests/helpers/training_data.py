@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from demo.scenes import SHAPES, make_scene
 from helpers.pictures import saved
+from pg_mlx.regions import Region
 from pg_mlx.training.example import LabelledObject
 from pg_mlx.training.masks import Mask
 from pg_mlx.training.regions import answer_text, in_order
@@ -83,6 +85,11 @@ def outline(mask: np.ndarray) -> tuple[float, ...]:
 def _ahead(x: int, y: int, dx: int, dy: int, side: int) -> tuple[int, int]:
     """row, column of the pixel ahead of the corner (x, y), seen in direction dx, dy: on the left (-1) or right (1)."""
     return y + (dy + side * dx - 1) // 2, x + (dx - side * dy - 1) // 2
+
+
+def objects_of(regions: Sequence[Region]) -> tuple[LabelledObject, ...]:
+    """Regions of an answer as objects without masks."""
+    return tuple(LabelledObject(region.label, region.box) for region in regions)
 
 
 # --- writers, one a format -----------------------------------------------------------------------------

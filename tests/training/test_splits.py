@@ -85,7 +85,7 @@ def test_pictures_in_two_splits_are_noted(tmp_path: Path) -> None:
     for name, names in (("train", ("000.png", "001.png")), ("valid", ("001.png",))):
         rows = [{"image": image, "prefix": "ocr", "suffix": "x"} for image in names]
         data.write_lines(tmp_path / f"{name}.jsonl", rows)
-    assert read_dataset(tmp_path).notes == ("1 pictures of valid are in train too, so scores will be too good",)
+    assert read_dataset(tmp_path).notes == ("pictures of valid that are in train too, so scores will be too good: 1",)
 
 
 def via_of(folder: Path, scenes: tuple[data.Labelled, ...]) -> dict:
