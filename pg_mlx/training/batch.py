@@ -22,7 +22,7 @@ class TrainingBatch:
     pixels: mx.array | None
     """float32 [I, H, W, 3] in -1..1."""
     features: mx.array | None
-    """[I, N, D], as `encode_image` gives them: for a frozen tower, whose features are computed once for each picture."""
+    """[I, N, D], as `encode_image` gives them: those of a frozen tower are computed once for each picture."""
     image_index: list[int]
     """Which picture each row has, B numbers."""
     prefix_ids: np.ndarray
