@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..processor import Processor
 from .example import Example
 from .faults import Faults
-from .formats import DataOptions, Pictures, Reading, read
+from .formats import Contents, DataOptions, Pictures, read
 from .prompts import examples_of, with_longest_codes
 from .splits import divide, find_splits
 
@@ -57,17 +57,14 @@ def read_dataset(
     and InputError if the data cannot be found at all.
     """
     path, options, faults = Path(path).expanduser(), options or DataOptions(), Faults()
-    pictures, readings = Pictures(on_progress), dict[str, Reading]()
+    pictures, contents = Pictures(on_progress), dict[str, Contents]()
     for name, split in find_splits(path).items():
         with faults.at(""):
             own = replace(options, images=options.images or split.images)
-            readings[name] = read(split.path, own, pictures, faults)
+            contents[name] = read(split.path, own, pictures, faults)
     faults.check()
-    classes = _classes(readings, options)
-    rows = {
-        name: [*reading.examples, *examples_of(reading.pictures, classes, options)]
-        for name, reading in readings.items()
-    }
+    classes = _classes(contents, options)
+    rows = {name: [*part.examples, *examples_of(part.pictures, classes, options)] for name, part in contents.items()}
     for name, examples in rows.items():
         if not examples:
             raise InputError(f"{path} holds no example to {'learn from' if name == 'train' else name}")
@@ -78,9 +75,9 @@ def read_dataset(
     return Dataset(train, valid, test, classes, notes)
 
 
-def _classes(readings: dict[str, Reading], options: DataOptions) -> tuple[str, ...]:
+def _classes(contents: dict[str, Contents], options: DataOptions) -> tuple[str, ...]:
     """Of all splits, so that their prompts are the same."""
-    found = dict.fromkeys(name for reading in readings.values() for name in reading.classes)
+    found = dict.fromkeys(name for part in contents.values() for name in part.classes)
     if not options.classes:
         return tuple(found)
     wanted = tuple(options.text(" ".join(name.split())) for name in options.classes)
@@ -97,7 +94,7 @@ def _notes(rows: dict[str, list[Example]]) -> tuple[str, ...]:
     for name, examples in rows.items():
         shared = trained & {str(example.image) for example in examples}
         if name != "train" and shared:
-            notes.append(f"{len(shared)} pictures of {name} are in train too, so scores will be too good")
+            notes.append(f"pictures of {name} that are in train too, so scores will be too good: {len(shared)}")
     return tuple(notes)
 
 

@@ -19,8 +19,8 @@ METRICS = ("exact", "map", "iou")
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An example, and what the model answered."""
+class Predicted:
+    """An example, and what the model predicted."""
 
     example: Example
     text: str
@@ -54,28 +54,26 @@ class Scores:
 
     def lines(self) -> list[str]:
         """A table to print: the figures, and a row for each class."""
-        figures = {
+        means = {
             "exact": self.exact,
             **{f"exact, {kind}": value for kind, value in self.exact_by_kind.items() if len(self.exact_by_kind) > 1},
             **{"mAP": self.map, "mAP at IoU .5": self.map50, "recall at IoU .5": self.recall50},
             **{"precision at IoU .5": self.precision50, "mask IoU": self.mask_iou},
         }
-        lines = [f"{name:<20} {value:.3f}" for name, value in figures.items() if value is not None]
+        lines = [f"{name:<20} {value:.3f}" for name, value in means.items() if value is not None]
         if self.by_class:
             width = max(5, *map(len, self.by_class))
-            lines.append(
-                f"{'class':<{width}} {'objects':>8} {'boxes':>6} {'AP':>6} {'AP50':>6} {'recall':>7} {'precision':>9}"
-            )
+            head = ("objects", "boxes", "AP", "AP50", "recall", "precision")
+            lines.append(f"{'class':<{width}}" + "".join(f"{name:>10}" for name in head))
             for name, one in self.by_class.items():
-                row = (_shown(one.ap), _shown(one.ap50), _shown(one.recall50), _shown(one.precision50))
-                lines.append(
-                    f"{name:<{width}} {one.objects:>8} {one.boxes:>6} {row[0]:>6} {row[1]:>6} {row[2]:>7} {row[3]:>9}"
-                )
+                figures = map(_shown, (one.ap, one.ap50, one.recall50, one.precision50))
+                cells = (str(one.objects), str(one.boxes), *figures)
+                lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
         return lines
 
 
 def score(
-    answered: Sequence[Answered],
+    predicted: Sequence[Predicted],
     metrics: Sequence[str] = METRICS,
     mask_decoder: Callable[[Any], Any] | None = None,
 ) -> Scores:
@@ -84,14 +82,14 @@ def score(
     "map" needs pycocotools where there are rows of boxes, and raises InputError without it.
     """
     exact: dict[str, list[bool]] = defaultdict(list)
-    for one in answered:
+    for one in predicted:
         exact[one.example.kind].append(is_exact(one.example, one.text))
     every = [value for values in exact.values() for value in values]
-    scores: dict[str, Any] = {"rows": len(answered)}
+    scores: dict[str, Any] = {"rows": len(predicted)}
     if "exact" in metrics and every:
         scores["exact"] = sum(every) / len(every)
         scores["exact_by_kind"] = {kind: sum(values) / len(values) for kind, values in exact.items()}
-    boxed = [one for one in answered if one.example.kind != "text" and one.example.image_size]
+    boxed = [one for one in predicted if one.example.kind != "text" and one.example.image_size]
     if "map" in metrics and boxed:
         found = evaluate(detections(boxed))
         scores |= {"map": found.ap, "map50": found.ap50, "recall50": found.recall50}
@@ -121,22 +119,22 @@ def _records(text: str) -> Counter[str]:
     return Counter(filter(None, map(_plain, text.split(";"))))
 
 
-def _regions(one: Answered, mask_decoder: Callable[[Any], Any] | None = None) -> Sequence[Region]:
+def _regions(one: Predicted, mask_decoder: Callable[[Any], Any] | None = None) -> Sequence[Region]:
     if one.regions is not None:
         return one.regions
     assert one.example.image_size is not None
     return read_answer(one.text, one.example.image_size, mask_decoder)[0]
 
 
-def detections(answered: Sequence[Answered]) -> Detections:
+def detections(predicted: Sequence[Predicted]) -> Detections:
     """True and found boxes. Rows of one picture are put together, as a detector sees all classes at once.
 
     A box that the answer gives for a class that no example has counts as wrong for none of them.
     """
-    labels = dict.fromkeys(obj.label for one in answered for obj in one.example.objects)
+    labels = dict.fromkeys(obj.label for one in predicted for obj in one.example.objects)
     data = Detections(classes=tuple(labels))
     numbers: dict[Any, int] = {}
-    for one in answered:
+    for one in predicted:
         image = one.example.image if isinstance(one.example.image, str) else id(one.example.image)
         size = one.example.image_size
         assert size is not None
@@ -147,7 +145,7 @@ def detections(answered: Sequence[Answered]) -> Detections:
     return data
 
 
-def mask_ious(one: Answered, mask_decoder: Callable[[Any], Any] | None = None) -> list[float]:
+def mask_ious(one: Predicted, mask_decoder: Callable[[Any], Any] | None = None) -> list[float]:
     """For each true object with a mask the IoU with its mask in the answer: of the same class, the best pairs first.
 
     0 for an object without a partner. Boxes too many in the answer do not count here; precision has them.

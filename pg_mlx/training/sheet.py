@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ..processor import load_image
 from ..regions import Region
 from ..regions.draw import annotate
-from ..regions.fonts import font_for
+from ..regions.fonts import Font, font_for
 from ..regions.reader import read_answer
 from .example import Example
 from .regions import RegionWriter, answer_text, mask_crop
@@ -56,10 +56,10 @@ def _tile(
     draw = ImageDraw.Draw(canvas)
     y = top + TILE + 4
     for text, color in ((example.prefix, "black"), (example.suffix or "(empty answer)", "#0a58ca")):
-        for line in _wrapped(text):
-            font = font_for(line, _TEXT)
-            if font is not None:
-                draw.text((left, y), line, fill=color, font=font)
+        text = " ".join(text.split())
+        font = font_for(text, _TEXT)
+        for line in _wrapped(text, font) if font is not None else ():
+            draw.text((left, y), line, fill=color, font=font)
             y += _TEXT + 4
 
 
@@ -79,9 +79,13 @@ def regions_of(example: Example, mask_decoder: Callable[[Any], Any] | None = Non
     return drawn
 
 
-def _wrapped(text: str) -> list[str]:
-    """At most _LINES lines of about a tile's width, cut between letters: answers of tokens have no spaces."""
-    text = " ".join(text.split())
-    width = TILE // (_TEXT // 2)
-    lines = [text[at : at + width] for at in range(0, len(text), width)]
-    return lines if len(lines) <= _LINES else [*lines[: _LINES - 1], f"{lines[_LINES - 1][:-1]}…"]
+def _wrapped(text: str, font: Font) -> list[str]:
+    """At most _LINES lines of a tile's width, cut between letters: answers of tokens have no spaces."""
+    lines, rest = list[str](), text[: _LINES * TILE]
+    while rest and len(lines) < _LINES:
+        count = len(rest)
+        while count > 1 and font.getlength(rest[:count]) > TILE:
+            count = min(count - 1, round(count * TILE / font.getlength(rest[:count])))
+        lines.append(rest[:count])
+        rest = rest[count:]
+    return [*lines[:-1], f"{lines[-1][:-2]}…"] if rest else lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from demo.scenes import SHAPES, make_scene
+from helpers.pictures import saved
+from pg_mlx.regions import Region
 from pg_mlx.training.example import LabelledObject
 from pg_mlx.training.masks import Mask
 from pg_mlx.training.regions import answer_text, in_order
@@ -23,6 +26,7 @@ class Labelled:
 
     image: Image.Image
     name: str
+    png: bytes
     outlines: tuple[tuple[float, ...], ...]
     objects: tuple[LabelledObject, ...]
 
@@ -53,7 +57,7 @@ def labelled_scenes(count: int, first: int = 5_000_000) -> tuple[Labelled, ...]:
         )
         if any(2 * mask.bitmap().sum() < item.mask.sum() for mask, item in zip(masks, scene.items, strict=True)):
             continue  # an object in two pieces, of which an outline has one
-        scenes.append(Labelled(scene.image, f"{len(scenes):03}.png", outlines, objects))
+        scenes.append(Labelled(scene.image, f"{len(scenes):03}.png", saved(scene.image), outlines, objects))
     return tuple(scenes)
 
 
@@ -79,8 +83,13 @@ def outline(mask: np.ndarray) -> tuple[float, ...]:
 
 
 def _ahead(x: int, y: int, dx: int, dy: int, side: int) -> tuple[int, int]:
-    """row, column of the pixel ahead of the corner (x, y) in the direction dx, dy: on the left (-1) or the right (1)."""
+    """row, column of the pixel ahead of the corner (x, y), seen in direction dx, dy: on the left (-1) or right (1)."""
     return y + (dy + side * dx - 1) // 2, x + (dx - side * dy - 1) // 2
+
+
+def objects_of(regions: Sequence[Region]) -> tuple[LabelledObject, ...]:
+    """Regions of an answer as objects without masks."""
+    return tuple(LabelledObject(region.label, region.box) for region in regions)
 
 
 # --- writers, one a format -----------------------------------------------------------------------------
@@ -89,7 +98,7 @@ def _ahead(x: int, y: int, dx: int, dy: int, side: int) -> tuple[int, int]:
 def save_pictures(folder: Path, scenes: tuple[Labelled, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for scene in scenes:
-        scene.image.save(folder / scene.name)
+        (folder / scene.name).write_bytes(scene.png)
 
 
 def prefix_of(task: str = "detect") -> str:
@@ -169,7 +178,7 @@ def via(folder: Path, scenes: tuple[Labelled, ...]) -> Path:
     records = {
         f"{scene.name}123": {"filename": scene.name, "size": 123, "regions": via_regions(scene)} for scene in scenes
     }
-    attributes = {"region": {"shape": {"type": "dropdown", "options": {name: "" for name in SHAPES}}}, "file": {}}
+    attributes = {"region": {"shape": {"type": "dropdown", "options": dict.fromkeys(SHAPES, "")}}, "file": {}}
     content = {"_via_settings": {}, "_via_img_metadata": records, "_via_attributes": attributes}
     return write_json(folder / "via_project.json", content)
 

@@ -9,9 +9,9 @@ from ..faults import Faults
 from . import coco, rows, texts, via
 from .lines import read_json_text
 from .pictures import Pictures
-from .source import DataOptions, DataSource, Format, LabelledPicture, Reading
+from .source import Contents, DataOptions, DataSource, Format, LabelledPicture
 
-__all__ = ["FORMATS", "DataOptions", "DataSource", "Format", "LabelledPicture", "Pictures", "Reading", "find", "read"]
+__all__ = ["FORMATS", "Contents", "DataOptions", "DataSource", "Format", "LabelledPicture", "Pictures", "find", "read"]
 
 FORMATS = (rows.ROWS, coco.CAPTIONS, coco.INSTANCES, via.JSON, via.CSV, texts.TEXTS)
 ANNOTATIONS = ("annotations.jsonl", "_annotations.coco.json", "via_region_data.json")
@@ -43,7 +43,7 @@ def annotations_of(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
-def read(path: Path, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def read(path: Path, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     """All that a source holds. Faults are collected; raises InputError only for a source that cannot be read at all."""
     door, source = find(path)
     return door.read(source, options, pictures, faults)

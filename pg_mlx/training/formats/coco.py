@@ -12,7 +12,7 @@ from ..faults import Faults
 from ..masks import Mask
 from .objects import checked_label, labelled, numbers
 from .pictures import Pictures, picture_path
-from .source import DataOptions, DataSource, Format, LabelledPicture, Reading, checked_prefix, checked_suffix
+from .source import Contents, DataOptions, DataSource, Format, LabelledPicture, checked_prefix, checked_suffix
 
 CAPTION_PREFIX = "caption en"
 """The prompt of captions, where no other is given: the one that PaliGemma was trained with."""
@@ -33,22 +33,22 @@ def _is_captions(source: DataSource) -> bool:
     return isinstance(first, dict) and "caption" in first
 
 
-def _read_captions(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_captions(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     images = _Images(source, options, pictures, faults)
-    reading = Reading()
+    contents = Contents()
     prefix = checked_prefix(CAPTION_PREFIX if options.prefix is None else options.prefix, options)
     for where, annotation in _records(source, "annotations", faults):
         with faults.at(where):
             key = images.key_of(annotation)
             suffix = checked_suffix(annotation.get("caption"), options)
             if key in images.sizes:
-                reading.examples.append(
+                contents.examples.append(
                     Example(images.paths[key], prefix, suffix.strip(), image_size=images.sizes[key], where=where)
                 )
-    return reading
+    return contents
 
 
-def _read_instances(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_instances(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     images = _Images(source, options, pictures, faults)
     names, used = _categories(source, options, faults), set[str]()
     objects: dict[Any, list[LabelledObject]] = defaultdict(list)
@@ -65,11 +65,11 @@ def _read_instances(source: DataSource, options: DataOptions, pictures: Pictures
                 raise InputError(f"iscrowd is {str(annotation['iscrowd'])[:40]!r}, not 0 or 1")
             if key in images.sizes and not annotation.get("iscrowd"):  # a crowd is no object, but a part of the picture
                 objects[key].append(_object(annotation, names[category], images.sizes[key], options.task))
-    reading = Reading(classes=_classes(source, names, used))
+    contents = Contents(classes=_classes(source, names, used))
     for key, size in images.sizes.items():
         found = tuple(objects.get(key, ()))
-        reading.pictures.append(LabelledPicture(images.paths[key], size, found, images.where[key]))
-    return reading
+        contents.pictures.append(LabelledPicture(images.paths[key], size, found, images.where[key]))
+    return contents
 
 
 class _Images:

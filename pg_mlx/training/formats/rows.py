@@ -12,7 +12,7 @@ from ..example import Example, LabelledObject
 from ..faults import Faults
 from .lines import json_lines
 from .pictures import Pictures, picture_path
-from .source import DataOptions, DataSource, Format, Reading, checked_prefix, checked_suffix
+from .source import Contents, DataOptions, DataSource, Format, checked_prefix, checked_suffix
 
 _ANSWERS = ("suffix", "label")
 """Keys of the answer: everybody's, and that of big_vision's template for own data."""
@@ -22,7 +22,7 @@ def _is_rows(source: DataSource) -> bool:
     return source.path.suffix.lower() in (".jsonl", ".ndjson") and source.path.is_file()
 
 
-def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     folder = source.folder(options)
     rows: list[tuple[str, str, str, str]] = []
     for where, row in json_lines(source.path, faults):
@@ -31,11 +31,11 @@ def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: 
             path = picture_path(image, folder)
             rows.append((where, path, checked_prefix(prefix, options), checked_suffix(suffix, options)))
     pictures.check(path for _, path, _, _ in rows)
-    reading = Reading()
+    contents = Contents()
     for where, path, prefix, suffix in rows:
         with faults.at(where):
-            reading.examples.append(text_example(path, prefix, suffix, pictures.size(path), where))
-    return reading
+            contents.examples.append(text_example(path, prefix, suffix, pictures.size(path), where))
+    return contents
 
 
 def _of_keys(row: dict[str, Any], options: DataOptions) -> tuple[Any, Any, Any]:

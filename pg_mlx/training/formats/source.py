@@ -69,7 +69,7 @@ class LabelledPicture:
 
 
 @dataclass
-class Reading:
+class Contents:
     """What a source holds."""
 
     examples: list[Example] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Format:
     name: str
     fits: Callable[[DataSource], bool]
     """Called with a source of known content. Looks at no more than its beginning."""
-    read: Callable[[DataSource, DataOptions, Pictures, Faults], Reading]
+    read: Callable[[DataSource, DataOptions, Pictures, Faults], Contents]
     """Adds what is wrong to the faults, with its place, and goes on."""
 
 

@@ -10,7 +10,7 @@ from ..example import Example
 from ..faults import Faults
 from .lines import MAX_LINE_BYTES, read_text
 from .pictures import SUFFIXES, Pictures
-from .source import DataOptions, DataSource, Format, Reading, checked_prefix, checked_suffix
+from .source import Contents, DataOptions, DataSource, Format, checked_prefix, checked_suffix
 
 _YOLO = re.compile(r"(?:\d+(?: +-?\d*\.?\d+(?:e-?\d+)?){4,}\s*)+")
 """Lines of a class number and four or more coordinates."""
@@ -20,14 +20,14 @@ def _is_texts(source: DataSource) -> bool:
     return source.path.is_dir() and any(source.path.glob("*.txt"))
 
 
-def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     if options.prefix is None:
         raise InputError(f"{source.path} holds pictures with texts, which are the answers; --prefix gives the prompt")
     prefix = checked_prefix(options.prefix, options)
     texts = {path.stem: path for path in sorted(source.path.glob("*.txt"))}
     images = _pictures_by_stem(source.folder(options), faults)
     pictures.check(map(str, images.values()))
-    reading = Reading()
+    contents = Contents()
     for stem, image in images.items():
         with faults.at(str(image)):
             size = pictures.size(str(image))
@@ -37,11 +37,11 @@ def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: 
             suffix = checked_suffix(read_text(texts[stem], MAX_LINE_BYTES).strip(), options)
             if _YOLO.fullmatch(suffix):
                 raise InputError(f"{stem}.txt holds numbers as YOLO has them, not an answer; export the labels as COCO")
-            reading.examples.append(Example(str(image), prefix, suffix, image_size=size, where=where))
+            contents.examples.append(Example(str(image), prefix, suffix, image_size=size, where=where))
     for stem in texts.keys() - images.keys():
         if stem.lower() not in ("readme", "readme.roboflow", "readme.dataset", "classes"):
             faults.add(str(texts[stem]), "there is no picture of this name")
-    return reading
+    return contents
 
 
 def _pictures_by_stem(folder: Path, faults: Faults) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from ..masks import Mask
 from .lines import read_text
 from .objects import labelled, numbers
 from .pictures import Pictures, picture_path
-from .source import DataOptions, DataSource, Format, LabelledPicture, Reading
+from .source import Contents, DataOptions, DataSource, Format, LabelledPicture
 
 _LABEL_KEYS = ("label", "name", "class", "category", "type")
 """Attributes that are the label, where a region has several."""
@@ -37,7 +37,7 @@ def _is_json(source: DataSource) -> bool:
     )
 
 
-def _read_json(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_json(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     records = source.content.get("_via_img_metadata", source.content)
     found: list[Picture] = []
     for key, record in records.items():
@@ -64,7 +64,7 @@ def _is_csv(source: DataSource) -> bool:
     return "region_shape_attributes" in read_text(source.path).partition("\n")[0]
 
 
-def _read_csv(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Reading:
+def _read_csv(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     reader = csv.DictReader(io.StringIO(read_text(source.path)))
     found: dict[str, Picture] = {}
     try:
@@ -90,13 +90,13 @@ def _cell(row: dict[str, str], key: str) -> Any:
 
 def _reading(
     found: list[Picture], source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults
-) -> Reading:
+) -> Contents:
     folder, paths = source.folder(options), dict[str, str]()
     for where, name, _ in found:
         with faults.at(where):
             paths[where] = picture_path(name, folder)
     pictures.check(paths.values())
-    reading = Reading(classes=list(_named_classes(source, options)))
+    contents = Contents(classes=list(_named_classes(source, options)))
     labels = set[str]()
     for where, _, regions in found:
         if where not in paths:
@@ -108,9 +108,9 @@ def _reading(
                 with faults.at(place):
                     objects.append(_object(shape, _label(attributes, options), size, options.task))
             labels.update(one.label for one in objects)
-            reading.pictures.append(LabelledPicture(paths[where], size, tuple(objects), where))
-    reading.classes += sorted(labels - set(reading.classes))
-    return reading
+            contents.pictures.append(LabelledPicture(paths[where], size, tuple(objects), where))
+    contents.classes += sorted(labels - set(contents.classes))
+    return contents
 
 
 def _named_classes(source: DataSource, options: DataOptions) -> Iterator[str]:
