@@ -57,7 +57,12 @@ TASKS = {
 
 def run(name: str, folder: Path, seed: int, extra: Sequence[str]) -> dict[str, object]:
     """Make the data, train, and score. Returns the figures."""
-    task, data, old, out = TASKS[name], folder / f"data-{name.split('-')[0]}", folder / "data-old", folder / f"run-{name}"
+    task, data, old, out = (
+        TASKS[name],
+        folder / f"data-{name.split('-')[0]}",
+        folder / "data-old",
+        folder / f"run-{name}",
+    )
     if name == "largest-mixed":
         data = folder / "data-largest-2000"
     if not data.exists():

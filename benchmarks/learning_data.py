@@ -50,8 +50,8 @@ def _rows(folder: Path, count: int, answer: Callable[[Scene], str | None], prefi
 
 
 def largest(folder: Path, count: int) -> None:
-    """"largest en" -> "blue circle": a prompt that the demo never saw. The largest shape has at least a fifth more area
-    than the next."""
+    """The prompt "largest en", which the demo never saw, and the answer "blue circle". The largest shape has at least a
+    fifth more area than the next."""
 
     def answer(scene: Scene) -> str | None:
         areas = sorted(((int(item.mask.sum()), item.name) for item in scene.items), reverse=True)
@@ -63,7 +63,7 @@ def largest(folder: Path, count: int) -> None:
 
 
 def captions(folder: Path, count: int = 600) -> None:
-    """"caption en": an old skill of the demo."""
+    """ "caption en": an old skill of the demo."""
     _rows(folder, count, caption, "caption en")
 
 
@@ -86,7 +86,10 @@ def _with_heart(shape: str) -> list[tuple[float, float]]:
     if shape != "heart":
         return _POLAR(shape)
     turns = [2 * math.pi * k / 40 for k in range(40)]
-    points = [(16 * math.sin(t) ** 3 / 13, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)) / 13) for t in turns]
+    points = [
+        (16 * math.sin(t) ** 3 / 13, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)) / 13)
+        for t in turns
+    ]
     return [(math.atan2(y, x), math.hypot(x, y)) for x, y in points]
 
 
@@ -112,7 +115,13 @@ def _coco(folder: Path, count: int, names: Sequence[str], polygons: bool) -> Non
             for item in chosen:
                 x0, y0, x1, y1 = item.box
                 box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
-                one = {"id": len(data["annotations"]) + 1, "image_id": number, "category_id": 1, "bbox": box, "iscrowd": 0}
+                one = {
+                    "id": len(data["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": box,
+                    "iscrowd": 0,
+                }
                 one["area"] = box[2] * box[3]
                 if polygons:
                     one["segmentation"] = [_outline(item.mask)]

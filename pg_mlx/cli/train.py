@@ -16,9 +16,9 @@ from .options import load_progress
 from .train_options import config_arguments, parser
 
 if TYPE_CHECKING:
-    from ..training.events import Ended
     from ..training.evaluate import Evaluation
-    from ..training.prepare import Plan, Ready
+    from ..training.events import Ended
+    from ..training.prepare import Ready, TrainingPlan
     from ..training.run import Callback
     from ..training.settings import TrainSettings
     from ..training.state import Begun
@@ -32,8 +32,8 @@ def run(argv: list[str], program: str) -> int:
 
     from ..training import prepare
     from ..training.distributed import processes
-    from ..training.run import Run
-    from ..training.state import Begun, Progress, RunFolder
+    from ..training.run import TrainingRun
+    from ..training.state import Begun, RunFolder, RunProgress
     from .train_view import TrainView
 
     settings = _settings(args)
@@ -61,7 +61,7 @@ def run(argv: list[str], program: str) -> int:
     progress, done = load_progress()
     ready = prepare.load(plan, group, progress if first else None)
     done()
-    at = Progress()
+    at = RunProgress()
     if begun is None:
         folder.begin(Begun(settings, plan.digest, plan.chosen.made()))
     else:
@@ -71,7 +71,7 @@ def run(argv: list[str], program: str) -> int:
             folder.forget_after(at.step)
     pressed: list[int] = []
     note_interrupts(pressed)
-    running = Run(
+    running = TrainingRun(
         settings=settings,
         model=ready.model,
         processor=ready.processor,
@@ -132,7 +132,7 @@ def _settings(args: argparse.Namespace) -> TrainSettings:
     return TrainSettings(**values)
 
 
-def _dry_run(args: argparse.Namespace, plan: Plan) -> int:
+def _dry_run(args: argparse.Namespace, plan: TrainingPlan) -> int:
     """Draw the examples beside OUT, and say where."""
     path = Path(args.adapter_path).expanduser()
     path = path.with_name(f"{path.name}.png")
@@ -152,12 +152,13 @@ def _callback(args: argparse.Namespace, settings: TrainSettings) -> Callback | N
     except ImportError:
         raise InputError("--report-to needs mlx-lm, whose callbacks it uses: pip install mlx-lm") from None
     try:
-        return get_reporting_callbacks(args.report_to, args.project_name, args.adapter_path, settings.to_json())
+        config: Any = settings.to_json()
+        return get_reporting_callbacks(args.report_to, args.project_name, args.adapter_path, config)
     except (ValueError, ImportError) as error:
         raise InputError(f"--report-to {args.report_to}: {error}") from None
 
 
-def _test(args: argparse.Namespace, plan: Plan, ready: Ready) -> Evaluation | None:
+def _test(args: argparse.Namespace, plan: TrainingPlan, ready: Ready) -> Evaluation | None:
     """The scores of the best on the test split."""
     from ..training.evaluate import evaluate
     from ..training.prepare import load_best
@@ -165,9 +166,7 @@ def _test(args: argparse.Namespace, plan: Plan, ready: Ready) -> Evaluation | No
     if not plan.dataset.test:
         raise InputError(f"{plan.settings.data} has no test split for --test")
     settings, model = plan.settings, load_best(plan, ready, Path(args.adapter_path))
-    return evaluate(
-        model, ready.processor, plan.dataset.test, ready.batches, settings.metrics, settings.loss_options()
-    )
+    return evaluate(model, ready.processor, plan.dataset.test, ready.batches, settings.metrics, settings.loss_options())
 
 
 def _print(args: argparse.Namespace, ended: Ended, test: Evaluation | None) -> None:

@@ -37,12 +37,6 @@ docs/training.md is a tutorial. The scores are printed on stdout, everything els
 exit code: 0, 1 for a failure, 2 for a wrong input, 130 after Ctrl-C (the run is saved).
 """
 
-NOT_SETTINGS = (
-    *("adapter_path", "config", "resume", "force", "dry_run", "report_to", "project_name", "format", "debug"),
-    *("train", "mask_prompt"),
-)
-"""Options that say nothing about what is learnt."""
-
 
 def parser(program: str) -> argparse.ArgumentParser:
     """The options of this command."""
@@ -126,7 +120,10 @@ def _steps(p: argparse._ActionsContainer) -> None:
     p.add_argument("--loss", choices=("token", "example"), default="token", help="tokens or rows weigh alike (token)")
     p.add_argument("--label-smoothing", type=float, default=0.0, metavar="E", help="(0)")
     p.add_argument(
-        *("--no-final-softcap",), dest="final_softcap", action="store_false", help="as big_vision fine-tunes PaliGemma 2"
+        *("--no-final-softcap",),
+        dest="final_softcap",
+        action="store_false",
+        help="as big_vision fine-tunes PaliGemma 2",
     )
     p.add_argument(
         "--grad-checkpoint",
@@ -144,7 +141,9 @@ def _watching(p: argparse._ActionsContainer) -> None:
     p.add_argument("--steps-per-eval", type=bounded(1, 10_000_000), metavar="N", help="(a tenth of the run)")
     p.add_argument("--val-batches", type=bounded(-1, 1_000_000), default=25, metavar="N", help="-1 for all (25)")
     p.add_argument("--save-every", type=bounded(1, 10_000_000), default=100, metavar="N", help="steps (100)")
-    p.add_argument("--patience", type=bounded(1, 1000), metavar="N", help="stop after N evaluations without a better one")
+    p.add_argument(
+        "--patience", type=bounded(1, 1000), metavar="N", help="stop after N evaluations without a better one"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -164,11 +163,8 @@ def config_arguments(path: str) -> list[str]:
     lora_parameters is understood. Raises InputError."""
     from ..files.json import read_json
 
-    file, values = Path(path).expanduser(), None
-    if file.suffix.lower() == ".json":
-        values = read_json(file, 1 << 20)
-    else:
-        values = _yaml(file)
+    file = Path(path).expanduser()
+    values = read_json(file, 1 << 20) if file.suffix.lower() == ".json" else _yaml(file)
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no options by name")
     return [text for name, value in values.items() for text in _arguments(str(name), value, path)]
@@ -206,7 +202,13 @@ def _arguments(name: str, value: Any, path: str) -> list[str]:
         return []
     if isinstance(value, bool):
         negative = {"--final-softcap": "--no-final-softcap", "--grad-checkpoint": "--no-grad-checkpoint"}
-        return [flag] if value and flag != "--final-softcap" else [negative[flag]] if flag in negative and not value else []
+        return (
+            [flag]
+            if value and flag != "--final-softcap"
+            else [negative[flag]]
+            if flag in negative and not value
+            else []
+        )
     if isinstance(value, dict):
         raise InputError(f"{path}: {name} holds names and values, where one value is expected")
     if isinstance(value, list) and name == "mix":

@@ -147,7 +147,7 @@ def write_side_files(
     if masks is None:
         masks = read_masks(checkpoint.mask_decoder) if checkpoint.mask_decoder else {}
     if masks:
-        write_arrays(folder / FILE_NAME, masks)
+        write_arrays(folder / FILE_NAME, dict(masks))
     resample = next(number for number, name in RESAMPLES.items() if name == checkpoint.resample)
     files: dict[str, dict[str, Any]] = {
         "config.json": config_json(config, dtype),

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import __version__
 from .settings import LEARNING_RATES, TrainSettings
-from .state import Progress
+from .state import RunProgress
 
 FIGURES = {
     "exact": "exact answers",
@@ -20,12 +20,16 @@ FIGURES = {
 """Scores by their name in JSON, as people call them."""
 
 
-def model_card(settings: TrainSettings, base: str, log: Sequence[dict[str, Any]], progress: Progress) -> str:
+def model_card(settings: TrainSettings, base: str, log: Sequence[dict[str, Any]], progress: RunProgress) -> str:
     """Markdown with the hub's header. log: the lines of log.jsonl. base: a hub repository, or what the model is
     called."""
     full = settings.fine_tune_type == "full"
     kind = {"lora": "a LoRA adapter", "dora": "a DoRA adapter", "full": "all weights, fine-tuned"}
     use = "--model ./model" if full else f"--model {base} --adapter-path ."
+    best = ""
+    if progress.best_step is not None:
+        at = "the same" if progress.best_step == progress.step else f"step {progress.best_step}"
+        best = f" `best/` holds {at}, after the best evaluation."
     lines = [
         "---",
         f"base_model: {base}",
@@ -37,14 +41,8 @@ def model_card(settings: TrainSettings, base: str, log: Sequence[dict[str, Any]]
         f"# {base.rstrip('/').rpartition('/')[2]}, fine-tuned",
         "",
         f"This is {kind[settings.fine_tune_type]} for {base}, trained with pg_mlx {__version__}: "
-        f"{progress.step} steps of {settings.rows} rows, {progress.trained_tokens:,} tokens of answers. `best/` holds "
-        f"{'the same' if progress.best_step == progress.step else f'step {progress.best_step}'}"
-        " after the best evaluation."
-        if progress.best_step is not None
-        else f"This is {kind[settings.fine_tune_type]} for {base}, trained with pg_mlx {__version__}: "
-        f"{progress.step} steps of {settings.rows} rows, {progress.trained_tokens:,} tokens of answers.",
+        f"{progress.step} steps of {settings.rows} rows, {progress.trained_tokens:,} tokens of answers.{best}",
         "",
-        "    python -m pip install pg_mlx",
         f'    pg-mlx generate {use} --image photo.jpg --prompt "..."',
         "",
         *_scores(log),
@@ -84,8 +82,8 @@ def _settings(settings: TrainSettings) -> list[str]:
     ]
     if settings.fine_tune_type != "full":
         facts.append(f"rank {settings.lora_rank}, alpha {settings.lora_alpha:g}, dropout {settings.lora_dropout:g}")
-    learns = "the decoder" + (", the vision tower and the projector" if settings.train_vision else "")
-    facts.append(f"what learns: {learns if settings.train_vision or not settings.train_projector else 'the decoder and the projector'}")
+    tower = ", the vision tower and the projector" if settings.train_vision else ""
+    facts.append(f"what learns: the decoder{tower or (' and the projector' if settings.train_projector else '')}")
     if settings.mix:
         facts.append(f"mixed in, so that old skills stay: {len(settings.mix)} other sets of data")
     if settings.augment:

@@ -41,7 +41,7 @@ def draw_curve(log: Sequence[dict[str, Any]]) -> Image.Image:
         Series(words, [(line["step"], line["scores"][name]) for line in evaluations if name in line["scores"]])
         for name, words in FIGURES.items()
     ]
-    panels = [("loss", losses, None)]
+    panels: list[tuple[str, list[Series], float | None]] = [("loss", losses, None)]
     if any(series.points for series in scores):
         panels.append(("scores on validation data", scores, 1.0))
     steps = max((line["step"] for line in [*reports, *evaluations]), default=1)
@@ -71,7 +71,7 @@ class _Panel:
             x = self._x(step)
             self._draw.line((x, bottom, x, bottom + 5), fill=_GREY)
             self._draw.text((x, bottom + 8), f"{step:g}", fill=_GREY, font=self._font, anchor="mt")
-        self._draw.text((right + 8, bottom + 8), "steps", fill=_GREY, font=self._font, anchor="lt")
+        self._draw.text((right + 24, bottom + 8), "steps", fill=_GREY, font=self._font, anchor="lt")
         self._draw.line((left, top, left, bottom), fill=_GREY)
         self._draw.line((left, bottom, right, bottom), fill=_GREY)
         for number, one in enumerate(series):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..generation import batch_generate
@@ -13,7 +13,7 @@ from .batches import Batches
 from .example import Example
 from .loss import LossOptions, inputs_of, loss_count, loss_sum
 from .prompts import with_longest_codes
-from .scores import METRICS, Answered, Scores, score
+from .scores import METRICS, Predicted, Scores, score
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,15 +34,13 @@ class Evaluation:
 
     loss: float | None
     scores: Scores
-    answered: tuple[Answered, ...]
+    predicted: tuple[Predicted, ...]
 
     def picture(self, processor: Processor) -> Image.Image | None:
         """The first answers, drawn; None if there are none."""
-        from dataclasses import replace
-
         from .sheet import sheet
 
-        rows = [replace(one.example, suffix=one.text, objects=()) for one in self.answered[:SHOWN]]
+        rows = [replace(one.example, suffix=one.text, objects=()) for one in self.predicted[:SHOWN]]
         return sheet(rows, SHOWN, mask_decoder=processor.mask_decoder) if rows else None
 
 
@@ -52,7 +50,7 @@ def evaluate(
     examples: Sequence[Example],
     batches: Batches | None,
     metrics: Sequence[str],
-    loss: LossOptions = LossOptions(),
+    loss: LossOptions | None = None,
     *,
     batch_size: int = 8,
     cancelled: Callable[[], bool] | None = None,
@@ -63,15 +61,19 @@ def evaluate(
     Raises InputError for a picture that cannot be read, and as scores.score.
     """
     wanted = [name for name in metrics if name in METRICS]
-    mean = mean_loss(model, examples, batches, loss, batch_size) if batches and "loss" in metrics else None
+    mean = (
+        mean_loss(model, examples, batches, loss or LossOptions(), batch_size)
+        if batches and "loss" in metrics
+        else None
+    )
     if cancelled and cancelled():
         return None
     if not wanted or not examples:
         return Evaluation(mean, Scores(len(examples)), ())
-    answered = answers(model, processor, examples, scored="map" in wanted, batch_size=batch_size, cancelled=cancelled)
-    if answered is None:
+    predicted = answers(model, processor, examples, scored="map" in wanted, batch_size=batch_size, cancelled=cancelled)
+    if predicted is None:
         return None
-    return Evaluation(mean, score(answered, wanted, processor.mask_decoder), tuple(answered))
+    return Evaluation(mean, score(predicted, wanted, processor.mask_decoder), tuple(predicted))
 
 
 def mean_loss(
@@ -94,7 +96,7 @@ def answers(
     scored: bool = True,
     batch_size: int = 8,
     cancelled: Callable[[], bool] | None = None,
-) -> list[Answered] | None:
+) -> list[Predicted] | None:
     """The greedy answers to all examples, in their order; None if `cancelled` became true meanwhile.
 
     scored: boxes get scores, as mAP needs.
@@ -114,6 +116,6 @@ def answers(
     if cancelled and cancelled():
         return None
     return [
-        Answered(row, one.text, one.regions if row.kind != "text" else None)
+        Predicted(row, one.text, one.regions if row.kind != "text" else None)
         for row, one in zip(examples, generations, strict=True)
     ]

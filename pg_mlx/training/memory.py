@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint.open import Checkpoint
-from ..errors import InputError
 from ..memory.size import format_size
 from .dataset import Lengths
 from .settings import TrainSettings

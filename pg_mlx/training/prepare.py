@@ -14,15 +14,15 @@ from PIL import Image
 from ..checkpoint import hub
 from ..checkpoint.adapters.base import find_base
 from ..checkpoint.load import LoadOptions, Progress, load_with
-from ..checkpoint.mask_decoder import PUBLISHED_NAME, PUBLISHED_SPACE
-from ..checkpoint.open import Checkpoint, open_checkpoint
+from ..checkpoint.mask_decoder import PUBLISHED_NAME, PUBLISHED_SPACE, find_mask_decoder
+from ..checkpoint.open import Checkpoint, locate, open_checkpoint
 from ..demo import CHECKPOINT
 from ..errors import InputError
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..regions.mask_vae import MaskEncoder
 from .adapting import TrainedAdapter, adapt, train_all
-from .batches import BatchOptions, Batches, Mix, parse_mix
+from .batches import Batches, BatchOptions, Mix, parse_mix
 from .dataset import Dataset, Lengths, check_lengths, read_dataset
 from .example import Example
 from .features import ImageFeatures
@@ -34,12 +34,12 @@ from .state import BEST, Write
 from .step import StepOptions, Trainer
 from .writing import adapter_writer, checkpoint_writer
 
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with how many pictures are checked, and how many there are."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A fine-tuning before any weight is read."""
 
     settings: TrainSettings
@@ -104,8 +104,8 @@ def plan(
     size: int = 1,
     headers_only: bool = False,
     made: dict | None = None,
-    on_progress: Told = lambda done, total: None,
-) -> Plan:
+    on_progress: OnProgress = lambda done, total: None,
+) -> TrainingPlan:
     """Read the data and the headers of the model. size: processes that share each step. headers_only: leave the
     weights of a repository on the hub. made: what a run that goes on has decided (`Chosen.made`).
 
@@ -123,7 +123,12 @@ def plan(
     )
     if checkpoint.tokenizer is None:
         raise InputError(f"{checkpoint.name} has no tokenizer; give one with --tokenizer")
-    if settings.fine_tune_type == "full" and checkpoint.is_quantized() and settings.dtype is None and _stays_packed(checkpoint):
+    if (
+        settings.fine_tune_type == "full"
+        and checkpoint.is_quantized()
+        and settings.dtype is None
+        and _stays_packed(checkpoint)
+    ):
         raise InputError(f"{checkpoint.name} is quantized: --fine-tune-type full needs float weights, lora does not")
     processor = Processor(checkpoint.read_tokenizer(), checkpoint.config.vision.image_size, checkpoint.resample)
     read = dict(options=settings.data_options(), seed=settings.seed, on_progress=on_progress)
@@ -142,7 +147,7 @@ def plan(
     chosen = choose(checkpoint, settings, [lengths, *others], size, made)
     path = Path(named.checkpoint).expanduser()
     base = str(path.resolve()) if path.exists() else str(named.checkpoint)
-    return Plan(settings, checkpoint, base, named.revision, processor, dataset, mixes, lengths, steps, chosen)
+    return TrainingPlan(settings, checkpoint, base, named.revision, processor, dataset, mixes, lengths, steps, chosen)
 
 
 def _stays_packed(checkpoint: Checkpoint) -> bool:
@@ -164,7 +169,7 @@ class Ready:
     write: Write
 
 
-def load(plan: Plan, group: mx.distributed.Group | None = None, progress: Progress | None = None) -> Ready:
+def load(plan: TrainingPlan, group: mx.distributed.Group | None = None, progress: Progress | None = None) -> Ready:
     """Read the weights, and put the adapter onto them. Raises InputError, and PgMlxError, as `load_with` does."""
     settings, rank, size = plan.settings, 0, 1
     if group is not None:
@@ -183,7 +188,9 @@ def load(plan: Plan, group: mx.distributed.Group | None = None, progress: Progre
         adapter = adapt(model, settings.low_rank(), settings.resume_adapter_file)
     step = StepOptions(settings.loss_options(), settings.optimizer_options(), plan.chosen.checkpointing)
     trainer = Trainer(model, step, adapter, group)
-    writer = RegionWriter(mask_encoder(plan))
+    data = plan.dataset
+    rows = (*data.train, *data.valid, *data.test, *(row for mix in plan.mixes for row in mix.examples))
+    writer = RegionWriter(encoder_for(rows, settings.mask_decoder, plan.base, plan.revision))
     features = None if learns_images(model) else ImageFeatures(model.encode_image)
     batches = Batches(
         plan.dataset.train,
@@ -200,8 +207,8 @@ def load(plan: Plan, group: mx.distributed.Group | None = None, progress: Progre
     return Ready(model, processor, adapter, trainer, batches, write)
 
 
-def load_best(plan: Plan, ready: Ready, out: Path) -> PaliGemma:
-    """The model as it was after the best evaluation; as it is now if there was none. `ready` is of no use afterwards."""
+def load_best(plan: TrainingPlan, ready: Ready, out: Path) -> PaliGemma:
+    """The model as it was after the best evaluation; as it is now if there was none. `ready` ends with it."""
     best = out.expanduser() / BEST
     if not best.is_dir():
         return ready.model
@@ -217,19 +224,21 @@ def learns_images(model: PaliGemma) -> bool:
     return any(tree_flatten(part.trainable_parameters()) for part in (model.vision_tower, model.connector))
 
 
-def mask_encoder(plan: Plan) -> MaskEncoder | None:
-    """The encoder of masks, where the data has masks to encode. Raises InputError if the model's file has only the
-    decoder, and PgMlxError if the published one cannot be fetched."""
-    rows = (*plan.dataset.train, *plan.dataset.valid, *plan.dataset.test, *(row for mix in plan.mixes for row in mix.examples))
-    return encoder_for(rows, plan.settings.mask_decoder, plan.checkpoint)
+def encoder_for(
+    rows: Sequence[Example], given: str | None, model: str | Path, revision: str | None = None
+) -> MaskEncoder | None:
+    """The encoder of masks, where these rows have masks to encode. given: a file that the user names; else it is the
+    model's own, or the published one.
 
-
-def encoder_for(rows: Sequence[Example], given: str | None, checkpoint: Checkpoint) -> MaskEncoder | None:
-    """As `mask_encoder`, for these rows. given: the file that the user names."""
+    Raises InputError if the file holds no encoder, and PgMlxError if the published one cannot be fetched.
+    """
     if not any(row.kind == "segment" and any(one.mask for one in row.objects) for row in rows):
         return None
-    path = given or checkpoint.mask_decoder or hub.space_file(PUBLISHED_SPACE, PUBLISHED_NAME)
-    return MaskEncoder.load(path)
+    if given is None:
+        path = locate(find_base(model, revision).checkpoint, revision)
+        given_path = find_mask_decoder(path) if path.is_dir() else None
+        return MaskEncoder.load(given_path or hub.space_file(PUBLISHED_SPACE, PUBLISHED_NAME))
+    return MaskEncoder.load(given)
 
 
 def _batch_options(settings: TrainSettings, rank: int, size: int) -> BatchOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import mlx.core as mx
@@ -21,7 +21,7 @@ from .events import Ended, Evaluated, Event, Saved, Stepped, TrainReport, figure
 from .example import Example
 from .schedule import Schedule
 from .settings import TrainSettings
-from .state import ANSWERS, CURVE, Progress, RunFolder, Write, read_log
+from .state import ANSWERS, CURVE, RunFolder, RunProgress, Write, read_log
 from .step import MicroBatch, StepResult, Trainer
 
 
@@ -36,7 +36,7 @@ class Callback(Protocol):
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A fine-tuning that is ready to start, or to go on where `progress` says.
 
     folder: None in a process that only computes (rank above 0). write: writes what was learnt into a folder. rows: at a
@@ -54,7 +54,7 @@ class Run:
     write: Write
     rows: int
     base: str
-    progress: Progress = Progress()
+    progress: RunProgress = field(default_factory=RunProgress)
     group: mx.distributed.Group | None = None
     callback: Callback | None = None
     stop: Callable[[], bool] = lambda: False
@@ -191,8 +191,8 @@ class Run:
         if self.group is None or self.group.size() == 1:
             return
         own = float(self.progress.since_best) if self.folder is not None else 0.0
-        told = mx.distributed.all_sum(mx.array(own), group=self.group).item()
-        self.progress = replace(self.progress, since_best=round(float(told)))  # type: ignore[arg-type]
+        shared = mx.distributed.all_sum(mx.array(own), group=self.group).item()
+        self.progress = replace(self.progress, since_best=round(float(shared)))  # type: ignore[arg-type]
 
 
 def merit(found: Evaluation) -> tuple[float, ...]:

@@ -88,7 +88,14 @@ class TrainSettings:
             raise InputError("--iters and --epochs say the same in two ways; give one of them")
         if self.epochs is not None and not 0 < self.epochs < 1e6:
             raise InputError(f"{self.epochs} epochs are not possible")
-        for name in ("iters", "grad_accumulation_steps", "steps_per_eval", "steps_per_report", "save_every", "patience"):
+        for name in (
+            "iters",
+            "grad_accumulation_steps",
+            "steps_per_eval",
+            "steps_per_report",
+            "save_every",
+            "patience",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value}, but must be 1 or more")
@@ -161,7 +168,8 @@ class TrainSettings:
         names = {field.name for field in fields(cls)}
         if unknown := values.keys() - names:
             raise InputError(f"run.json has a setting {min(unknown)!r}, which this version does not know")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        plain: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+        return cls(**plain)
 
     def differs(self, other: TrainSettings) -> str | None:
         """The first setting by which what is learnt may differ, as the flag and both values; None if there is none."""

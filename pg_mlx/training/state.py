@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ Write = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run is, beside its weights."""
 
     step: int = 0
@@ -88,7 +89,7 @@ class RunFolder:
         """Remember what run.json will hold; nothing is written before the first save."""
         self._head = {
             "written_by": WRITTEN_BY,
-            "versions": {"pg_mlx": __version__, "mlx": mx.__version__},
+            "versions": {"pg_mlx": __version__, "mlx": version("mlx")},
             "settings": begun.settings.to_json(),
             "data_digest": begun.digest,
             "made": begun.made,
@@ -101,7 +102,7 @@ class RunFolder:
         """Whether this run has been saved before."""
         return self._begun
 
-    def save(self, write: Write, state: Mapping[str, mx.array], progress: Progress) -> None:
+    def save(self, write: Write, state: Mapping[str, mx.array], progress: RunProgress) -> None:
         """Put what was learnt, and the state, in place of what is there. Raises PgMlxError if the disk does not take
         them; the folder then is as it was."""
         try:
@@ -118,7 +119,7 @@ class RunFolder:
         except OSError as error:
             raise PgMlxError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
-    def _first_save(self, write: Write, state: Mapping[str, mx.array], progress: Progress) -> None:
+    def _first_save(self, write: Write, state: Mapping[str, mx.array], progress: RunProgress) -> None:
         with whole_folder(self.path, self._force, owned) as folder:
             place = folder / MODEL if self._full else folder
             place.mkdir(exist_ok=True)
@@ -170,13 +171,14 @@ class RunFolder:
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{self.path / RUN} was not written by {WRITTEN_BY}") from None
 
-    def resume(self) -> tuple[dict[str, mx.array], Progress]:
+    def resume(self) -> tuple[dict[str, mx.array], RunProgress]:
         """The state of the last save. What log.jsonl says of later steps is removed from it, and what a killed process
         has left. Raises InputError if the state cannot be read."""
         try:
-            state, metadata = mx.load(str(self.path / STATE), return_metadata=True)
+            loaded: Any = mx.load(str(self.path / STATE), return_metadata=True)
+            state, metadata = loaded
             values = json.loads(metadata["progress"])
-            progress = Progress(**values | {"best_key": tuple(values["best_key"])})
+            progress = RunProgress(**values | {"best_key": tuple(values["best_key"])})
             mx.eval(state)
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path / STATE} is not the state of a run: {error}") from None
@@ -214,9 +216,7 @@ def owned(folder: Path) -> list[Path]:
     found = list[Path]()
     for path in paths:
         directory = stat.S_ISDIR(path.lstat().st_mode)
-        if directory and path.name in (BEST, MODEL):
-            found += [*_plain_files(path), path]
-        elif directory and is_unfinished(path):
+        if directory and (path.name in (BEST, MODEL) or is_unfinished(path)):
             found += [*_plain_files(path), path]
         elif directory or path.name not in _FILES or not stat.S_ISREG(path.lstat().st_mode):
             raise InputError(f"{folder} holds {path.name}, which no run wrote, so it is not replaced; move it away")
@@ -233,5 +233,5 @@ def _plain_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _write_state(path: Path, state: Mapping[str, mx.array], progress: Progress) -> None:
+def _write_state(path: Path, state: Mapping[str, mx.array], progress: RunProgress) -> None:
     mx.save_safetensors(str(path), dict(state), {"progress": json.dumps(asdict(progress))})
