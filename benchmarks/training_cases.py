@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pg_mlx  # noqa: F401  # isort: skip  (before mlx.core: it puts a fast BLAS first)
+
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -51,6 +53,9 @@ class Job:
     tokens: int
     suffix: int
 
+    def __str__(self) -> str:
+        return f"{self.model}, {self.rows} rows of {self.tokens} tokens, {self.suffix} learnt"
+
     def batch(self, model: PaliGemma, seed: int = 0) -> TrainingBatch:
         """Random text about random pictures, whose features are computed here."""
         random = np.random.default_rng(seed)
@@ -71,21 +76,20 @@ class Job:
 
 
 def make_model(name: str, dtype: mx.Dtype = mx.float32) -> PaliGemma:
-    """ "demo", or "wide": random weights as wide as PaliGemma 2 3B."""
+    """ "demo", or "wide": a million random weights, again and again, as wide as PaliGemma 2 3B."""
     if name == "demo":
         return load_model(CHECKPOINT, dtype=dtype)
-    config, key = PaliGemmaConfig.from_dict(WIDE), mx.random.key(0)
-    model = PaliGemma(config, dtype=dtype)
+    config = PaliGemmaConfig.from_dict(WIDE)
+    model, some = PaliGemma(config, dtype=dtype), mx.random.normal((1 << 20,), key=mx.random.key(0))
 
-    def random(array: mx.array) -> mx.array:
-        nonlocal key
+    def filled(array: mx.array) -> mx.array:
         if array.ndim < 2:
             return array
-        key, own = mx.random.split(key)
-        filled = (mx.random.normal(array.shape, key=own) * array.shape[-1] ** -0.5).astype(dtype)
-        mx.eval(filled)
-        return filled
+        weight = (mx.tile(some, -(-array.size // some.size))[: array.size] * array.shape[-1] ** -0.5).astype(dtype)
+        weight = weight.reshape(array.shape)
+        mx.eval(weight)
+        return weight
 
-    model.update(tree_map(random, model.parameters()))
+    model.update(tree_map(filled, model.parameters()))
     mx.eval(model.parameters())
     return model

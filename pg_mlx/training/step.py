@@ -117,7 +117,7 @@ class Trainer:
         dropout: list[mx.array] = []
         if self.adapter is not None and self.adapter.dropout.rate:
             numbers = list(range(batch.rows) if rows is None else rows)
-            first = {image: row for image, row in reversed(list(zip(batch.image_index, numbers, strict=True)))}
+            first = dict(reversed(list(zip(batch.image_index, numbers, strict=True))))
             images = [first.get(image, 0) for image in range(inputs.images.shape[0])]
             self.adapter.dropout.begin(number, numbers, images)
             dropout = self.adapter.dropout.state()
