@@ -16,6 +16,7 @@ import numpy as np
 from ..checkpoint.adapters.merge import Adapter
 from ..checkpoint.adapters.peft_writer import peft_name
 from ..checkpoint.layouts import CONNECTOR, TEXT, VISION, WeightSpec, weight_specs
+from ..config import PaliGemmaConfig
 from ..errors import InputError
 from ..linear import Linear, Parallel, matrices
 from ..paligemma import PaliGemma
@@ -121,7 +122,7 @@ def adapt(model: PaliGemma, options: LowRankOptions, start: str | Path | None = 
     dropout = Dropout(options.dropout, options.seed)
     dora = options.dora if begin is None else begin.dora
     adapter = TrainedAdapter(model, {}, dropout, dora)
-    wanted = begin.wants if begin is not None else _Wanted(model, options).wants
+    wanted = begin.wants if begin is not None else _Wanted(model.config, options).wants
     for spec in weight_specs(model.config):
         chosen = [wanted(source) for source in spec.sources]
         if not any(chosen):
@@ -151,6 +152,18 @@ def adapt(model: PaliGemma, options: LowRankOptions, start: str | Path | None = 
     return adapter
 
 
+def count_learnt(config: PaliGemmaConfig, options: LowRankOptions) -> int:
+    """How many numbers `adapt` would let a model learn, from its dimensions alone."""
+    wants = _Wanted(config, options).wants
+    return sum(
+        options.rank * (rows + spec.columns) + rows * options.dora
+        for spec in weight_specs(config)
+        if spec.kind == "linear"
+        for source, rows in zip(spec.sources, spec.rows, strict=True)
+        if wants(source)
+    )
+
+
 def train_all(model: PaliGemma, vision: bool = True, projector: bool = True) -> None:
     """Full fine-tuning: all weights learn, those of tower and projector unless they are not to.
 
@@ -169,9 +182,9 @@ def train_all(model: PaliGemma, vision: bool = True, projector: bool = True) -> 
 class _Wanted:
     """Which canonical modules the options mean."""
 
-    def __init__(self, model: PaliGemma, options: LowRankOptions):
+    def __init__(self, config: PaliGemmaConfig, options: LowRankOptions):
         self._options = options
-        layers = model.config.text.num_hidden_layers
+        layers = config.text.num_hidden_layers
         self._first_layer = layers - min(options.num_layers or layers, layers)
         try:
             self._pattern = re.compile(options.target_modules) if isinstance(options.target_modules, str) else None

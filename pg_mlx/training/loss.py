@@ -21,6 +21,10 @@ from .forward import Inputs, Run, plainly, predicting_states
 
 Mean = Literal["token", "example"]
 
+PIECE_VALUES = {"cpu": 4 << 20, "gpu": 16 << 20}
+"""Logits that are computed at a time: of PaliGemma's 257,216 ids 16 tokens, or 65. Several arrays of that size exist
+together, on the CPU in float32. Each piece reads the head's table three times, which pays with more tokens."""
+
 
 @dataclass(frozen=True)
 class LossOptions:
@@ -31,16 +35,22 @@ class LossOptions:
     """How much of the target's probability the V - 1 other ids share, as in big_vision; from 0 to less than 1."""
     final_softcap: bool = True
     """Whether logits are capped as config.json says (PaliGemma 2). big_vision fine-tunes without the cap."""
-    piece: int = 64
-    """Suffix tokens whose logits are computed at a time: about 16 * V bytes each."""
+    piece: int | None = None
+    """Suffix tokens whose logits are computed at a time. None: as many as PIECE_VALUES allow."""
 
     def __post_init__(self) -> None:
         if self.mean not in ("token", "example"):
             raise InputError(f"the mean of the loss is {self.mean!r}, but must be token or example")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"label_smoothing is {self.label_smoothing}, but must be from 0 to less than 1")
-        if self.piece < 1:
+        if self.piece is not None and self.piece < 1:
             raise InputError(f"the head computes {self.piece} tokens at a time, but must compute at least 1")
+
+    def tokens_at_once(self, vocab_size: int) -> int:
+        """How many tokens a piece of the head has."""
+        if self.piece is not None:
+            return self.piece
+        return max(1, PIECE_VALUES["gpu" if device.gpu_ops() else "cpu"] // vocab_size)
 
 
 def loss_sum(model: PaliGemma, inputs: Inputs, options: LossOptions = LossOptions(), run: Run = plainly) -> mx.array:
@@ -50,8 +60,9 @@ def loss_sum(model: PaliGemma, inputs: Inputs, options: LossOptions = LossOption
     """
     predicting = predicting_states(model, inputs, run)
     total, done = mx.array(0.0), list[mx.array]()
-    for first in range(0, predicting.shape[0], options.piece):
-        some = slice(first, first + options.piece)
+    tokens = options.tokens_at_once(model.config.text.vocab_size)
+    for first in range(0, predicting.shape[0], tokens):
+        some = slice(first, first + tokens)
         piece = _Piece(model, options, inputs.targets[some], inputs.weights[some])
         hidden = predicting[some]
         if done:  # one piece after the other, so that the logits of one only are in memory

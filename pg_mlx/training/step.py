@@ -117,7 +117,8 @@ class Trainer:
         dropout: list[mx.array] = []
         if self.adapter is not None and self.adapter.dropout.rate:
             numbers = list(range(batch.rows) if rows is None else rows)
-            images = [numbers[batch.image_index.index(image)] for image in range(inputs.images.shape[0])]
+            first = dict(reversed(list(zip(batch.image_index, numbers, strict=True))))
+            images = [first.get(image, 0) for image in range(inputs.images.shape[0])]
             self.adapter.dropout.begin(number, numbers, images)
             dropout = self.adapter.dropout.state()
         parameters = self.model.trainable_parameters()

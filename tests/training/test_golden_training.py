@@ -49,9 +49,9 @@ def peft_names(adapter: TrainedAdapter, arrays: dict[str, mx.array]) -> dict[str
     return {f"{peft_name(module)}.{PARTS[part]}": array for (module, _, part), array in split}
 
 
-def started(family: str, kind: str) -> tuple[PaliGemma, TrainedAdapter]:
+def started(family: str, kind: str, dtype: str = "float32") -> tuple[PaliGemma, TrainedAdapter]:
     """A model with the adapter of the goldens at its start."""
-    model = fresh(family)
+    model = fresh(family, dtype)
     model.use_sliding_window = kind.endswith("sliding")
     adapter = adapt(model, KINDS[kind])
     start = kind_of(golden(f"{family}_low_rank"), kind, "start")
@@ -177,6 +177,18 @@ def test_updates_of_all_weights(family: str, groups: str) -> None:
     assert whole <= WHOLE_UPDATE
     assert worst <= UPDATE
     assert off <= ALONG_THE_WAY
+
+
+@pytest.mark.parametrize(("family", "torch"), [("pg1", 0.210), ("pg2", 0.031)])
+def test_bfloat16_is_as_close_to_float32_as_torch_is(family: str, torch: float) -> None:
+    """torch: the distance of PEFT's gradients in bfloat16 from those in float32."""
+    model, adapter = started(family, "lora_text", "bfloat16")
+    _, gradients = gradients_of(Trainer(model, StepOptions(), adapter), family, LossOptions())
+    assert {array.dtype for array in gradients.values()} == {mx.float32}
+    wanted = kind_of(golden(f"{family}_low_rank"), "lora_text", "gradient")
+    whole, _, _ = relative(peft_names(adapter, by_module(adapter, gradients)), wanted)
+    print(f"{whole:.3f}, torch {torch}")
+    assert whole <= 1.25 * torch
 
 
 def test_joined_batches_are_the_same_rows() -> None:
