@@ -157,6 +157,6 @@ def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_batches_read_what_was_read(tmp_path: Path, processor: Processor) -> None:
     dataset = read_dataset(data.roboflow_rows(tmp_path, data.labelled_scenes(4)).parent, val_share=0)
-    (batch,) = Batches(dataset.train, processor, BatchOptions(batch_size=4)).batches(0)
+    ((batch, _),) = Batches(dataset.train, processor, BatchOptions(batch_size=4)).batches(0)
     assert batch.pixels.shape == (4, 112, 112, 3) and batch.features is None
     assert sorted(batch.image_index) == [0, 1, 2, 3]
