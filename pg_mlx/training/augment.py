@@ -91,14 +91,14 @@ def augment(example: Example, names: Sequence[str], seed: int, step: int, row: i
     if not flips and "crop" not in names and "color" not in names:
         return example
     image = load_image(example.image)
-    objects = example.objects
+    objects = _scaled(example.objects, example.image_size or image.size, image.size)
     if flips:
         image, objects = flipped(image, objects)
     if "crop" in names:
         image, objects = cropped(image, objects, random_window(image.size, objects, rng))
     if "color" in names:
         image = _colored(image, rng)
-    if objects is example.objects:
+    if not flips and "crop" not in names:
         return replace(example, image=image)
     masked = example.kind == "segment" and any(one.mask for one in objects)
     suffix = "" if masked else answer_text(objects, image.size, [None] * len(objects))
@@ -114,6 +114,24 @@ def _shuffled(example: Example, rng: np.random.Generator) -> Example:
     if len(records) == len(order):
         return replace(example, objects=objects, suffix=SEPARATOR.join(records[index] for index in order))
     return replace(example, objects=objects) if not example.suffix else example
+
+
+def _scaled(
+    objects: tuple[LabelledObject, ...], labelled: tuple[int, int], size: tuple[int, int]
+) -> tuple[LabelledObject, ...]:
+    """Objects in the pixels of a picture that was read smaller than it is, as very large JPEGs are."""
+    if labelled == size:
+        return objects
+    x, y = size[0] / labelled[0], size[1] / labelled[1]
+    scaled = []
+    for one in objects:
+        left, top, right, bottom = one.box
+        mask = one.mask
+        if mask is not None:
+            image = Image.fromarray(mask.bitmap()).resize(size, Image.Resampling.NEAREST)
+            mask = Mask.from_bitmap(np.asarray(image))
+        scaled.append(replace(one, box=(left * x, top * y, right * x, bottom * y), mask=mask))
+    return tuple(scaled)
 
 
 def flipped(image: Image.Image, objects: tuple[LabelledObject, ...]) -> tuple[Image.Image, tuple[LabelledObject, ...]]:

@@ -124,23 +124,26 @@ class Batches:
         chosen = order.rows(step * self.options.batch_size - before, self.options.batch_size - len(mixed))
         return [examples[index] for index in chosen], mixed
 
-    def batches(self, step: int, micro_batch_size: int | None = None) -> list[TrainingBatch]:
-        """The rows of this process at a step, augmented, in batches of at most `micro_batch_size` rows.
+    def batches(self, step: int, micro_batch_size: int | None = None) -> list[tuple[TrainingBatch, tuple[int, ...]]]:
+        """The rows of this process at a step, augmented, in batches of at most `micro_batch_size` rows; with each its
+        rows' numbers in the whole step, of which dropout is a function.
 
         Raises InputError for a picture that cannot be read any more.
         """
         options = self.options
         own, mixed = self.rows(step)
-        numbered = [*enumerate(own), *((-1, row) for row in mixed)][options.rank :: options.size]
+        numbered = list(enumerate([*own, *mixed]))[options.rank :: options.size]
         size = micro_batch_size or len(numbered)
         made = []
         for start in range(0, len(numbered), size):
             part = numbered[start : start + size]
             rows = [
-                augment(row, options.augment, options.seed, step, number) if options.augment and number >= 0 else row
+                augment(row, options.augment, options.seed, step, number)
+                if options.augment and number < len(own)
+                else row
                 for number, row in part
             ]
-            made.append(self.batch_of(rows))
+            made.append((self.batch_of(rows), tuple(number for number, _ in part)))
         return made
 
     def batch_of(self, rows: Sequence[Example]) -> TrainingBatch:

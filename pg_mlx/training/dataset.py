@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..files.regular import expanded
 from ..processor import Processor
 from .example import Example
 from .faults import Faults
@@ -56,23 +57,56 @@ def read_dataset(
     val_share: of the pictures, where it is. on_progress: see Pictures. Raises DataError, with a line for each fault,
     and InputError if the data cannot be found at all.
     """
-    path, options, faults = Path(path).expanduser(), options or DataOptions(), Faults()
+    rows, classes = _read(Path(path), options or DataOptions(), on_progress)
+    if "train" not in rows:
+        raise InputError(f"{path} holds a {' and a '.join(rows)} split, but none that is called train")
+    notes = _notes(rows)
+    if "valid" not in rows:
+        rows["train"], rows["valid"] = divide(rows["train"], val_share, seed)
+    train, valid, test = (tuple(rows.get(name, ())) for name in ("train", "valid", "test"))
+    return Dataset(train, valid, test, classes, notes)
+
+
+def read_to_evaluate(
+    path: str | Path,
+    options: DataOptions | None = None,
+    *,
+    splits: Sequence[str] = ("test", "valid", "train"),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[str, tuple[Example, ...]]:
+    """The first of these splits that is there, by name, and its examples. A file is "train".
+
+    Prompts name the classes of all splits, as in training. Raises as read_dataset.
+    """
+    rows, _ = _read(Path(path), options or DataOptions(), on_progress)
+    name = next((name for name in splits if name in rows), None)
+    if name is None:
+        raise InputError(f"{path} holds no {' or '.join(splits)} split, only {' and '.join(rows)}")
+    return name, tuple(rows[name])
+
+
+def _read(
+    path: Path, options: DataOptions, on_progress: Callable[[int, int], None]
+) -> tuple[dict[str, list[Example]], tuple[str, ...]]:
+    """The examples of each split, and the classes."""
+    path, faults = expanded(path), Faults()
+    if options.images is not None and not options.images.is_dir():
+        raise InputError(f"there is no folder of pictures {options.images}")
     pictures, contents = Pictures(on_progress), dict[str, Contents]()
     for name, split in find_splits(path).items():
         with faults.at(""):
             own = replace(options, images=options.images or split.images)
-            contents[name] = read(split.path, own, pictures, faults)
+            try:
+                contents[name] = read(split.path, own, pictures, faults)
+            except OSError as error:
+                raise InputError(f"cannot read {error.filename or split.path}: {error.strerror}") from None
     faults.check()
     classes = _classes(contents, options)
     rows = {name: [*part.examples, *examples_of(part.pictures, classes, options)] for name, part in contents.items()}
     for name, examples in rows.items():
         if not examples:
             raise InputError(f"{path} holds no example to {'learn from' if name == 'train' else name}")
-    notes = _notes(rows)
-    if "valid" not in rows:
-        rows["train"], rows["valid"] = divide(rows["train"], val_share, seed)
-    train, valid, test = (tuple(rows.get(name, ())) for name in ("train", "valid", "test"))
-    return Dataset(train, valid, test, classes, notes)
+    return rows, classes
 
 
 def _classes(contents: dict[str, Contents], options: DataOptions) -> tuple[str, ...]:

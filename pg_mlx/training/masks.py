@@ -62,7 +62,9 @@ class Mask:
         if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
             raise InputError(f"counts is {_short(counts)}, but must be text or whole numbers")
         if sum(counts) != size[0] * size[1]:
-            raise InputError(f"the run lengths hold {sum(counts)} pixels, but the picture has {size[0] * size[1]}")
+            raise InputError(
+                f"the run lengths hold {_short(sum(counts))} pixels, but the picture has {size[0] * size[1]}"
+            )
         values = np.arange(len(counts)) % 2 == 1
         return cls.from_bitmap(np.repeat(values, counts).reshape((size[1], size[0]), order="F"))
 
@@ -100,7 +102,11 @@ def _checked_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
         isinstance(value, bool) or not isinstance(value, (int, float)) for value in polygon
     ):
         raise InputError(f"a polygon is {_short(polygon)}, but must be a list of numbers x, y, x, y, ...")
-    if not all(abs(value) < math.inf for value in polygon):
+    try:
+        polygon = [float(value) for value in polygon]
+    except OverflowError:
+        polygon = [math.inf]
+    if not all(map(math.isfinite, polygon)):
         raise InputError("a polygon holds NaN or infinity")
     if len(polygon) % 2 or len(polygon) < 6:
         raise InputError(f"a polygon has {len(polygon)} numbers, but needs x and y of three points at least")
@@ -109,7 +115,7 @@ def _checked_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
         if min(places) < -TOLERANCE or max(places) > side + TOLERANCE:
             found = f"{'xy'[axis]} from {min(places):g} to {max(places):g}"
             raise InputError(f"a polygon leaves the picture of {size[0]} x {size[1]}: {found}")
-    return [float(value) for value in polygon]
+    return polygon
 
 
 def _short(value: Any) -> str:

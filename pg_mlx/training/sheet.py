@@ -49,7 +49,7 @@ def _tile(
     canvas: Image.Image, place: tuple[int, int], example: Example, mask_decoder: Callable[[Any], Any] | None
 ) -> None:
     image = load_image(example.image)
-    picture = annotate(image, regions_of(replace(example, image_size=image.size), mask_decoder))
+    picture = annotate(image, regions_of(example, mask_decoder))
     picture.thumbnail((TILE, TILE))
     left, top = place
     canvas.paste(picture, place)

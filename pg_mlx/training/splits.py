@@ -34,8 +34,7 @@ class Split:
 def find_splits(path: Path) -> dict[str, Split]:
     """The splits of a file or folder, by "train", "valid", "test". All of it is "train" where no name says otherwise.
 
-    Raises InputError if there is no such file or folder, if two of its files may be the same split, or if there is a
-    split but none to train on.
+    Raises InputError if there is no such file or folder, or if two of its files may be the same split.
     """
     if not path.exists():
         raise InputError(f"there is no file or folder {path}")
@@ -49,8 +48,6 @@ def find_splits(path: Path) -> dict[str, Split]:
             raise InputError(f"{path} holds {shown}, which may both be the {split} split; name the file that is meant")
         if places:
             found[split] = places[0]
-    if found and "train" not in found:
-        raise InputError(f"{path} holds a {' and a '.join(found)} split, but none that is called train")
     return found or {"train": Split(path)}
 
 

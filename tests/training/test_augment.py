@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from helpers import training_data as data
 from PIL import Image
 
 from pg_mlx.errors import InputError
+from pg_mlx.processor.notes import PictureWarning
 from pg_mlx.training.augment import augment, check_augment, cropped, flipped, random_window
 from pg_mlx.training.example import Example, LabelledObject
 from pg_mlx.training.masks import Mask, bitmap_box
@@ -34,11 +36,11 @@ def painted(scene: data.Labelled) -> Image.Image:
 
 def test_a_thousand_boxes_are_those_of_their_masks() -> None:
     scenes = data.labelled_scenes(20)
-    pictures = [painted(scene) for scene in scenes]
+    rows = [example(scene, painted(scene)) for scene in scenes]
     worst, dropped, seen = 0.0, 0, 0
     for case in range(CASES):
         scene = scenes[case % len(scenes)]
-        moved = augment(example(scene, pictures[case % len(scenes)]), ("flip", "crop"), seed=1, step=case, row=0)
+        moved = augment(rows[case % len(rows)], ("flip", "crop"), seed=1, step=case, row=0)
         assert moved.image.size == moved.image_size and len(moved.objects) >= 1
         dropped += len(scene.objects) - len(moved.objects)
         reds = np.asarray(moved.image)[..., 0] & 127  # grey, beside the picture, is 128
@@ -142,6 +144,22 @@ def test_what_would_be_wrong_is_refused(names: list[str], row: Example, words: s
 def test_what_is_right_is_not_refused() -> None:
     check_augment(["flip", "order", "color"], [Example("a", "caption en", "a bright cat")])
     check_augment(["flip", "crop"], [Example("a", "detect cat", f"{TOKENS} cat", (BOX,), "detect")])
+
+
+def test_a_picture_that_is_read_at_half_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large JPEG: its labels are in the pixels of the whole."""
+    scene = next(scene for scene in data.labelled_scenes(5) if scene.size[0] % 16 == 0)
+    scene.image.save(tmp_path / "a.jpg")
+    monkeypatch.setattr("pg_mlx.processor.images.MAX_PIXELS", scene.size[0] * scene.size[1] - 1)
+    row = replace(example(scene), image=str(tmp_path / "a.jpg"))
+    with pytest.warns(PictureWarning):
+        moved = [augment(row, ("flip",), 0, step, 0) for step in range(6)]
+    (one, *_) = [found for found in moved if found.image is not row.image]
+    assert one.image_size == (scene.size[0] // 2, scene.size[1] // 2)
+    for before, behind in zip(row.objects, one.objects, strict=True):
+        assert behind.mask.size == one.image_size
+        assert np.abs(np.subtract(bitmap_box(behind.mask.bitmap()), behind.box)).max() <= 1
+        assert behind.box[0] == (scene.size[0] - before.box[2]) / 2
 
 
 def test_an_object_of_which_little_is_left_is_dropped() -> None:

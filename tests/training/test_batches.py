@@ -69,7 +69,8 @@ def test_shares_add_up() -> None:
 def test_ids_are_those_of_the_processor(rows: tuple[Example, ...], processor: Processor) -> None:
     batches = Batches(rows, processor, BatchOptions(batch_size=6, multiple=8))
     own, mixed = batches.rows(1)
-    (batch,) = batches.batches(1)
+    ((batch, numbers),) = batches.batches(1)
+    assert numbers == tuple(range(6))
     assert mixed == [] and len(own) == 6
     assert batch.prefix_ids.shape[1] % 8 == batch.suffix_ids.shape[1] % 8 == 0
     assert batch.prefix_ids.dtype == batch.suffix_lengths.dtype == np.int32
@@ -97,13 +98,15 @@ def test_two_processes_and_micro_batches_have_the_rows_of_one(rows: tuple[Exampl
 
 
 def described(batches: list) -> list[tuple]:
+    """Of each row: its number in the step, its ids and its pixels."""
     return [
         (
+            numbers[row],
             tuple(batch.prefix_ids[row, : batch.prefix_lengths[row]].tolist()),
             tuple(batch.suffix_ids[row, : batch.suffix_lengths[row]].tolist()),
             np.array(batch.pixels[batch.image_index[row]]).tobytes(),
         )
-        for batch in batches
+        for batch, numbers in batches
         for row in range(len(batch.image_index))
     ]
 
@@ -138,7 +141,7 @@ def test_masks_are_encoded_once(tmp_path: Path, processor: Processor) -> None:
     path = data.coco(tmp_path, data.labelled_scenes(4), "polygon")
     rows = read_dataset(path, DataOptions(task="segment"), val_share=0).train
     batches = Batches(rows, processor, BatchOptions(batch_size=4), writer=RegionWriter(counted))
-    (first,) = batches.batches(0)
+    ((first, _),) = batches.batches(0)
     assert sum(seen) == sum(len(row.objects) for row in rows)
     batches.batches(1)
     assert sum(seen) == sum(len(row.objects) for row in rows)
@@ -168,7 +171,8 @@ def test_features_are_those_of_the_pixels(rows: tuple[Example, ...], processor: 
     options = BatchOptions(batch_size=5)
     with_features = Batches(rows, processor, options, features=kept)
     for step in range(2 * with_features.steps()):
-        (batch,), (plain,) = with_features.batches(step), Batches(rows, processor, options).batches(step)
+        ((batch, _),) = with_features.batches(step)
+        ((plain, _),) = Batches(rows, processor, options).batches(step)
         assert batch.pixels is None and batch.image_index == plain.image_index
         assert np.array_equal(np.array(batch.features), np.array(encode(plain.pixels)))
     assert sum(calls) == len({row.image for row in rows}), "each picture was encoded once"
@@ -179,8 +183,8 @@ def test_features_stay_within_their_bytes(rows: tuple[Example, ...], processor: 
     kept = ImageFeatures(encode, limit_bytes=3 * 24 + 5)
     batches = Batches(rows, processor, BatchOptions(batch_size=5), features=kept)
     for step in range(batches.steps()):
-        (batch,) = batches.batches(step)
-        (plain,) = Batches(rows, processor, BatchOptions(batch_size=5)).batches(step)
+        ((batch, _),) = batches.batches(step)
+        ((plain, _),) = Batches(rows, processor, BatchOptions(batch_size=5)).batches(step)
         assert np.array_equal(np.array(batch.features), np.array(encode(plain.pixels)))
         assert kept.held_bytes <= 3 * 24
     assert kept.held_bytes == 3 * 24

@@ -119,6 +119,15 @@ def test_a_picture_without_objects_has_the_empty_answer(tmp_path: Path) -> None:
     assert len(rows[0].objects) == len(data.labelled_scenes(3)[0].objects) - 1, "a crowd is no object"
 
 
+def test_a_group_of_categories_is_no_class(tmp_path: Path) -> None:
+    """Roboflow writes one that all others name; COCO's own "person" names itself."""
+    path = data.coco(tmp_path, data.labelled_scenes(2), "box")
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 9, "name": "person", "supercategory": "person"})
+    data.write_json(path, content)
+    assert read_dataset(path, val_share=0).classes == (*SHAPES, "person")
+
+
 def test_chosen_classes_in_their_order(tmp_path: Path) -> None:
     path = data.coco(tmp_path, data.labelled_scenes(6), "box")
     dataset = read_dataset(path, DataOptions(classes=("star", "circle")), val_share=0)
@@ -148,6 +157,6 @@ def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_batches_read_what_was_read(tmp_path: Path, processor: Processor) -> None:
     dataset = read_dataset(data.roboflow_rows(tmp_path, data.labelled_scenes(4)).parent, val_share=0)
-    (batch,) = Batches(dataset.train, processor, BatchOptions(batch_size=4)).batches(0)
+    ((batch, _),) = Batches(dataset.train, processor, BatchOptions(batch_size=4)).batches(0)
     assert batch.pixels.shape == (4, 112, 112, 3) and batch.features is None
     assert sorted(batch.image_index) == [0, 1, 2, 3]

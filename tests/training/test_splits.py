@@ -9,7 +9,7 @@ import pytest
 from helpers import training_data as data
 
 from pg_mlx.errors import InputError
-from pg_mlx.training.dataset import read_dataset
+from pg_mlx.training.dataset import read_dataset, read_to_evaluate
 from pg_mlx.training.example import Example
 from pg_mlx.training.formats import DataOptions
 from pg_mlx.training.splits import divide, find_splits
@@ -67,7 +67,19 @@ def test_what_may_be_one_split_or_another_is_refused(tmp_path: Path) -> None:
     (tmp_path / "_annotations.train.jsonl").rename(tmp_path / "test.jsonl")
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(InputError, match="holds a test split, but none that is called train"):
-        find_splits(tmp_path)
+        read_dataset(tmp_path)
+    name, rows = read_to_evaluate(tmp_path)
+    assert name == "test" and len(rows) == 1
+    with pytest.raises(InputError, match="holds no valid split, only test"):
+        read_to_evaluate(tmp_path, splits=["valid"])
+
+
+def test_what_is_evaluated(tmp_path: Path) -> None:
+    for name, scenes in PARTS.items():
+        data.coco(tmp_path / name, scenes, "box")
+    assert read_to_evaluate(tmp_path) == ("test", read_dataset(tmp_path).test)
+    assert read_to_evaluate(tmp_path, splits=["valid"]) == ("valid", read_dataset(tmp_path).valid)
+    assert read_to_evaluate(tmp_path / "train")[0] == "train"
 
 
 def test_prompts_name_the_classes_of_all_splits(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...errors import InputError
 from ..faults import Faults
 from . import coco, rows, texts, via
-from .lines import read_json_text
+from .lines import read_json_text, visible
 from .pictures import Pictures
 from .source import Contents, DataOptions, DataSource, Format, LabelledPicture
 
@@ -37,7 +37,7 @@ def annotations_of(folder: Path) -> Path | None:
     for name in ANNOTATIONS:
         if (folder / name).is_file():
             return folder / name
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _FILES and path.is_file()]
+    files = [path for path in visible(folder) if path.suffix.lower() in _FILES and path.is_file()]
     if len(files) > 1:
         raise InputError(f"{folder} holds {', '.join(path.name for path in files[:5])}: name the file that is meant")
     return files[0] if files else None

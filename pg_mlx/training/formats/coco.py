@@ -50,7 +50,8 @@ def _read_captions(source: DataSource, options: DataOptions, pictures: Pictures,
 
 def _read_instances(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     images = _Images(source, options, pictures, faults)
-    names, used = _categories(source, options, faults), set[str]()
+    groups, used = set[str](), set[str]()
+    names = _categories(source, options, faults, groups)
     objects: dict[Any, list[LabelledObject]] = defaultdict(list)
     seen: set[Any] = set()
     for where, annotation in _records(source, "annotations", faults):
@@ -65,7 +66,7 @@ def _read_instances(source: DataSource, options: DataOptions, pictures: Pictures
                 raise InputError(f"iscrowd is {str(annotation['iscrowd'])[:40]!r}, not 0 or 1")
             if key in images.sizes and not annotation.get("iscrowd"):  # a crowd is no object, but a part of the picture
                 objects[key].append(_object(annotation, names[category], images.sizes[key], options.task))
-    contents = Contents(classes=_classes(source, names, used))
+    contents = Contents(classes=_classes(names, used, groups))
     for key, size in images.sizes.items():
         found = tuple(objects.get(key, ()))
         contents.pictures.append(LabelledPicture(images.paths[key], size, found, images.where[key]))
@@ -127,20 +128,21 @@ def _records(source: DataSource, key: str, faults: Faults) -> Iterator[Record]:
             faults.add(where, f"it is {str(value)[:40]!r}, but must be an object")
 
 
-def _categories(source: DataSource, options: DataOptions, faults: Faults) -> dict[Any, str]:
+def _categories(source: DataSource, options: DataOptions, faults: Faults, groups: set[str]) -> dict[Any, str]:
+    """Names by id; adds the names that are supercategories to `groups`."""
     names: dict[Any, str] = {}
     seen: set[Any] = set()
     for where, record in _records(source, "categories", faults):
         with faults.at(where):
             _check_new(record.get("id"), seen, "category")
             names[record["id"]] = options.text(checked_label(record.get("name")))
+            if record.get("supercategory") != record["name"]:
+                groups.add(options.text(str(record.get("supercategory"))))
     return names
 
 
-def _classes(source: DataSource, names: dict[Any, str], used: set[str]) -> list[str]:
+def _classes(names: dict[Any, str], used: set[str], groups: set[str]) -> list[str]:
     """Names by id, without the group that Roboflow adds: a supercategory of others that has no object."""
-    records = source.content.get("categories", [])
-    groups = {str(record.get("supercategory")) for record in records if isinstance(record, dict)}
     ordered = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))]
     return list(dict.fromkeys(name for name in ordered if name in used or name not in groups))
 

@@ -18,6 +18,11 @@ MAX_LINE_BYTES = 4 << 20
 """Limit of one line of a JSONL file, and of a text beside a picture."""
 
 
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden files, such as those that macOS leaves on foreign disks."""
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
 def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
     """The whole text, without a byte order mark. Raises InputError."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import InputError
 from ..example import Example
 from ..faults import Faults
-from .lines import MAX_LINE_BYTES, read_text
+from .lines import MAX_LINE_BYTES, read_text, visible
 from .pictures import SUFFIXES, Pictures
 from .source import Contents, DataOptions, DataSource, Format, checked_prefix, checked_suffix
 
@@ -17,14 +17,14 @@ _YOLO = re.compile(r"(?:\d+(?: +-?\d*\.?\d+(?:e-?\d+)?){4,}\s*)+")
 
 
 def _is_texts(source: DataSource) -> bool:
-    return source.path.is_dir() and any(source.path.glob("*.txt"))
+    return source.path.is_dir() and any(path.suffix.lower() == ".txt" for path in visible(source.path))
 
 
 def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     if options.prefix is None:
         raise InputError(f"{source.path} holds pictures with texts, which are the answers; --prefix gives the prompt")
     prefix = checked_prefix(options.prefix, options)
-    texts = {path.stem: path for path in sorted(source.path.glob("*.txt"))}
+    texts = {path.stem: path for path in visible(source.path) if path.suffix.lower() == ".txt"}
     images = _pictures_by_stem(source.folder(options), faults)
     pictures.check(map(str, images.values()))
     contents = Contents()
@@ -46,7 +46,7 @@ def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: 
 
 def _pictures_by_stem(folder: Path, faults: Faults) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in visible(folder):
         if path.suffix.lower() in SUFFIXES:
             if path.stem in found:
                 faults.add(str(path), f"{found[path.stem].name} has the same name")
