@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..generation.features import PATCHES
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -39,15 +37,11 @@ class ImageFeatures:
         """
         found = {name: self._held[name] for name in pixels if name in self._held}
         missing = [(name, image) for name, image in pixels.items() if name not in found and image is not None]
-        sides = missing[0][1].shape[0] // 14 if missing else 1
-        at_once = max(1, PATCHES // max(1, sides * sides))
-        for first in range(0, len(missing), at_once):
-            part = missing[first : first + at_once]
-            encoded = self._encode(mx.stack([mx.array(image) for _, image in part]))
+        for name, image in missing:  # each alone: with other neighbours a product may round otherwise
+            encoded = self._encode(mx.array(image)[None])
             mx.eval(encoded)
-            for row, (name, _) in enumerate(part):
-                found[name] = encoded[row]
-                self._keep(name, encoded[row])
+            found[name] = encoded[0]
+            self._keep(name, encoded[0])
         features = mx.stack([found[name] for name in pixels])
         mx.eval(features)
         return features

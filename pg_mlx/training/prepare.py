@@ -144,7 +144,10 @@ def plan(
     batches = Batches(dataset.train, processor, _batch_options(settings, 0, size), mixes=mixes)
     steps = settings.iters or batches.steps(settings.epochs or 10)
     settings.schedule_of(steps)
-    chosen = choose(checkpoint, settings, [lengths, *others], size, made)
+    pictures = {
+        str(row.image) for row in (*dataset.train, *dataset.valid, *(row for mix in mixes for row in mix.examples))
+    }
+    chosen = choose(checkpoint, settings, [lengths, *others], len(pictures), size, made)
     path = Path(named.checkpoint).expanduser()
     base = str(path.resolve()) if path.exists() else str(named.checkpoint)
     return TrainingPlan(settings, checkpoint, base, named.revision, processor, dataset, mixes, lengths, steps, chosen)

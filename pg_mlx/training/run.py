@@ -120,13 +120,8 @@ class TrainingRun:
 
     def _step(self, number: int) -> StepResult:
         """One step, from micro-batches that this process has its share of."""
-        rows = self.batches.options
         made = self.batches.batches(number, self.rows)
-        micros, first = [], rows.rank
-        for batch in made:
-            numbers = tuple(first + rows.size * row for row in range(batch.rows))
-            first += rows.size * batch.rows
-            micros.append(MicroBatch(batch, numbers))
+        micros = [MicroBatch(batch, numbers) for batch, numbers in made]
         return self.trainer.step(micros, number, self.schedule(number))
 
     def _evaluates(self, step: int) -> bool:
