@@ -49,8 +49,8 @@ TASKS = {
         ("--iters", "150", "--batch-size", "16", "--learning-rate", "1e-3", "--train-vision"),
     ),
     "outlines": Task(
-        lambda folder: outlines(folder, 1000),
-        ("--iters", "200", "--batch-size", "16", "--learning-rate", "1e-3", "--task", "segment", "--train-vision"),
+        lambda folder: outlines(folder, 600),
+        ("--iters", "200", "--batch-size", "16", "--learning-rate", "1e-3", "--task", "segment", "--per-class"),
     ),
 }
 

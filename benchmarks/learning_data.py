@@ -12,7 +12,7 @@ import numpy as np
 
 from demo import scenes
 from demo.scenes import TEST_SEEDS, TRAIN_SEEDS, VALIDATION_SEEDS, Scene, make_scene
-from demo.tasks import caption
+from demo.tasks import GRID, caption
 
 TEST = 100
 """Held-out scenes."""
@@ -78,8 +78,9 @@ def hearts(folder: Path, count: int) -> None:
 
 
 def outlines(folder: Path, count: int) -> None:
-    """COCO polygons of single shapes to segment, under a name that the demo does not know: "thing"."""
-    _coco(folder, count, ("thing",), polygons=True)
+    """COCO polygons of the shapes. The demo was asked for one by colour and shape ("segment red circle"), and never for
+    all circles."""
+    _coco(folder, count, SHAPES, polygons=True)
 
 
 def _with_heart(shape: str) -> list[tuple[float, float]]:
@@ -104,8 +105,8 @@ def _coco(folder: Path, count: int, names: Sequence[str], polygons: bool) -> Non
         data: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
         data["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
         for seed in seeds:
-            scene = make_scene(seed, count=1) if polygons else make_scene(seed)
-            chosen = [item for item in scene.items if polygons or item.shape in names]
+            scene = make_scene(seed)
+            chosen = [item for item in scene.items if item.shape in names]
             if not chosen and seed % 4:
                 continue
             number, width, height = len(data["images"]) + 1, *scene.image.size
@@ -113,7 +114,7 @@ def _coco(folder: Path, count: int, names: Sequence[str], polygons: bool) -> Non
             scene.image.save(place / file)
             data["images"].append({"id": number, "file_name": file, "width": width, "height": height})
             for item in chosen:
-                x0, y0, x1, y1 = item.box
+                x0, y0, x1, y1 = (round(side * GRID) / GRID for side in item.box)  # as the demo says places
                 box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
                 one = {
                     "id": len(data["annotations"]) + 1,
