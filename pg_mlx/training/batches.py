@@ -95,17 +95,11 @@ class Batches:
         if self._own_share <= 0 or any(mix.share <= 0 for mix in mixes):
             raise InputError("the shares of --mix must each be more than 0, and less than 1 together")
         self._prompts: dict[str, list[int]] = {}
-        self._sets = [(tuple(examples), self._order(examples, self._own_share, 0), self._own_share)]
-        for number, mix in enumerate(mixes, 1):
-            self._sets.append((mix.examples, self._order(mix.examples, mix.share, number), mix.share))
-
-    def _order(self, examples: Sequence[Example], share: float, number: int) -> RowOrder:
-        lengths = [
-            len(self._prompt(row.prefix)) + len(self._processor.suffix_ids(with_longest_codes(row).suffix))
-            for row in examples
+        parts = [(tuple(examples), self._own_share), *((mix.examples, mix.share) for mix in mixes)]
+        self._sets = [
+            (rows, RowOrder(len(rows), self.options.seed + 7919 * number), share)
+            for number, (rows, share) in enumerate(parts)
         ]
-        together = round(self.options.batch_size * share)
-        return RowOrder(lengths, together, self.options.seed + 7919 * number)
 
     def steps(self, epochs: float = 1) -> int:
         """How many steps read the data so many times."""
@@ -114,25 +108,26 @@ class Batches:
 
     def rows(self, step: int) -> tuple[list[Example], list[Example]]:
         """All rows of a step (from 0), as the data has them: those of the data itself, and mixed ones."""
+        first, count, left = step * self.options.batch_size, self.options.batch_size, 1.0
         mixed: list[Example] = []
-        before = 0  # mixed rows of earlier steps
         for examples, order, share in self._sets[1:]:
-            first, count = share_of(step, self.options.batch_size, share)
-            before += first
-            mixed += [examples[index] for index in order.rows(first, count)]
+            taken = share_of(first, count, share / left)
+            mixed += [examples[index] for index in order.rows(*taken)]
+            first, count, left = first - taken[0], count - taken[1], left - share
         examples, order, _ = self._sets[0]
-        chosen = order.rows(step * self.options.batch_size - before, self.options.batch_size - len(mixed))
-        return [examples[index] for index in chosen], mixed
+        return [examples[index] for index in order.rows(first, count)], mixed
 
     def batches(self, step: int, micro_batch_size: int | None = None) -> list[tuple[TrainingBatch, tuple[int, ...]]]:
         """The rows of this process at a step, augmented, in batches of at most `micro_batch_size` rows; with each its
-        rows' numbers in the whole step, of which dropout is a function.
+        rows' numbers in the whole step, of which dropout is a function. Rows of like length are together, and the
+        processes have rows of all lengths.
 
         Raises InputError for a picture that cannot be read any more.
         """
         options = self.options
         own, mixed = self.rows(step)
-        numbered = list(enumerate([*own, *mixed]))[options.rank :: options.size]
+        numbered = sorted(enumerate([*own, *mixed]), key=lambda pair: (self._length(pair[1]), pair[0]))
+        numbered = numbered[options.rank :: options.size]
         size = micro_batch_size or len(numbered)
         made = []
         for start in range(0, len(numbered), size):
@@ -167,6 +162,10 @@ class Batches:
         if known is None:
             return mx.array(np.stack([read[name] for name in images])), None
         return None, known.features({name: read.get(name) for name in images})
+
+    def _length(self, row: Example) -> int:
+        """Tokens of prompt and answer."""
+        return len(self._prompt(row.prefix)) + len(self._processor.suffix_ids(with_longest_codes(row).suffix))
 
     def _prompt(self, prefix: str) -> list[int]:
         if prefix not in self._prompts:

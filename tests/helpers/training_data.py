@@ -36,13 +36,14 @@ class Labelled:
 
 
 @functools.cache
-def labelled_scenes(count: int, first: int = 5_000_000) -> tuple[Labelled, ...]:
-    """The first scenes from a seed on. Those with a text are left out where this machine lacks the fonts."""
+def labelled_scenes(count: int, scale: float = 1.0, first: int = 5_000_000) -> tuple[Labelled, ...]:
+    """The first scenes from a seed on, of some 224 px times `scale`. Those with a text are left out where this machine
+    lacks the fonts."""
     scenes: list[Labelled] = []
     seed = first
     while len(scenes) < count:
         try:
-            scene = make_scene(seed)
+            scene = make_scene(seed, scale)
         except SystemExit:
             scene = None
         seed += 1

@@ -35,7 +35,7 @@ def painted(scene: data.Labelled) -> Image.Image:
 
 
 def test_a_thousand_boxes_are_those_of_their_masks() -> None:
-    scenes = data.labelled_scenes(20)
+    scenes = data.labelled_scenes(20, 0.5)
     rows = [example(scene, painted(scene)) for scene in scenes]
     worst, dropped, seen = 0.0, 0, 0
     for case in range(CASES):

@@ -39,28 +39,27 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, ...]:
 
 
 def test_each_row_once_an_epoch_and_another_order_each_time() -> None:
-    order = RowOrder([n % 7 for n in range(50)], together=8, seed=3)
+    order = RowOrder(50, seed=3)
     epochs = [order.rows(50 * epoch, 50) for epoch in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(50))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
     assert order.rows(45, 10) == epochs[0][45:] + epochs[1][:5], "a batch may go across the end of an epoch"
-    assert RowOrder([n % 7 for n in range(50)], 8, 3).rows(50, 50) == epochs[1]
-    assert RowOrder([n % 7 for n in range(50)], 8, 4).rows(0, 50) != epochs[0]
+    assert RowOrder(50, 3).rows(50, 50) == epochs[1]
+    assert RowOrder(50, 4).rows(0, 50) != epochs[0]
 
 
-def test_rows_of_like_length_are_together() -> None:
-    lengths = np.random.default_rng(0).integers(1, 100, 640)
-    ordered = lengths[RowOrder(lengths.tolist(), 8, 0).rows(0, 640)].reshape(-1, 8)
-    shuffled = lengths.reshape(-1, 8)
-    padded = [(block.max(axis=1) * 8).sum() / lengths.sum() for block in (ordered, shuffled)]
-    assert padded[0] < 1.15 < 1.6 < padded[1]
+def test_rows_of_like_length_are_together(rows: tuple[Example, ...], processor: Processor) -> None:
+    batches = Batches(rows, processor, BatchOptions(batch_size=12)).batches(0, micro_batch_size=4)
+    lengths = np.concatenate([batch.prefix_lengths + batch.suffix_lengths for batch, _ in batches])
+    assert (np.diff(lengths) >= 0).all() and len(lengths) == 12
+    assert sorted(number for _, numbers in batches for number in numbers) == list(range(12))
 
 
 def test_shares_add_up() -> None:
-    parts = [share_of(step, 8, 0.3) for step in range(10)]
+    parts = [share_of(8 * step, 8, 0.3) for step in range(10)]
     assert sum(count for _, count in parts) == 24
     assert [first for first, _ in parts] == np.cumsum([0, *(count for _, count in parts[:-1])]).tolist()
-    assert [share_of(step, 4, 0.25)[1] for step in range(5)] == [1] * 5
+    assert [share_of(4 * step, 4, 0.25)[1] for step in range(5)] == [1] * 5
 
 
 # --- ids -----------------------------------------------------------------------------------------------
@@ -70,11 +69,10 @@ def test_ids_are_those_of_the_processor(rows: tuple[Example, ...], processor: Pr
     batches = Batches(rows, processor, BatchOptions(batch_size=6, multiple=8))
     own, mixed = batches.rows(1)
     ((batch, numbers),) = batches.batches(1)
-    assert numbers == tuple(range(6))
     assert mixed == [] and len(own) == 6
     assert batch.prefix_ids.shape[1] % 8 == batch.suffix_ids.shape[1] % 8 == 0
     assert batch.prefix_ids.dtype == batch.suffix_lengths.dtype == np.int32
-    for number, row in enumerate(own):
+    for number, row in enumerate(own[number] for number in numbers):
         prefix, suffix = processor.prompt_ids(row.prefix), processor.suffix_ids(row.suffix)
         assert batch.prefix_ids[number, : batch.prefix_lengths[number]].tolist() == prefix
         assert batch.suffix_ids[number, : batch.suffix_lengths[number]].tolist() == suffix
@@ -123,6 +121,23 @@ def test_mixed_rows_take_their_share(rows: tuple[Example, ...], processor: Proce
     assert batches.steps() == -(-len(rows) // 6)
     assert len(own) == len(rows) and set(own.values()) <= {1, 2}
     assert max(mixed.values()) - min(mixed.values()) <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_several_mixes_and_small_batches(rows: tuple[Example, ...], processor: Processor, batch_size: int) -> None:
+    mixes = [Mix((replace(rows[0], prefix=name),), share) for name, share in (("one", 0.4), ("two", 0.45))]
+    batches = Batches(rows, processor, BatchOptions(batch_size=batch_size), mixes=mixes)
+    steps = 400 // batch_size
+    found, own = Counter[str](), list[Example]()
+    for step in range(steps):
+        of_data, mixed = batches.rows(step)
+        assert len(of_data) + len(mixed) == batch_size
+        found.update(row.prefix for row in mixed)
+        own += of_data
+    rows_in_all = steps * batch_size
+    assert abs(found["one"] - 0.4 * rows_in_all) <= 1 and abs(found["two"] - 0.45 * rows_in_all) <= 1
+    first = own[: len(rows)]
+    assert len({(row.image, row.prefix) for row in first}) == len(rows), "none is left out, none comes twice"
 
 
 def test_more_epochs_are_more_steps(rows: tuple[Example, ...], processor: Processor) -> None:

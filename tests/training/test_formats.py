@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import training_data as data
+from PIL import Image
 
 from demo.scenes import SHAPES
 from pg_mlx.demo import CHECKPOINT
+from pg_mlx.errors import InputError
 from pg_mlx.processor import Processor
 from pg_mlx.regions.mask_vae import MaskEncoder
+from pg_mlx.regions.paste import crop
 from pg_mlx.training.batches import Batches, BatchOptions
 from pg_mlx.training.dataset import Dataset, read_dataset
 from pg_mlx.training.formats import DataOptions, find
@@ -41,7 +44,6 @@ def ids_of(dataset: Dataset, processor: Processor, writer: RegionWriter | None =
 
 def test_six_formats_have_the_same_ids(tmp_path: Path, processor: Processor) -> None:
     scenes = data.labelled_scenes(SCENES)
-    prompt = DataOptions(prefix=data.prefix_of())
     read = {
         "roboflow": read_dataset(data.roboflow_rows(tmp_path / "a", scenes).parents[1], val_share=0),
         "messages": read_dataset(data.messages_rows(tmp_path / "m", scenes).parent, val_share=0),
@@ -57,7 +59,6 @@ def test_six_formats_have_the_same_ids(tmp_path: Path, processor: Processor) -> 
         "via": read_dataset(data.via(tmp_path / "v", scenes), val_share=0),
         "via csv": read_dataset(data.via_csv(tmp_path / "c", scenes), DataOptions(classes=SHAPES), val_share=0),
     }
-    assert prompt.prefix is not None
     wanted = ids_of(read["roboflow"], processor)
     assert len(wanted) == SCENES
     assert {name: ids_of(dataset, processor) == wanted for name, dataset in read.items()} == dict.fromkeys(read, True)
@@ -75,8 +76,6 @@ def test_masks_of_all_formats_have_the_codes_of_the_encoder(
     (first, *_) = RegionWriter(encoder).written(read_dataset(sources[0], options, val_share=0).train)
     record, one = first.suffix.split(" ; ")[0], first.objects[0]
     left, top, right, bottom = map(int, one.box)
-    from pg_mlx.regions.paste import crop
-
     codes = np.array(encoder(crop(one.mask.bitmap(), (left, top, right, bottom))[None]))[0]
     assert record[36:] == "".join(f"<seg{code:03}>" for code in codes) + f" {one.label}"
     width, height = first.image_size
@@ -160,3 +159,32 @@ def test_batches_read_what_was_read(tmp_path: Path, processor: Processor) -> Non
     ((batch, _),) = Batches(dataset.train, processor, BatchOptions(batch_size=4)).batches(0)
     assert batch.pixels.shape == (4, 112, 112, 3) and batch.features is None
     assert sorted(batch.image_index) == [0, 1, 2, 3]
+
+
+def test_lower_case(tmp_path: Path) -> None:
+    path = data.coco(tmp_path / "a", data.labelled_scenes(1), "box")
+    content = json.loads(path.read_text())
+    for category in content["categories"]:
+        category["name"] = category["name"].upper()
+    data.write_json(path, content)
+    lower = read_dataset(path, DataOptions(lowercase=True), val_share=0).train[0]
+    assert lower.prefix == data.prefix_of() and lower.suffix == data.answer_of(data.labelled_scenes(1)[0])
+    assert read_dataset(path, val_share=0).train[0].suffix == lower.suffix.upper().replace("<LOC", "<loc")
+
+
+def test_a_picture_that_exif_turns_is_labelled_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 20, "height": 40}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 20, 20, 20]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    path = data.write_json(tmp_path / "x.json", content)
+    (row,) = read_dataset(path, val_share=0).train
+    assert row.image_size == (20, 40) and row.suffix == "<loc0512><loc0000><loc1023><loc1023> cat"
+    content["images"][0].update(width=40, height=20)
+    data.write_json(path, content)
+    with pytest.raises(InputError, match="are 40 x 20, but the picture is 20 x 40; EXIF turns it"):
+        read_dataset(path)

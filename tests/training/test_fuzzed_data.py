@@ -42,7 +42,7 @@ def spoiled(content: Any, rng: random.Random) -> Any:
 
 @pytest.mark.parametrize("name", ["rows", "messages", "box", "polygon", "rle", "runs", "captions", "via"])
 def test_it_is_read_or_refused(tmp_path: Path, name: str) -> None:
-    scenes = data.labelled_scenes(2)
+    scenes = data.labelled_scenes(2, 0.25)
     writers = {"rows": data.big_vision_rows, "messages": data.messages_rows, "via": data.via}
     writers["captions"] = data.coco_captions
     path = writers[name](tmp_path, scenes) if name in writers else data.coco(tmp_path, scenes, name)
