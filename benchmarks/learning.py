@@ -46,11 +46,11 @@ TASKS = {
     ),
     "hearts": Task(
         lambda folder: hearts(folder, 1000),
-        ("--iters", "150", "--batch-size", "16", "--learning-rate", "1e-3", "--train-vision"),
+        ("--iters", "150", "--batch-size", "16", "--learning-rate", "2e-3", "--train-vision"),
     ),
     "outlines": Task(
         lambda folder: outlines(folder, 600),
-        ("--iters", "200", "--batch-size", "16", "--learning-rate", "1e-3", "--task", "segment", "--per-class"),
+        ("--iters", "200", "--batch-size", "16", "--learning-rate", "2e-3", "--task", "segment", "--per-class"),
     ),
 }
 
