@@ -48,7 +48,6 @@ def run(argv: list[str], program: str) -> int:
     plan = prepare.plan(
         settings,
         size=group.size() if group else 1,
-        headers_only=args.dry_run,
         made=begun.made if begun else None,
         on_progress=view.pictures,
     )

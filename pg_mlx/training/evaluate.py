@@ -119,3 +119,9 @@ def answers(
         Predicted(row, one.text, one.regions if row.kind != "text" else None)
         for row, one in zip(examples, generations, strict=True)
     ]
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many examples, from all over a sequence."""
+    count = min(count, len(examples))
+    return [examples[number * len(examples) // count] for number in range(count)]

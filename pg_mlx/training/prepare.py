@@ -24,11 +24,12 @@ from ..regions.mask_vae import MaskEncoder
 from .adapting import TrainedAdapter, adapt, train_all
 from .batches import Batches, BatchOptions, Mix, parse_mix
 from .dataset import Dataset, Lengths, check_lengths, read_dataset
+from .evaluate import spread
 from .example import Example
 from .features import ImageFeatures
 from .memory import Chosen, choose
 from .regions import RegionWriter
-from .settings import TrainSettings
+from .settings import EPOCHS, TrainSettings
 from .sheet import sheet
 from .state import BEST, Write
 from .step import StepOptions, Trainer
@@ -87,12 +88,6 @@ class TrainingPlan:
         return sheet(spread(self.dataset.train, 12))
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """So many examples, from all over a sequence."""
-    count = min(count, len(examples))
-    return [examples[number * len(examples) // count] for number in range(count)]
-
-
 def _spread(numbers: Sequence[int]) -> str:
     ordered = sorted(numbers)
     return f"{ordered[0]} to {ordered[-1]}, in the middle {ordered[len(ordered) // 2]}"
@@ -102,12 +97,11 @@ def plan(
     settings: TrainSettings,
     *,
     size: int = 1,
-    headers_only: bool = False,
     made: dict | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> TrainingPlan:
-    """Read the data and the headers of the model. size: processes that share each step. headers_only: leave the
-    weights of a repository on the hub. made: what a run that goes on has decided (`Chosen.made`).
+    """Read the data and the headers of the model: the weights of a repository stay on the hub. size: processes that
+    share each step. made: what a run that goes on has decided (`Chosen.made`).
 
     Raises InputError for settings, data or a model that cannot be, DataError with a line for each fault of the data,
     and PgMlxError if the hub cannot be reached.
@@ -119,8 +113,10 @@ def plan(
             "--resume-adapter-file"
         )
     checkpoint = open_checkpoint(
-        named.checkpoint, revision=named.revision, tokenizer=settings.tokenizer, headers_only=False
+        named.checkpoint, revision=named.revision, tokenizer=settings.tokenizer, headers_only=True
     )
+    if checkpoint.headers_only and settings.tokenizer is None:
+        checkpoint = checkpoint.with_tokenizer(named.checkpoint)
     if checkpoint.tokenizer is None:
         raise InputError(f"{checkpoint.name} has no tokenizer; give one with --tokenizer")
     if (
@@ -142,7 +138,7 @@ def plan(
     if settings.max_seq_length is not None:
         check_lengths((*dataset.valid, *dataset.test), processor, settings.max_seq_length)
     batches = Batches(dataset.train, processor, _batch_options(settings, 0, size), mixes=mixes)
-    steps = settings.iters or batches.steps(settings.epochs or 10)
+    steps = settings.iters or batches.steps(settings.epochs or EPOCHS)
     settings.schedule_of(steps)
     pictures = {
         str(row.image) for row in (*dataset.train, *dataset.valid, *(row for mix in mixes for row in mix.examples))
@@ -150,7 +146,12 @@ def plan(
     chosen = choose(checkpoint, settings, [lengths, *others], len(pictures), size, made)
     path = Path(named.checkpoint).expanduser()
     base = str(path.resolve()) if path.exists() else str(named.checkpoint)
-    return TrainingPlan(settings, checkpoint, base, named.revision, processor, dataset, mixes, lengths, steps, chosen)
+    notes = list[str]()
+    if "map" not in settings.metrics and any(row.kind != "text" for row in dataset.valid):
+        notes.append("mAP of boxes is not computed; it needs --metrics map and pip install 'pg_mlx[train]'")
+    return TrainingPlan(
+        settings, checkpoint, base, named.revision, processor, dataset, mixes, lengths, steps, chosen, tuple(notes)
+    )
 
 
 def _stays_packed(checkpoint: Checkpoint) -> bool:
@@ -206,7 +207,9 @@ def load(plan: TrainingPlan, group: mx.distributed.Group | None = None, progress
     if adapter is not None:
         write = adapter_writer(adapter, plan.base, plan.revision, settings.lora_dropout)
     else:
-        write = checkpoint_writer(model, plan.checkpoint)
+        write = checkpoint_writer(
+            model, open_checkpoint(plan.base, revision=plan.revision, tokenizer=settings.tokenizer)
+        )
     return Ready(model, processor, adapter, trainer, batches, write)
 
 

@@ -16,11 +16,11 @@ from ..processor import Processor
 from .batches import Batches
 from .card import model_card
 from .curve import draw_curve
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate, spread
 from .events import Ended, Evaluated, Event, Saved, Stepped, TrainReport, figures, log_line
 from .example import Example
 from .schedule import Schedule
-from .settings import TrainSettings
+from .settings import EVALUATIONS, TrainSettings
 from .state import ANSWERS, CURVE, RunFolder, RunProgress, Write, read_log
 from .step import MicroBatch, StepResult, Trainer
 
@@ -125,7 +125,7 @@ class TrainingRun:
         return self.trainer.step(micros, number, self.schedule(number))
 
     def _evaluates(self, step: int) -> bool:
-        every = self.settings.steps_per_eval or max(1, round(self.schedule.steps / 10))
+        every = self.settings.steps_per_eval or max(1, round(self.schedule.steps / EVALUATIONS))
         wanted = bool(self.validation) and self.settings.val_batches != 0
         return wanted and (step % every == 0 or step == self.schedule.steps)
 
@@ -157,9 +157,9 @@ class TrainingRun:
         return evaluated
 
     def chosen(self) -> Sequence[Example]:
-        """The validation rows that are asked during the run: the first ones of an order that the data has."""
+        """The validation rows that are asked during the run: as many as --val-batches says, from all over."""
         most = self.settings.val_batches * self.settings.batch_size
-        return self.validation if most < 0 else self.validation[:most]
+        return self.validation if most < 0 else spread(self.validation, most)
 
     def _save(self) -> Iterator[Event]:
         if self.folder is not None:
