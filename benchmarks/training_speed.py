@@ -48,8 +48,9 @@ def theirs(name: str) -> Callable[[], object]:
         model = PaliGemmaForConditionalGeneration.from_pretrained(config["folder"], **options)
     else:
         wide = config["wide"]
-        wide["vision_config"]["projection_dim"] = wide["text_config"]["hidden_size"]
-        made = PaliGemmaConfig(**wide, image_token_index=257152, attn_implementation="eager")
+        width = wide["text_config"]["hidden_size"]
+        wide["vision_config"]["projection_dim"] = width
+        made = PaliGemmaConfig(**wide, projection_dim=width, image_token_index=257152, attn_implementation="eager")
         model = PaliGemmaForConditionalGeneration(made)
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS))
     vision = model.config.vision_config

@@ -52,12 +52,14 @@ def training_needs(
     checkpoint: bool = False,
     full: bool = False,
     dropout: bool = False,
+    packed: bool = False,
     loss: LossOptions | None = None,
 ) -> Needs:
     """What steps of this shape take.
 
     weights: bytes of the model as it is loaded. learnt: how many numbers are learnt (adapting.count_learnt, or for a
-    full fine-tuning all that are not frozen). dtype: of activations.
+    full fine-tuning all that are not frozen). dtype: of activations. packed: whether the decoder's weights are packed,
+    so that two matrices are unpacked at a time.
     """
     activations = max(
         _layers(config, shape, dtype.size, checkpoint, dropout),
@@ -68,6 +70,8 @@ def training_needs(
             activations + _tower_kept(config, shape, dtype.size, checkpoint),
             _tower(config, shape, dtype.size, checkpoint),
         )
+    if packed:
+        activations += 2 * 2 * config.text.intermediate_size * config.text.hidden_size * dtype.size
     return Needs(weights, _learnt(learnt, dtype.size, full), activations)
 
 
