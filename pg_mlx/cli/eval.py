@@ -62,6 +62,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--rows", type=bounded(1, 1_000_000), metavar="N", help="only the first N")
     p.add_argument("--batch-size", type=bounded(1, 256), default=8, metavar="N", help="answers at a time (8)")
     p.add_argument("--metrics", metavar="A,B", help="loss, exact, map, iou (what fits)")
+    p.add_argument("--constrain", action="store_true", help="detect and segment: only records with the prompt's labels")
     p.add_argument("--answers", metavar="FILE", help="write each answer as a line of JSON")
     p.add_argument("--format", choices=("text", "json"), default="text", help="of the scores on stdout")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -145,8 +146,9 @@ def _score(asked: Asked, args: argparse.Namespace, rows: Sequence[Example], metr
     done()
     writer = RegionWriter(encoder_for(rows, args.mask_decoder, asked.model or CHECKPOINT, args.revision))
     found = evaluate(
-        model, processor, rows, Batches(rows, processor, writer=writer), metrics, batch_size=args.batch_size
-    )
+        model, processor, rows, Batches(rows, processor, writer=writer), metrics,
+        batch_size=args.batch_size, constrain=args.constrain,
+    )  # fmt: skip
     assert found is not None
     return found
 

@@ -53,11 +53,13 @@ def evaluate(
     loss: LossOptions | None = None,
     *,
     batch_size: int = 8,
+    constrain: bool = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Evaluation | None:
     """The loss and the scores of a model as it is, adapters in place. None if `cancelled` became true meanwhile.
 
     batches: makes batches of the examples; without it no loss is computed. metrics: "loss" and names of scores.METRICS.
+    constrain: see `answers`.
     Raises InputError for a picture that cannot be read, and as scores.score.
     """
     wanted = [name for name in metrics if name in METRICS]
@@ -70,7 +72,10 @@ def evaluate(
         return None
     if not wanted or not examples:
         return Evaluation(mean, Scores(len(examples)), ())
-    predicted = answers(model, processor, examples, scored="map" in wanted, batch_size=batch_size, cancelled=cancelled)
+    predicted = answers(
+        model, processor, examples,
+        scored="map" in wanted, batch_size=batch_size, constrain=constrain, cancelled=cancelled,
+    )  # fmt: skip
     if predicted is None:
         return None
     return Evaluation(mean, score(predicted, wanted, processor.mask_decoder), tuple(predicted))
@@ -95,11 +100,13 @@ def answers(
     *,
     scored: bool = True,
     batch_size: int = 8,
+    constrain: bool = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Predicted] | None:
     """The greedy answers to all examples, in their order; None if `cancelled` became true meanwhile.
 
-    scored: boxes get scores, as mAP needs.
+    scored: boxes get scores, as mAP needs. constrain: answers to detect and segment prompts are records with labels of
+    the prompt and nothing else; other prompts are then refused with InputError.
     """
     longest = max(len(processor.suffix_ids(with_longest_codes(row).suffix)) for row in examples)
     rows = max(1, min(batch_size, MOST_PATCHES // model.config.vision.num_patches))
@@ -110,6 +117,7 @@ def answers(
         [row.image for row in examples],
         batch_size=rows,
         max_tokens=min(8192, max(longest + ROOM, round(LEAST_SHARE * longest))),
+        constrain=constrain,
         logprobs=scored and any(row.kind != "text" for row in examples),
         cancelled=cancelled,
     )

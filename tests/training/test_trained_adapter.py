@@ -73,3 +73,18 @@ def test_generate_convert_and_eval_agree(
 def test_the_loss_falls(adapter: Path) -> None:
     losses = [line["loss"] for line in read_log(adapter) if line["event"] == "report"]
     assert losses[-1] < 4 < 8 < losses[0]
+
+
+def test_eval_scores_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo's own skill, with free answers and constrained ones."""
+    image = CHECKPOINT.parent / "scene.png"
+    capsys.readouterr()
+    assert main(["generate", "--image", str(image), "--prompt", "detect red circle", "--format", "json"]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": str(image), "prefix": "detect red circle", "suffix": text}) + "\n")
+    for flags in ([], ["--constrain"]):
+        assert main(["eval", "--data", str(rows), "--split", "all", "--format", "json", *flags]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        assert found["exact"] == 1.0 and found["recall50"] == 1.0 and found["precision50"] == 1.0
+        assert found["by_class"]["red circle"]["objects"] >= 1
