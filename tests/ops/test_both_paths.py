@@ -19,10 +19,14 @@ from helpers.training import fresh, micro
 import pg_mlx
 from pg_mlx import InputError
 from pg_mlx.checkpoint.load import load_model
+from pg_mlx.checkpoint.open import open_checkpoint
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.measure import decode_work
 from pg_mlx.ops import blocks, device, products
+from pg_mlx.training import memory
 from pg_mlx.training.adapting import LowRankOptions, adapt
+from pg_mlx.training.dataset import Lengths
+from pg_mlx.training.settings import TrainSettings
 from pg_mlx.training.step import Trainer
 
 PACKAGE = Path(pg_mlx.__file__).parent
@@ -80,6 +84,8 @@ def run_all(monkeypatch: pytest.MonkeyPatch) -> None:
     pg_mlx.batch_generate(model, processor, prompts, images, batch_size=2, max_tokens=3)
     learning = fresh("pg1")
     mx.eval(Trainer(learning, adapter=adapt(learning, LowRankOptions(rank=1))).gradients(micro("pg1", 0)))
+
+    memory.choose(open_checkpoint(CHECKPOINT), TrainSettings("D"), [Lengths((3,), (2,))], 1, 1)
 
     for family in ("gemma", "gemma2"):
         raw, floats = wide_config_json(family), random_tensors(wide_config_json(family))
