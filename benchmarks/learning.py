@@ -50,7 +50,7 @@ TASKS = {
     ),
     "outlines": Task(
         lambda folder: outlines(folder, 600),
-        ("--iters", "200", "--batch-size", "16", "--learning-rate", "2e-3", "--task", "segment", "--per-class"),
+        ("--iters", "120", "--batch-size", "16", "--learning-rate", "2e-3", "--task", "segment"),
     ),
 }
 

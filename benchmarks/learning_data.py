@@ -78,9 +78,9 @@ def hearts(folder: Path, count: int) -> None:
 
 
 def outlines(folder: Path, count: int) -> None:
-    """COCO polygons of the shapes. The demo was asked for one by colour and shape ("segment red circle"), and never for
-    all circles."""
-    _coco(folder, count, SHAPES, polygons=True)
+    """COCO polygons of single shapes, all of one class, "object". The demo was asked to segment shapes by their colour and
+    shape ("segment red circle"), never like this."""
+    _coco(folder, count, ("object",), polygons=True)
 
 
 def _with_heart(shape: str) -> list[tuple[float, float]]:
@@ -105,8 +105,8 @@ def _coco(folder: Path, count: int, names: Sequence[str], polygons: bool) -> Non
         data: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
         data["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
         for seed in seeds:
-            scene = make_scene(seed)
-            chosen = [item for item in scene.items if item.shape in names]
+            scene = make_scene(seed, count=1) if polygons else make_scene(seed)
+            chosen = [item for item in scene.items if polygons or item.shape in names]
             if not chosen and seed % 4:
                 continue
             number, width, height = len(data["images"]) + 1, *scene.image.size
