@@ -78,8 +78,8 @@ def hearts(folder: Path, count: int) -> None:
 
 
 def outlines(folder: Path, count: int) -> None:
-    """COCO polygons of single shapes, all of one class, "object". The demo was asked to segment shapes by their colour and
-    shape ("segment red circle"), never like this."""
+    """COCO polygons of single shapes, all of one class, "object". The demo was asked for shapes by colour and name
+    ("segment red circle"), never like this."""
     _coco(folder, count, ("object",), polygons=True)
 
 
