@@ -14,7 +14,7 @@ width, C vision width, R rank of an adapter. `heads`, `kv_heads`, `head_dim`, `o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -100,16 +100,17 @@ class PaliGemma(nn.Module):
         packed = (any(matrix.quantization for matrix in matrices(layer)) for layer in self.language_model.layers)
         return sum(not one for one in packed)
 
-    def encode_image(self, pixels: mx.array) -> mx.array:
+    def encode_image(self, pixels: mx.array, run: Callable[[nn.Module, mx.array], mx.array] | None = None) -> mx.array:
         """pixels float [B, H, W, 3] in -1..1 -> features [B, N, D] in the compute dtype; N is 256, 1024 or 4096 for
-        224, 448 or 896 pixels. Several pictures of one prompt are concatenated along N afterwards.
+        224, 448 or 896 pixels. Several pictures of one prompt are concatenated along N afterwards. run: calls a layer
+        of the tower (siglip.py).
 
         Raises InputError for pixels of another shape.
         """
         side = self.config.vision.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
             raise InputError(f"pixels have shape {pixels.shape}, but this model reads [B, {side}, {side}, 3]")
-        return self.connector(self.vision_tower(pixels))
+        return self.connector(self.vision_tower(pixels, run))
 
     def logits(
         self,

@@ -8,6 +8,7 @@ Letters of shapes: B pictures, H and W their height and width in pixels, N patch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -120,12 +121,13 @@ class VisionTower(nn.Module):
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.post_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def __call__(self, pixels: mx.array) -> mx.array:
-        """pixels float [B, H, W, 3] in -1..1 -> features [B, N, C] in the dtype of the weights."""
+    def __call__(self, pixels: mx.array, run: Callable[[Block, mx.array], mx.array] | None = None) -> mx.array:
+        """pixels float [B, H, W, 3] in -1..1 -> features [B, N, C] in the dtype of the weights. run: calls a layer, if
+        that is not to be done plainly; training may compute it twice to save memory."""
         x = self.patch_embedding(patches(pixels.astype(self.position_embedding.dtype), self.patch_size))
         stream = Stream(*add(x, self.position_embedding))
         for index, layer in enumerate(self.layers):
-            stream = layer.forward(stream)
+            stream = layer.forward(stream) if run is None else Stream.of(run(layer, stream.hidden))
             if self.layers_at_once is not None and (index + 1) % self.layers_at_once == 0:
                 device.evaluate(*stream)
         return self.post_layernorm(stream)

@@ -11,7 +11,15 @@ import pytest
 
 from pg_mlx.ops import device
 
-BOTH_PATHS = ("model/", "generation/", "serving/", "cli/", "checkpoint/test_adapters", "checkpoint/test_loading")
+BOTH_PATHS = (
+    "model/",
+    "training/test_golden",
+    "generation/",
+    "serving/",
+    "cli/",
+    "checkpoint/test_adapters",
+    "checkpoint/test_loading",
+)
 """Tests that run twice: with the CPU's operations and with a GPU's, which a Mac runs, on the CPU device."""
 
 

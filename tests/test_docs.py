@@ -87,7 +87,7 @@ def test_subcommands_exist(page: str) -> None:
 
 def test_the_index_has_every_page() -> None:
     index = text_of("docs/index.md")
-    linked = set(re.findall(r"\]\(([\w/.]+\.md)\)", index))
+    linked = set(re.findall(r"\]\(([\w/.-]+\.md)\)", index))
     assert linked >= {Path(page).name for page in PAGES if page.startswith("docs/")} - {"index.md"}
 
 

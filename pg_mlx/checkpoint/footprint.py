@@ -32,6 +32,17 @@ def needed_bytes(checkpoint: Checkpoint, dtype: mx.Dtype) -> int:
     return max(most, loaded + pass_bytes(checkpoint.config, dtype, tower, decoder))
 
 
+def weight_bytes(checkpoint: Checkpoint, dtype: mx.Dtype) -> int:
+    """What the weights of the loaded model take, packed ones as they are."""
+    source = checkpoint.source
+    return sum(_held(spec, name, source, dtype) for spec in checkpoint.specs for name in _tensors(spec, source))
+
+
+def float_bytes(checkpoint: Checkpoint) -> int:
+    """What the weights of the loaded model take if all of them are float32."""
+    return 4 * sum(math.prod(shape) for spec in checkpoint.specs for _, shape in spec.expected())
+
+
 def _packing(checkpoint: Checkpoint, name: str) -> Quantization | None:
     """How the layers of that name are packed: the first one that is."""
     shapes = checkpoint.source.shapes

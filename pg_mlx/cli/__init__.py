@@ -15,6 +15,8 @@ from ..ops.watchdog import explained
 
 COMMANDS = {
     "generate": "ask about pictures",
+    "train": "fine-tune a model on your pictures",
+    "eval": "score models and adapters on examples",
     "convert": "convert and quantize a checkpoint",
     "serve": "answer over HTTP, as OpenAI's API and on a page",
     "worker": "answer a program's requests: JSON lines on stdin and stdout",

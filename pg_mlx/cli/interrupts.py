@@ -34,3 +34,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         frame = frame.f_back
     _waited = 0.0
     raise KeyboardInterrupt
+
+
+def note_interrupts(pressed: list[int]) -> None:
+    """From now on the first Ctrl-C adds to the list, so that work ends where it is whole; the second one interrupts."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..threads import Prefetch, Shared, run_into
 from ..timeline import timed
+from .interrupts import note_interrupts
 from .options import load_options, load_progress
 from .pictures import Item
 
@@ -55,7 +55,7 @@ class Session:
         model, processor = self._loaded.result()
         for prompt in self._prompts.values():
             prompt()  # a bad one is reported once, not for every picture
-        _note_interrupts(self._stop)
+        note_interrupts(self._stop)
         most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
         rows = max(1, min(most, len(self._items)))
         scheduler = Scheduler(
@@ -173,13 +173,3 @@ def about_region(prompt: str, region: list[float], image_size: tuple[int, int]) 
 
     text = format_region(region, image_size)
     return prompt.replace("{region}", text) if "{region}" in prompt else f"{prompt} {text}"
-
-
-def _note_interrupts(pressed: list[int]) -> None:
-    """The first Ctrl-C adds to the list, so that the answer ends between two tokens; the second one interrupts."""
-
-    def note(number: int, frame: object) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, note)

@@ -13,30 +13,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..checkpoint.adapters.base import compare_bases, find_base, lacks_tokenizer
 from ..checkpoint.adapters.merge import AdapterPath, open_adapters
 from ..checkpoint.load import DTYPES
-from ..checkpoint.mask_decoder import FILE_NAME
 from ..checkpoint.open import Checkpoint, open_checkpoint
 from ..checkpoint.wanted import has_tokenizer
 from ..errors import InputError, PgMlxError
-from ..files.arrays import write_arrays
 from ..files.folder import check_target, whole_folder
 from ..files.regular import expanded
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
-from ..processor import RESAMPLES
-from ..processor.tokenizer import listed_tokens
 from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
-from . import side_files
 from .plan import choose_recipe, make_plan
 from .report import Report, model_card
-from .tokenizer_json import JSON_PER_MODEL_BYTE, write_tokenizer_json
+from .side_files import write_side_files
+from .tokenizer_json import JSON_PER_MODEL_BYTE
 from .weights import Progress, working_bytes, write_weights
 from .written import check_inputs_outside, owned, write_manifest
 
@@ -137,7 +133,7 @@ class Conversion:
                 self._require_space(folder)
                 writer = ShardWriter(folder, header_bytes=self._header_bytes())
                 write_weights(self.plan, self.checkpoint.source, writer, self.dtype, report, self.expected_bytes())
-                self._write_side_files(folder)
+                write_side_files(folder, self.checkpoint, self.plan.config, dtype_name(self.dtype), self.masks)
                 quality = self._compare(folder, calibration, report) if check else None
                 written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
                 result = Report(
@@ -204,30 +200,6 @@ class Conversion:
             report(f"comparing with the source, {done} of {total}", size, size)
 
         return compare(self.checkpoint, folder, samples=samples, progress=progress)
-
-    def _write_side_files(self, folder: Path) -> None:
-        given = self.checkpoint.side_files
-        for name, path in given.items():
-            shutil.copyfile(path, folder / name)
-        if "tokenizer.json" not in given and "tokenizer.model" in given:
-            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", listed_tokens(given))
-        if self.masks:
-            write_arrays(folder / FILE_NAME, self.masks)
-        config, resample = self.plan.config, self.checkpoint.resample
-        files: dict[str, dict[str, Any]] = {
-            "config.json": side_files.config_json(config, dtype_name(self.dtype)),
-            "preprocessor_config.json": side_files.preprocessor_json(
-                config.vision.image_size,
-                config.vision.num_patches,
-                next(number for number, name in RESAMPLES.items() if name == resample),
-            ),
-        }
-        if "generation_config.json" not in given:
-            files["generation_config.json"] = side_files.GENERATION_JSON
-        if given and "tokenizer_config.json" not in given:
-            files["tokenizer_config.json"] = side_files.tokenizer_config_json()
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:

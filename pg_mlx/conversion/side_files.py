@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.mask_decoder import FILE_NAME
+from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
+from ..files.arrays import write_arrays
+from ..processor import RESAMPLES
+from ..processor.tokenizer import listed_tokens
+from ..regions.mask_vae import read_masks
+from .tokenizer_json import write_tokenizer_json
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 def config_json(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
@@ -113,3 +127,34 @@ def tokenizer_config_json() -> dict[str, Any]:
 
 
 GENERATION_JSON = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "do_sample": False}
+
+
+def write_side_files(
+    folder: Path,
+    checkpoint: Checkpoint,
+    config: PaliGemmaConfig,
+    dtype: str,
+    masks: Mapping[str, mx.array] | None = None,
+) -> None:
+    """Write everything of a checkpoint but its weights, for weights of this config and dtype. masks: weights of the
+    mask decoder; None for those that come with the checkpoint."""
+    given = checkpoint.side_files
+    for name, path in given.items():
+        shutil.copyfile(path, folder / name)
+    if "tokenizer.json" not in given and "tokenizer.model" in given:
+        write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", listed_tokens(given))
+    if masks is None:
+        masks = read_masks(checkpoint.mask_decoder) if checkpoint.mask_decoder else {}
+    if masks:
+        write_arrays(folder / FILE_NAME, dict(masks))
+    resample = next(number for number, name in RESAMPLES.items() if name == checkpoint.resample)
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config_json(config, dtype),
+        "preprocessor_config.json": preprocessor_json(config.vision.image_size, config.vision.num_patches, resample),
+    }
+    if "generation_config.json" not in given:
+        files["generation_config.json"] = GENERATION_JSON
+    if given and "tokenizer_config.json" not in given:
+        files["tokenizer_config.json"] = tokenizer_config_json()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

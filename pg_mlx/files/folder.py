@@ -15,8 +15,8 @@ from ..errors import InputError
 from .exchange import exchange
 
 Owned = Callable[[Path], list[Path]]
-"""Lists every file of a folder, in the order in which they may be deleted, or raises InputError if one of them is not
-the writer's own."""
+"""Lists everything in a folder, in the order in which it may be deleted (a folder in it after its files), or raises
+InputError if something is not the writer's own."""
 
 PARTIAL_MARK = ".partial"
 """An empty file that is in a temporary folder from its beginning to its end, so that a later run knows it again."""
@@ -66,7 +66,7 @@ def whole_folder(target: Path, force: bool = False, owned: Owned = nothing_owned
     finally:
         old = replaced if _is(partial, made) or not partial.exists() else partial
         if old.exists() and complete:
-            _delete(old, deletable)
+            _delete(old, [path.relative_to(target) for path in deletable])
         elif old.exists() and not (target.exists() and exchange(old, target)):
             old.rename(target)
         if _is(partial, made):
@@ -78,6 +78,38 @@ def _is(folder: Path, made: os.stat_result) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(folder.stat(), made)
     return False
+
+
+@contextlib.contextmanager
+def whole_files(target: Path) -> Iterator[Path]:
+    """A temporary sibling of `target` to write files into, which take their places only if nothing went wrong.
+
+    A new target appears whole. In one that is there each file replaces its namesake, whole, one after the other, and
+    everything else stays. What killed processes left beside it is removed.
+    """
+    _clean_up(target, nothing_owned)
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        (partial / PARTIAL_MARK).touch()
+        yield partial
+        _sync(partial)
+        if target.exists():
+            for path in sorted(partial.iterdir()):
+                if path.name != PARTIAL_MARK:
+                    path.replace(target / path.name)
+        else:
+            partial.rename(target)  # with its mark: without, a later run would not know what was left here
+            _sync_entries(target.parent)
+        (target / PARTIAL_MARK).unlink(missing_ok=True)
+        _sync_entries(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a killed process has left this folder: a sibling that `whole_folder` or `whole_files` writes into."""
+    return path.name.startswith(".") and ".partial-" in path.name and (path / PARTIAL_MARK).is_file()
 
 
 def check_target(target: Path, force: bool, owned: Owned = nothing_owned) -> Path:
@@ -124,11 +156,16 @@ def _state(folder: Path) -> dict[str, tuple[int, int, int]]:
     return {name: (file.st_ino, file.st_size, file.st_mtime_ns) for name, file in files.items()}
 
 
-def _delete(folder: Path, files: Iterable[Path]) -> None:
-    """Delete files by name and then the folder. If it still holds anything, it stays, and stderr says where."""
+def _delete(folder: Path, names: Iterable[Path]) -> None:
+    """Delete what has these names in a folder, and then the folder. If it still holds anything, it stays, and stderr
+    says where."""
     try:
-        for path in files:
-            (folder / path.name).unlink(missing_ok=True)
+        for name in names:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
         folder.rmdir()
     except OSError as error:
         print(f"pg_mlx: {folder} could not be removed: {error.strerror}", file=sys.stderr)
@@ -137,7 +174,7 @@ def _delete(folder: Path, files: Iterable[Path]) -> None:
 def _delete_owned(folder: Path, owned: Owned) -> None:
     """Delete a folder that a killed process left, unless it holds anything that is not the writer's."""
     with contextlib.suppress(InputError):
-        _delete(folder, owned(folder))
+        _delete(folder, [path.relative_to(folder) for path in owned(folder)])
 
 
 def _clean_up(target: Path, owned: Owned) -> None:
@@ -168,6 +205,9 @@ def _is_alive(pid: str) -> bool:
 
 def _sync(folder: Path) -> None:
     """Make the folder's files and entries durable before it takes its name."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            _sync(path)
     _fsync(path for path in folder.iterdir() if path.is_file())
     _sync_entries(folder)
 

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import __version__
+from ..memory.size import machine_bytes
 from ..ops import blas, device
 from ..ops.device import dtype_name
 
@@ -55,7 +56,7 @@ def description() -> dict[str, Any]:
         "architecture": str(info.get("architecture", platform.machine())),
         "cpu_cores": os.cpu_count(),
         "cpu_flags": cpu_flags(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": machine_bytes(),
         "working_set_bytes": info.get("max_recommended_working_set_size"),
         "system": f"{platform.system()} {platform.mac_ver()[0] or platform.release()}",
         "python": platform.python_version(),

@@ -3,7 +3,8 @@
 On a GPU attention is one kernel and activations have 16 bits. On the CPU every operation writes its result to memory,
 in float32. At 896 pixels the scores of one layer of the vision tower take 1.07 GB, those of the decoder 0.54 GB. Gate
 and up of the decoder's MLP take 0.54 GB too, and parts of them exist twice. Blocks change results by rounding only.
-They are evaluated one after the other, since MLX reserves memory for operations before it runs them.
+They are evaluated one after the other, since MLX reserves memory for operations before it runs them. While gradients
+are traced nothing may be evaluated, so there are no blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def in_blocks(function: Callable[[slice], mx.array], length: int, width: int, ax
     """function(slice) for slices that cover 0..length-1, joined along `axis`. Each index needs `width` values of
     intermediate results."""
     step = max(1, VALUES // width)
-    if device.gpu_ops() or length <= step:
+    if device.gpu_ops() or length <= step or device.traces_gradients():
         return function(slice(None))
     done = []
     for first in range(0, length, step):

@@ -82,8 +82,34 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Within the block, in this thread, gradients are traced: nothing is evaluated, and the model uses MLX's operations
+    only.
+
+    An array that is evaluated while gradients are traced stays in memory until their end, and what NumPy computes
+    cannot be computed again by mx.checkpoint.
+    """
+    before, _of_thread.gradients = traces_gradients(), True
+    try:
+        yield
+    finally:
+        _of_thread.gradients = before
+
+
+def traces_gradients() -> bool:
+    """Whether this thread is within `gradients`."""
+    return getattr(_of_thread, "gradients", False)
+
+
 def evaluate(*arrays: mx.array) -> bool:
-    """mx.eval; returns False inside mx.compile or mx.vjp, where arrays cannot be evaluated."""
+    """mx.eval; returns False where arrays cannot be evaluated (inside mx.compile or mx.vjp) or must not be (within
+    `gradients`)."""
+    if traces_gradients():
+        return False
     try:
         mx.eval(arrays)
     except ValueError:
@@ -93,8 +119,8 @@ def evaluate(*arrays: mx.array) -> bool:
 
 def evaluate_soon(*arrays: mx.array) -> None:
     """mx.async_eval, in the order of the calls: a GPU starts while Python goes on. With the CPU's operations it is
-    `evaluate`. Inside mx.compile and mx.vjp it does nothing."""
-    if not gpu_ops():
+    `evaluate`. Inside mx.compile, mx.vjp and `gradients` it does nothing."""
+    if not gpu_ops() or traces_gradients():
         evaluate(*arrays)
         return
     with contextlib.suppress(ValueError):

@@ -55,6 +55,8 @@ def multiply(x: mx.array, weight: mx.array | Packed) -> mx.array:
     if not isinstance(weight, Packed):
         return x @ weight.T if device.gpu_ops() else multiply_floats(x, weight)
     unpacked = unpacks(weight.quantization, x.size // x.shape[-1])
+    if device.traces_gradients():
+        return multiply_unpacked_twice(x, weight) if unpacked else weight.matmul(x)
     if device.gpu_ops():
         return x @ weight.dequantize(x.dtype).T if unpacked else weight.matmul(x)
     return multiply_unpacked(x, weight) if unpacked else multiply_packed(x, weight)
@@ -64,7 +66,8 @@ def multiply_add(x: mx.array, weight: mx.array | Packed, bias: mx.array) -> tupl
     """x @ weight.T with the bias [outputs] added, and None; or without it, and the bias, where one kernel cannot do
     both."""
     if isinstance(weight, Packed):
-        if not device.gpu_ops() or not unpacks(weight.quantization, x.size // x.shape[-1]):
+        traced = device.traces_gradients()  # an unpacked weight would be kept until the backward pass
+        if traced or not device.gpu_ops() or not unpacks(weight.quantization, x.size // x.shape[-1]):
             return multiply(x, weight), bias
         weight = weight.dequantize(x.dtype)
     return mx.addmm(bias, x, weight.T), None
@@ -143,6 +146,23 @@ def multiply_unpacked(x: mx.array, packed: Packed) -> mx.array:
         return mx.concatenate(done, -1) if len(done) > 1 else done[0]
 
     return via_numpy(tiled, plain, x)
+
+
+def multiply_unpacked_twice(x: mx.array, packed: Packed) -> mx.array:
+    """x [..., columns] -> x @ weight.T [..., outputs], with a gradient of x that unpacks the weight again. MLX would
+    keep the unpacked weights of all layers from the forward to the backward pass."""
+
+    def backward(_: mx.array, cotangent: mx.array, __: mx.array) -> mx.array:
+        weight = mx.depends([packed.weight], [cotangent])[0]  # so that it is not unpacked any earlier
+        return (cotangent @ packed._replace(weight=weight).dequantize(cotangent.dtype)).astype(x.dtype)
+
+    def forward(x: mx.array) -> mx.array:
+        weight = mx.depends([packed.weight], [x])[0]
+        return x @ packed._replace(weight=weight).dequantize(x.dtype).T
+
+    function: Any = mx.custom_function(forward)
+    function.vjp(backward)
+    return function(x)
 
 
 def has_table(q: Quantization) -> bool:

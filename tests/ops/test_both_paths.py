@@ -14,14 +14,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.models import model_of, pictures, quantized, random_ids, random_tensors, wide_config_json
+from helpers.training import fresh, micro
 
 import pg_mlx
 from pg_mlx import InputError
 from pg_mlx.checkpoint.load import load_model
+from pg_mlx.checkpoint.open import open_checkpoint
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.measure import decode_work
 from pg_mlx.ops import blocks, device, metal_kernels, products
 from pg_mlx.ops.gelu import gelu
+from pg_mlx.training import memory
+from pg_mlx.training.adapting import LowRankOptions, adapt
+from pg_mlx.training.dataset import Lengths
+from pg_mlx.training.settings import TrainSettings
+from pg_mlx.training.step import Trainer
 
 PACKAGE = Path(pg_mlx.__file__).parent
 DECISIONS = ("gpu_ops", "backend")
@@ -76,6 +83,10 @@ def run_all(monkeypatch: pytest.MonkeyPatch) -> None:
     images = [np.full((60, 80, 3), shade, np.uint8) for shade in range(0, 250, 50)]
     prompts = ["caption en", "detect red circle", "caption en", "detect red circle", "caption en"]
     pg_mlx.batch_generate(model, processor, prompts, images, batch_size=2, max_tokens=3)
+    learning = fresh("pg1")
+    mx.eval(Trainer(learning, adapter=adapt(learning, LowRankOptions(rank=1))).gradients(micro("pg1", 0)))
+
+    memory.choose(open_checkpoint(CHECKPOINT), TrainSettings("D"), [Lengths((3,), (2,))], 1, 1)
 
     mx.eval(gelu(mx.ones((2, 4)), mx.ones((4,))))
     with metal_kernels.use("capped"):

@@ -65,7 +65,7 @@ class AdaptedSource(Source):
         tied: bool = True,
     ):
         self.shapes = dict(source.shapes)
-        self._source, self._tied = source, tied
+        self._source, self._tied, self._loading = source, tied, specs is not None
         floats = dict(source.shapes)
         if specs is not None:
             floats = {name: shape for spec in specs for name, shape in spec.expected()}
@@ -115,21 +115,25 @@ class AdaptedSource(Source):
             self.shapes[name] = floats[name]
 
     def read(self, name: str) -> mx.array:
-        """The tensor, merged in float32 and rounded once to the stored dtype, not yet evaluated."""
+        """The tensor, merged in float32, not yet evaluated: rounded once to the stored dtype where a checkpoint is
+        written, and left float32 where a model is loaded, which rounds it to its own."""
         stored = self._source.read(name)
         module, _, part = name.rpartition(".")
         changes = self._changes(module)
         if not changes or part not in ("weight", "bias") or (part == "weight" and self._is_packed(module)):
             return stored
         if part == "bias":
-            return functools.reduce(_bias, changes, stored.astype(mx.float32)).astype(stored.dtype)
+            return functools.reduce(_bias, changes, stored.astype(mx.float32)).astype(self._dtype(stored))
         is_float = mx.issubdtype(stored.dtype, mx.floating)  # else packed, and one of the changes replaces it
         whole = [index for index, change in enumerate(changes) if change.weight is not None]
         if not (is_float or whole):
             return stored
         weight = stored.astype(mx.float32).reshape(stored.shape[0], -1)
         weight = functools.reduce(_weight, changes[whole[-1] :] if whole else changes, weight)
-        return weight.reshape(self.shapes[name]).astype(stored.dtype if is_float else mx.float32)
+        return weight.reshape(self.shapes[name]).astype(self._dtype(stored) if is_float else mx.float32)
+
+    def _dtype(self, stored: mx.array) -> mx.Dtype:
+        return mx.float32 if self._loading else stored.dtype
 
     def stored_bytes(self, name: str) -> int:
         """The size of the tensor that is merged into, in bytes."""

@@ -51,6 +51,7 @@ class Change:
     and [rank, columns], is added to the weight and extra_bias [rows] to the bias, and magnitude is how long the
     weight's rows become, [rows, 1], or (PEFT's DoRA of an embedding) its columns, [1, columns]. tokens are some of the
     weight's rows, by index, and what replaces them, [len(index), columns]; a table grows by them where it ends before.
+    scale is what the first factor and the extra bias have been multiplied by.
     """
 
     weight: mx.array | None = None
@@ -59,6 +60,7 @@ class Change:
     extra_bias: mx.array | None = None
     magnitude: mx.array | None = None
     tokens: tuple[list[int], mx.array] | None = None
+    scale: float = 1.0
 
     @property
     def of_columns(self) -> bool:
@@ -127,7 +129,7 @@ class Adapter:
                 raise InputError(f"{self.folder} has a bias for {module}, which has none in this model")
             self._check(module, "bias", fields[name].shape, (rows,))
             fields[name] = _pad(fields[name], (rows,))
-        factors = None
+        factors, scale = None, 1.0
         if fields.keys() & {"up", "down", "magnitude", "extra_bias"}:
             self._require_whole(module, fields)
             up, down = _as_matrix(fields.pop("up")), _as_matrix(fields.pop("down"))
@@ -148,7 +150,7 @@ class Adapter:
             wanted = (1, columns) if of_columns else (rows, 1)
             self._check(module, "magnitude", lengths.shape, wanted)
             fields["magnitude"] = _pad(lengths, wanted)
-        return Change(factors=factors, **fields)
+        return Change(factors=factors, scale=scale, **fields)
 
     def rows(self, module: str, before: int) -> int:
         """How many rows a module's weight has after the adapter; other than `before` only where it has resized a
