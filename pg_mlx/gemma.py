@@ -34,8 +34,8 @@ def cap_logits(x: mx.array, cap: float, scale: float = 1.0) -> mx.array:
 
 @device.fused
 def scaled(x: mx.array, factor: float, dtype: str) -> mx.array:
-    """float32 x [...] -> x * factor [...], rounded once to the dtype of this name."""
-    return (x * factor).astype(getattr(mx, dtype))
+    """x [...] -> x * factor [...], computed in float32 and rounded once to the dtype of this name."""
+    return (x.astype(mx.float32) * factor).astype(getattr(mx, dtype))
 
 
 class Attention(nn.Module):

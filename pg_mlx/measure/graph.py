@@ -86,7 +86,7 @@ def single_operations(*more: tuple[Any, str]) -> Iterator[None]:
     originals = [(owner, name, getattr(owner, name)) for owner, name in (*SINGLE, *more)]
     try:
         for owner, name, original in originals:
-            setattr(owner, name, _single(original))
+            setattr(owner, name, (_dequantize if name == "dequantize" else _single)(original))
         yield
     finally:
         for owner, name, original in originals:
@@ -102,6 +102,22 @@ def _single(function: Callable[..., Any]) -> Callable[..., Any]:
         inputs = [value for value in (*arguments, *options.values()) if isinstance(value, mx.array)]
         results = _operation(inputs, [(output.shape, output.dtype) for output in outputs])
         return results if isinstance(returned, (list, tuple)) else results[0]
+
+    return stand_in
+
+
+def _dequantize(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A stand-in for mx.dequantize: with biases it computes in their dtype, and a result in another one is cast."""
+    one = _single(function)
+
+    def stand_in(
+        weight: mx.array, scales: mx.array, biases: mx.array | None = None, *given: Any, **options: Any
+    ) -> Any:
+        if biases is None:
+            return one(weight, scales, biases, *given, **options)
+        dtype = options.pop("dtype", None)
+        result = one(weight, scales, biases, *given, **options)
+        return result if dtype is None else result.astype(dtype)
 
     return stand_in
 

@@ -65,24 +65,16 @@ class Quantization:
         arrays = mx.quantize(weight, group_size=self.group_size, bits=self.bits, mode=self.mode)
         return dict(zip(self.parts, arrays, strict=True))
 
-    def unpack(self, arrays: Mapping[str, mx.array]) -> mx.array:
-        """The weight, scales and biases of `pack` -> float32 [outputs, columns].
+    def unpack(self, arrays: Mapping[str, mx.array], dtype: mx.Dtype = mx.float32) -> mx.array:
+        """The weight, scales and biases of `pack` -> a float dtype [outputs, columns].
 
-        MLX computes in the dtype of the scales, so 16-bit ones are widened first: rounding each product and sum to
-        bfloat16 would add a fifth to the error of 8 bits.
+        MLX computes in the dtype of the scales, so for a float32 result 16-bit ones are widened first: rounding each
+        product and sum to bfloat16 would add a fifth to the error of 8 bits.
         """
         scales, biases = arrays["scales"], arrays.get("biases")
-        if self.mode == "affine":
-            scales, biases = (array.astype(mx.float32) for array in (scales, arrays["biases"]))
-        return mx.dequantize(
-            arrays["weight"],
-            scales=scales,
-            biases=biases,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-            dtype=mx.float32,
-        )
+        if biases is not None and dtype == mx.float32:
+            scales, biases = scales.astype(dtype), biases.astype(dtype)
+        return mx.dequantize(arrays["weight"], scales, biases, self.group_size, self.bits, self.mode, dtype=dtype)
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -34,9 +34,12 @@ class Packed(NamedTuple):
         return Packed(self.quantization, self.weight[index], self.scales[index], biases)
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
-        """The weight in a float dtype: [outputs, columns]."""
-        q = self.quantization
-        return mx.dequantize(self.weight, self.scales, self.biases, q.group_size, q.bits, q.mode, dtype=dtype)
+        """The weight in a float dtype: [outputs, columns]. float32 is computed in float32, whatever the scales' dtype;
+        16 bits are computed in the scales' dtype."""
+        arrays = {"weight": self.weight, "scales": self.scales}
+        if self.biases is not None:
+            arrays["biases"] = self.biases
+        return self.quantization.unpack(arrays, dtype)
 
     def matmul(self, x: mx.array, stream: Any = None) -> mx.array:
         """x [..., columns] -> x @ weight.T [..., outputs], by the packed weight as it is."""

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from tools.metal import report, table
+from tools.metal import table
 from tools.metal.grid import NoCompiler, native
 from tools.metal.kernel import NoLLVM, require_llvm
 from tools.metal.library import Library
@@ -17,11 +17,20 @@ from tools.metal.wheel import NoMetallib, library
 def shipped() -> Library:
     """The kernels of the installed MLX version; skips the test where a part that is needed cannot be had."""
     require_compiler()
+    found = _shipped()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@cache
+def _shipped() -> Library | str:
+    """The kernels, or why there are none; tried once, since a download may take a while to fail."""
     try:
         require_llvm()
         return library()
     except (NoMetallib, NoLLVM) as error:
-        pytest.skip(str(error))
+        return str(error)
 
 
 def require_compiler() -> None:
@@ -33,17 +42,6 @@ def require_compiler() -> None:
 
 
 @cache
-def routes_of(model: str) -> list[table.Entry]:
-    """The table of one model."""
-    return table.collect(passes((model,)))
-
-
-def run_routes(model: str) -> list[report.Outcome]:
-    """Each kind of route of a model, run once; prints a line each, and the summary."""
-    kernels, entries = shipped(), routes_of(model)
-    outcomes = []
-    for outcome in report.run((e for e in table.few_rows(entries) if not e.route.missing), kernels):
-        print(report.line(outcome))
-        outcomes.append(outcome)
-    print(f"\n{report.summary(outcomes)}\n\n{report.not_run(entries)}")
-    return outcomes
+def routes() -> list[table.Entry]:
+    """The table of all models."""
+    return table.collect(passes())

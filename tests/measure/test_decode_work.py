@@ -125,6 +125,15 @@ def test_activations_are_one_kernel_each() -> None:
         assert graph.kernels(gelu(x)).total() == graph.kernels(geglu(x, x)).total() == 1
 
 
+def test_unpacking_into_another_dtype_is_two_kernels() -> None:
+    packed = mx.quantize(bfloat16(2, 64), 64, 8)
+    mx.eval(packed)
+    with decode_work.graph_of_a_gpu():
+        assert graph.kernels(mx.dequantize(*packed, 64, 8)).total() == 1
+        assert graph.kernels(mx.dequantize(*packed, 64, 8, dtype=mx.bfloat16)).total() == 1
+        assert graph.kernels(mx.dequantize(*packed, 64, 8, dtype=mx.float32)).total() == 2
+
+
 def test_the_rule_of_counting() -> None:
     x = bfloat16(4, 4)
     with decode_work.graph_of_a_gpu():

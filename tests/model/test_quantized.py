@@ -24,7 +24,7 @@ from helpers.models import (
 )
 
 from pg_mlx import PaliGemma
-from pg_mlx.linear import Linear, Parallel
+from pg_mlx.linear import Embedding, Linear, Parallel
 from pg_mlx.quantization import Quantization, pad_columns, pad_rows
 
 TOLERANCE = 1e-4
@@ -53,6 +53,23 @@ def decoded(model: PaliGemma, rows: int = 2) -> mx.array:
 def agree(first: PaliGemma, second: PaliGemma) -> None:
     assert distance(text_logits(first), text_logits(second)) <= TOLERANCE
     assert distance(decoded(first), decoded(second)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_a_looked_up_row_has_the_dtype_of_the_table(bits: int) -> None:
+    """With bfloat16 scales a row is rounded twice; all else that is unpacked into float32 is computed in float32."""
+    packing = Quantization(bits, 64)
+    arrays = packing.pack(mx.random.normal((7, 128), key=mx.random.key(bits)).astype(mx.bfloat16))
+    wide = {name: array if name == "weight" else array.astype(mx.float32) for name, array in arrays.items()}
+    ids = mx.array([[5, 0, 5]])
+    exact = packing.unpack(wide)
+    for own, dtype, error in ((arrays, mx.bfloat16, 2**-7), (wide, mx.float32, 0)):
+        table = Embedding(7, 128, packing)
+        for name, array in own.items():
+            table[name] = array
+        assert table(ids).dtype == dtype
+        assert mx.abs(table(ids).astype(mx.float32) - exact[ids]).max() <= error * mx.abs(exact).max()
+        assert mx.array_equal(table.dequantized(mx.float32), exact)
 
 
 @pytest.mark.parametrize("packing", MODES, ids=name_of)

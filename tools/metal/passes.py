@@ -7,7 +7,6 @@ layer of a prefix is unlike the others, and the others are alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -16,7 +15,6 @@ from pg_mlx.cache import KVCache
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.generation.sampling import Sampler, SamplingOptions
 from pg_mlx.linear import Matrix
-from pg_mlx.ops import attention
 from pg_mlx.ops.device import mx
 from pg_mlx.paligemma import PaliGemma
 from pg_mlx.quantization import RECIPES
@@ -39,8 +37,7 @@ TEXT_IDS = 257152
 class Pass:
     """phase: vision, connect, prefill, step, extend, locations or masks. recipe: None for bfloat16. batch: rows.
 
-    even: whether they are equally long. by_vectors: Gemma 2's capped attention with each query head as a product of its
-    own, however the model does it.
+    even: whether they are equally long.
     """
 
     model: str
@@ -49,12 +46,10 @@ class Pass:
     phase: str
     batch: int
     even: bool = True
-    by_vectors: bool = False
 
     def __str__(self) -> str:
         rows = f"{self.batch} rows" if self.even else f"{self.batch} unequal rows"
-        how = " (one product a head)" if self.by_vectors else ""
-        return f"{self.model}-{self.pixels} {self.recipe or 'bf16'}, {self.phase}{how}, {rows}"
+        return f"{self.model}-{self.pixels} {self.recipe or 'bf16'}, {self.phase}, {rows}"
 
 
 def passes(models: Sequence[str] = tuple(SIZES)) -> Iterator[Pass]:
@@ -66,8 +61,6 @@ def passes(models: Sequence[str] = tuple(SIZES)) -> Iterator[Pass]:
             for phase in ("connect", "prefill", "step", "extend"):
                 if even or phase != "connect":
                     yield Pass(model, pixels, recipe, phase, batch, even)
-            if SIZES[model]["model_type"] == "gemma2" and recipe is None:
-                yield Pass(model, pixels, recipe, "step", batch, even, by_vectors=True)
         if pixels == PIXELS[0]:
             yield Pass(model, pixels, recipe, "locations", 1)
     if next(iter(SIZES)) in models:
@@ -94,28 +87,7 @@ def operations(wanted: Pass, chip: Chip) -> list[Operation]:
             module[name] = array
         return function(*first)
 
-    with _capped_by_vectors() if wanted.by_vectors else nullcontext():
-        return trace(run, [*arrays, *(module[name] for module, name in named)], chip)
-
-
-@contextmanager
-def _capped_by_vectors() -> Iterator[None]:
-    original = attention.capped
-
-    def capped(
-        query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None, scale: float, softcap: float
-    ) -> mx.array:
-        rows = query.reshape(query.shape[0], key.shape[1], -1, 1, query.shape[-1])
-        scores = attention.cap_scores(rows @ key[:, :, None].swapaxes(-1, -2), softcap, scale)
-        if mask is not None:
-            scores = mx.where(mask[:, :, None], scores, mx.finfo(scores.dtype).min)
-        return (mx.softmax(scores, axis=-1, precise=True) @ value[:, :, None]).reshape(query.shape)
-
-    attention.capped = capped
-    try:
-        yield
-    finally:
-        attention.capped = original
+    return trace(run, [*arrays, *(module[name] for module, name in named)], chip)
 
 
 Phase = tuple[Callable[..., list[mx.array]], Sequence[mx.array]]

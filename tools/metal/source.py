@@ -64,9 +64,10 @@ def run(
     """Run the body of a kernel and return its outputs by name.
 
     inputs: by name, in the kernel's order; bfloat16 arrays are uint16 arrays of their bits (see bits.py), numbers are
-    arrays without dimensions. outputs: shape and dtype of each ("bfloat16" gives a uint16 array). They start filled
-    with NaN, or with the largest number. grid: in threads, as MLX wants it. template: the constants, a dtype by its
-    name ("bfloat16"). Raises OutOfBounds, grid.NoCompiler, or RuntimeError with the compiler's message.
+    arrays without dimensions. Strides are kept, as where MLX is not to make inputs contiguous. outputs: shape and dtype
+    of each ("bfloat16" gives a uint16 array). They start filled with NaN, or with the largest number. grid: in threads,
+    as MLX wants it. template: the constants, a dtype by its name ("bfloat16"). Raises OutOfBounds, grid.NoCompiler, or
+    RuntimeError with the compiler's message.
 
     The kernel runs twice, with buffers that end, and that begin, where memory does. If the results differ, it has read
     outside.
@@ -120,9 +121,18 @@ def _run(
 
 
 def _placed(value: Array | float | int, at_start: bool) -> Array:
+    """A copy between guard pages, with the array's own strides; what lies between its elements is NaN."""
     if not isinstance(value, np.ndarray):
         value = np.array(value, np.float32 if isinstance(value, float) else np.int32)
-    return memory.place(value, at_start)
+    if value.flags.c_contiguous:
+        return memory.place(value, at_start)
+    steps = [step // value.itemsize for step in value.strides]
+    reach = 1 + sum((size - 1) * step for size, step in zip(value.shape, steps, strict=True))
+    held = memory.empty((reach,), value.dtype, at_start)
+    held.view(np.uint8)[...] = 0xFF
+    placed = np.lib.stride_tricks.as_strided(held, value.shape, value.strides, subok=True)
+    placed[...] = value
+    return placed
 
 
 def _output(shape: tuple[int, ...], dtype: str, at_start: bool) -> Array:

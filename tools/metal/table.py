@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,9 +37,26 @@ def collect(passes: Iterable[Pass]) -> list[Entry]:
 def few_rows(entries: Sequence[Entry]) -> list[Entry]:
     """Of routes that differ in the number of rows, keys or pictures only, the smallest one. Kernels, constants, widths,
     and the way in which arrays lie in their buffers are the same."""
+    return _smallest(entries, _kind)
+
+
+def few_widths(entries: Sequence[Entry]) -> list[Entry]:
+    """Of routes that start the same kernels with the same constants, and whose inputs lie in their buffers in the same
+    way, the smallest one, whatever its widths."""
+
+    def kind(found: Route) -> tuple[Any, ...]:
+        started = tuple((d.kernel, d.constants) for d in found.dispatches)
+        ways = tuple(_way(layout, found.operation.name)[2:] for layout in found.operation.inputs)
+        return found.operation.name, started, found.missing, ways
+
+    return _smallest(entries, kind)
+
+
+def _smallest(entries: Sequence[Entry], kind: Callable[[Route], Any]) -> list[Entry]:
+    """The smallest route of each kind."""
     least: dict[Any, Entry] = {}
     for entry in entries:
-        key = _kind(entry.route)
+        key = kind(entry.route)
         if key not in least or _size(entry.route) < _size(least[key].route):
             least[key] = entry
     return list(least.values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +18,8 @@ VARIABLE = "PG_MLX_METALLIB"
 """The environment variable that names a metallib, or a wheel of mlx-metal."""
 PLATFORM = "macosx_14_0_arm64"
 MEMBER = "mlx/lib/mlx.metallib"
+PATIENCE_S = 120
+"""Seconds that downloading 45 MB may take."""
 
 
 class NoMetallib(Exception):
@@ -43,22 +47,31 @@ def metallib() -> Path:
         if not path.is_file():
             raise NoMetallib(f"{VARIABLE} names {named}, which is not a file")
         return path if path.suffix != ".whl" else _unpacked(path, cache_folder() / f"{path.stem}.metallib")
-    target = cache_folder() / f"mlx-{version('mlx')}-{PLATFORM}.metallib"
-    return target if target.is_file() else _unpacked(_download(), target)
-
-
-def _download() -> Path:
-    wanted = f"mlx-metal=={version('mlx')}"
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"mlx-{version('mlx')}-{PLATFORM}.metallib"
+    if target.is_file():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=folder) as fresh:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a process that finds another one downloading waits for its result
+            return target if target.is_file() else _unpacked(_download(Path(fresh)), target)
+    except OSError as error:
+        raise NoMetallib(f"{folder} cannot hold the kernels: {error}") from None
+
+
+def _download(folder: Path) -> Path:
+    """The wheel, in this folder."""
+    wanted = f"mlx-metal=={version('mlx')}"
     options = ["--no-deps", "--only-binary=:all:", "--platform", PLATFORM, "--disable-pip-version-check", "-q"]
+    options += ["--retries", "1", "--timeout", "15", "-d", str(folder)]
     try:
         run = subprocess.run(
-            [*_pip(), "download", wanted, *options, "-d", str(folder)], capture_output=True, text=True, timeout=180
+            [*_pip(), "download", wanted, *options], capture_output=True, text=True, timeout=PATIENCE_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoMetallib(f"pip could not download {wanted}: {error}") from None
-    wheels = sorted(folder.glob(f"mlx_metal-{version('mlx')}-*.whl"))
+    wheels = list(folder.glob("mlx_metal-*.whl"))
     if run.returncode or not wheels:
         reason = run.stderr.strip().splitlines()[-1:] or ["no wheel appeared"]
         raise NoMetallib(f"pip could not download {wanted}: {reason[0]}")
