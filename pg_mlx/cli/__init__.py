@@ -14,6 +14,7 @@ from ..errors import PgMlxError
 
 COMMANDS = {
     "generate": "ask about pictures",
+    "batch": "ask about very many pictures, on one machine or several",
     "convert": "convert and quantize a checkpoint",
     "serve": "answer over HTTP, as OpenAI's API and on a page",
     "worker": "answer a program's requests: JSON lines on stdin and stdout",

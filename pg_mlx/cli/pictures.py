@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 _NO_PATH = (OSError, RuntimeError, ValueError)
 """Raised for a name that is too long, begins with ~ and no user, or has a zero byte."""
 
-_SUFFIXES = frozenset(
-    {
-        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-        *(".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf"),
-        *(".jpx", ".ico", ".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""Files in a folder that are pictures. Pillow knows more, but most of those are documents, films or data."""
-
 _NAME_BYTES = 120
 """File systems allow 255; this leaves room for number, label and suffix."""
 
@@ -64,7 +55,9 @@ def expand(images: Iterable[str] | None, prompts: Sequence[str] = ("",), togethe
     prompt, about all pictures. Raises InputError if there are none."""
     if not images:
         raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
-    sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
+    from ..processor.folder import pictures_in
+
+    sources = [source for image in images for source in (pictures_in(image) if is_folder(image) else [image])]
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
     names: dict[str, int] = {}
@@ -80,18 +73,6 @@ def is_folder(image: str) -> bool:
         return image != "-" and Path(image).expanduser().is_dir()
     except _NO_PATH:
         return False
-
-
-def _in_folder(folder: str) -> list[str]:
-    """Its files with the suffix of a picture; not those in folders below, and none that is hidden."""
-    try:
-        files = sorted(path for path in Path(folder).expanduser().iterdir() if path.is_file())
-    except OSError as error:
-        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    found = [str(path) for path in files if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")]
-    if not found:
-        raise InputError(f"there are no pictures in the folder {folder}")
-    return found
 
 
 def stem(source: str) -> str:

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from ..processor import Processor
     from ..regions.select import RegionFilter
 
-BATCH_SIZE, BATCH_PATCHES = 8, 8192
-"""The rows of a batch where --batch-size is not given: at most so many, with at most so many image tokens in all.
-Their keys and values take 0.2 GB (PaliGemma, 16 bits) to 0.9 GB (PaliGemma 2, 3B)."""
-
 
 class Session:
     """Iterate over it for (index of an item, Step or error), as generation.Scheduler yields them.
@@ -50,14 +46,14 @@ class Session:
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
         from ..generation import Scheduler
+        from ..generation.batch import default_batch_size
 
         run_into(self._loaded, self._load)
         model, processor = self._loaded.result()
         for prompt in self._prompts.values():
             prompt()  # a bad one is reported once, not for every picture
-        _note_interrupts(self._stop)
-        most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
-        rows = max(1, min(most, len(self._items)))
+        note_interrupts(self._stop)
+        rows = min(self._args.batch_size or default_batch_size(model), len(self._items))
         scheduler = Scheduler(
             model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)
         )
@@ -175,7 +171,7 @@ def about_region(prompt: str, region: list[float], image_size: tuple[int, int]) 
     return prompt.replace("{region}", text) if "{region}" in prompt else f"{prompt} {text}"
 
 
-def _note_interrupts(pressed: list[int]) -> None:
+def note_interrupts(pressed: list[int]) -> None:
     """The first Ctrl-C adds to the list, so that the answer ends between two tokens; the second one interrupts."""
 
     def note(number: int, frame: object) -> None:

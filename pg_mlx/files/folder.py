@@ -59,7 +59,7 @@ def whole_folder(target: Path, force: bool = False, owned: Owned = nothing_owned
                 raise InputError(f"{target} has changed meanwhile, so it is not replaced")
         partial.rename(target)
         complete = True
-        _sync_entries(target.parent)
+        sync_entries(target.parent)
     finally:
         if replaced.exists() and not complete:
             replaced.rename(target)
@@ -157,10 +157,10 @@ def _is_alive(pid: str) -> bool:
 def _sync(folder: Path) -> None:
     """Make the folder's files and entries durable before it takes its name."""
     _fsync(path for path in folder.iterdir() if path.is_file())
-    _sync_entries(folder)
+    sync_entries(folder)
 
 
-def _sync_entries(folder: Path) -> None:
+def sync_entries(folder: Path) -> None:
     """Make the names in a folder durable, where its disk can do that."""
     try:
         _fsync([folder])

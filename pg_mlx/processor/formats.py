@@ -63,7 +63,7 @@ PICTURE_SUFFIXES |= {
     ".jpx",
     ".j2c",
 }
-PICTURE_SUFFIXES |= {".ico", ".pbm", ".pgm", ".ppm", ".pnm", ".pfm"}
+PICTURE_SUFFIXES |= {".ico", ".pbm", ".pgm", ".ppm", ".pnm"}
 """What files of the formats that are read are called; a folder's other files are no pictures."""
 
 _SAVE = "save it as JPEG or PNG"
