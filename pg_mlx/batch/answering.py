@@ -82,6 +82,9 @@ class Answerer:
         for number, (entry, prompt) in enumerate(questions):
             if pictures is None or entry is not last:
                 last, pictures = entry, Shared(partial(self._read, entry))
+            if prompt is None:
+                error = entry.error or "no prompt was given, and the entry has none"
+                pictures = Shared(partial(self._read, replace(entry, error=error)))
             asked[number] = replace(entry, data=None), prompt
             yield partial(self._request, prompt, pictures)
 
@@ -95,11 +98,13 @@ class Answerer:
     def _request(self, prompt: str | None, pictures: Shared[list[Picture]]) -> Request:
         from ..generation import make_request
 
-        if prompt is None:
-            raise InputError("no prompt was given, and the entry has none")
         options = self._options
         return make_request(
-            self._processor, self._prompt(prompt), pictures, options.sampling, logprobs=options.logprobs
+            self._processor,
+            "" if prompt is None else self._prompt(prompt),
+            pictures,
+            options.sampling,
+            logprobs=options.logprobs,
         )
 
     def _shared(self, text: str) -> Shared[Prompt]:

@@ -166,4 +166,4 @@ def _other_job(folder: Path, name: str, found: Any, wanted: Any) -> str:
         return f"{folder} holds a job about other pictures (or the list has changed); choose another folder"
     if name == "checkpoint":
         return f"{folder} holds a job of another checkpoint; choose another folder"
-    return f"{folder} holds another job: its {name} is {json.dumps(found)}, not {json.dumps(wanted)}"
+    return f"{folder} holds another job ({name}: {json.dumps(found)}, not {json.dumps(wanted)}); choose another folder"
