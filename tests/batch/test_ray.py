@@ -32,15 +32,17 @@ def expected(folder: Path) -> list[dict[str, Any]]:
     return generated("--image", folder, *PROMPT)
 
 
-@pytest.fixture
+NODE = {"num_cpus": 1, "resources": {"mlx": 1}, "object_store_memory": 100 << 20}
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes, each with room for one model."""
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 1, "resources": {"mlx": 1}, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        cluster.add_node(**options)
+        cluster.add_node(**NODE)
         cluster.wait_for_nodes()
         yield cluster
     finally:
@@ -97,6 +99,7 @@ def test_a_node_that_dies_is_done_without(folder: Path, expected: list, cluster:
     wait_for(lambda: whole(tmp_path / "job", 2))
     cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
     _, error = process.communicate(timeout=300)
+    cluster.add_node(**NODE)
     assert process.returncode == 0, error
     check(tmp_path / "job", expected)
 
