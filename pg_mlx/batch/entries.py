@@ -20,7 +20,7 @@ _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 
 
 @dataclass(frozen=True)
-class Span:
+class Section:
     """Entries of a listing that make one shard."""
 
     start: int
@@ -64,11 +64,11 @@ class Listing(Protocol):
     integer_ids: bool
     """Whether all ids are int; else they are str, or both."""
 
-    def spans(self, size: int) -> list[Span]:
-        """All entries, in spans of at most so many."""
+    def sections(self, size: int) -> list[Section]:
+        """All entries, in sections of at most so many."""
 
-    def entries(self, span: Span) -> Iterator[Entry]:
-        """The entries of a span. Raises InputError if the source cannot be read any more."""
+    def entries(self, section: Section) -> Iterator[Entry]:
+        """The entries of a section. Raises InputError if the source cannot be read any more."""
 
 
 def entry_of(row: Mapping[str, Any], columns: Columns, beside: Path, name: str, number: int | None = None) -> Entry:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..files.json import read_json
-from .entries import Columns, Entry, Listing, Span
+from .entries import Columns, Entry, Listing, Section
 from .shards import ShardFiles, write_whole
 from .sources import open_listings
 
@@ -68,7 +68,7 @@ class Shard(NamedTuple):
     """A part of a job: some entries of one listing."""
 
     listing: int
-    span: Span
+    section: Section
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class JobFolder:
         place = folder / JOB_FILE
         if not place.exists():
             _check_empty(folder)
-            spans = [(number, listing.spans(job.shard_size)) for number, listing in enumerate(job.listings)]
+            sections = [(number, listing.sections(job.shard_size)) for number, listing in enumerate(job.listings)]
             content = {
                 "pg_mlx_batch": _FORM,
                 "job": described,
                 "integer_ids": all(listing.integer_ids for listing in job.listings),
-                "shards": [[number, span.start, span.count] for number, found in spans for span in found],
+                "shards": [[number, section.start, section.count] for number, found in sections for section in found],
             }
             write_whole(place, lambda path: _write_json(path, content), replace=False)
         opened = cls.open(folder)
@@ -110,7 +110,7 @@ class JobFolder:
         """The folder of a job that has begun. Raises InputError if it holds none."""
         content = _read(folder)
         try:
-            shards = [Shard(listing, Span(start, count)) for listing, start, count in content["shards"]]
+            shards = [Shard(listing, Section(start, count)) for listing, start, count in content["shards"]]
             job = content["job"]
             files = ShardFiles(folder, job["format"], content["integer_ids"])
             return cls(folder, shards, max(1, len(job["prompts"])), files)
@@ -123,16 +123,16 @@ class JobFolder:
 
     def rows_of(self, number: int) -> int:
         """How many rows a shard has."""
-        return self.shards[number].span.count * self.prompts
+        return self.shards[number].section.count * self.prompts
 
     def entries(self, job: BatchJob, number: int) -> Iterator[Entry]:
         """The entries of a shard. Raises InputError if the source has fewer than it had when the job began."""
-        listing, span = self.shards[number]
+        listing, section = self.shards[number]
         count = 0
-        for entry in job.listings[listing].entries(span):
+        for entry in job.listings[listing].entries(section):
             yield entry
             count += 1
-        if count != span.count:
+        if count != section.count:
             raise InputError(f"{job.listings[listing].name} has changed since the job began")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .entries import ID_COLUMNS, IMAGE_COLUMNS, PROMPT_COLUMN, Columns, Entry, Span, column_of, entry_of
+from .entries import ID_COLUMNS, IMAGE_COLUMNS, PROMPT_COLUMN, Columns, Entry, Section, column_of, entry_of
 
 _JSON = ("regions", "malformed")
 """Columns that hold JSON text, so that the columns of all files have the same types."""
@@ -40,24 +40,24 @@ class ParquetListing:
             name for name in dict.fromkeys((image, id, PROMPT_COLUMN, "path", "file_name")) if name in present
         ]
 
-    def spans(self, size: int) -> list[Span]:
-        """Spans that start at the number of a row."""
+    def sections(self, size: int) -> list[Section]:
+        """Sections that start at the number of a row."""
         found, first = [], 0
         for count in self._groups:
-            found += [Span(first + start, min(size, count - start)) for start in range(0, count, size)]
+            found += [Section(first + start, min(size, count - start)) for start in range(0, count, size)]
             first += count
         return found
 
-    def entries(self, span: Span) -> Iterator[Entry]:
+    def entries(self, section: Section) -> Iterator[Entry]:
         """The id is the row's, or else its number."""
         group, first = 0, 0
-        while first + self._groups[group] <= span.start:
+        while first + self._groups[group] <= section.start:
             first += self._groups[group]
             group += 1
         with self._open() as file:
-            end, number = span.start + span.count, first
+            end, number = section.start + section.count, first
             for batch in file.iter_batches(_READ, row_groups=[group], columns=self._names):
-                wanted = range(max(number, span.start), min(number + batch.num_rows, end))
+                wanted = range(max(number, section.start), min(number + batch.num_rows, end))
                 if wanted:
                     for place, row in zip(
                         wanted, batch.slice(wanted[0] - number, len(wanted)).to_pylist(), strict=True

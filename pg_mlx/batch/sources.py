@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from ..errors import InputError
 from ..processor.folder import pictures_in
-from .entries import Columns, Entry, Listing, Span, entry_of, located, readable
+from .entries import Columns, Entry, Listing, Section, entry_of, located, readable
 from .parquet import ParquetListing
 from .tars import TarListing
 
@@ -77,14 +77,14 @@ class FolderListing:
         self._above = len(self._paths[0]) - len(Path(self._paths[0]).name)
         self.identity = _digest(path[self._above :].encode(errors="surrogateescape") for path in self._paths)
 
-    def spans(self, size: int) -> list[Span]:
-        """Spans that start at the number of a picture."""
+    def sections(self, size: int) -> list[Section]:
+        """Sections that start at the number of a picture."""
         count = len(self._paths)
-        return [Span(start, min(size, count - start)) for start in range(0, count, size)]
+        return [Section(start, min(size, count - start)) for start in range(0, count, size)]
 
-    def entries(self, span: Span) -> Iterator[Entry]:
+    def entries(self, section: Section) -> Iterator[Entry]:
         """Their id is the name of the file."""
-        for path in self._paths[span.start : span.start + span.count]:
+        for path in self._paths[section.start : section.start + section.count]:
             yield Entry(path[self._above :], path, path)
 
 
@@ -98,20 +98,20 @@ class LinesListing:
         self.name, self._path, self._columns = str(path), path, columns
         self.identity = _digest(line for _, line in self._lines(0))
 
-    def spans(self, size: int) -> list[Span]:
-        """Spans that start at a position in bytes."""
-        found: list[Span] = []
+    def sections(self, size: int) -> list[Section]:
+        """Sections that start at a position in bytes."""
+        found: list[Section] = []
         for place, _ in self._lines(0):
             if found and found[-1].count < size:
-                found[-1] = Span(found[-1].start, found[-1].count + 1)
+                found[-1] = Section(found[-1].start, found[-1].count + 1)
             else:
-                found.append(Span(place, 1))
+                found.append(Section(place, 1))
         return found
 
-    def entries(self, span: Span) -> Iterator[Entry]:
+    def entries(self, section: Section) -> Iterator[Entry]:
         """The id in a list of paths is the line as it stands there."""
-        lines = self._lines(span.start)
-        for (place, line), _ in zip(lines, range(span.count), strict=False):
+        lines = self._lines(section.start)
+        for (place, line), _ in zip(lines, range(section.count), strict=False):
             yield self._plain(line) if self._columns is None else self._object(line, place, self._columns)
 
     def _plain(self, line: bytes) -> Entry:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import InputError
 from ..processor.folder import is_picture
 from ..processor.images import MAX_BYTES
-from .entries import Entry, Span
+from .entries import Entry, Section
 
 
 class TarListing:
@@ -22,19 +22,19 @@ class TarListing:
         self.name, self._path = str(path), path
         self.identity = f"{path.name} {path.stat().st_size}"
 
-    def spans(self, size: int) -> list[Span]:
-        """Spans that start at the position of a member's header in bytes."""
-        found: list[Span] = []
+    def sections(self, size: int) -> list[Section]:
+        """Sections that start at the position of a member's header in bytes."""
+        found: list[Section] = []
         for _, member in self._pictures(0):
             if found and found[-1].count < size:
-                found[-1] = Span(found[-1].start, found[-1].count + 1)
+                found[-1] = Section(found[-1].start, found[-1].count + 1)
             else:
-                found.append(Span(member.offset, 1))
+                found.append(Section(member.offset, 1))
         return found
 
-    def entries(self, span: Span) -> Iterator[Entry]:
+    def entries(self, section: Section) -> Iterator[Entry]:
         """The id is webdataset's key: the member's path up to the first dot of its name."""
-        for (archive, member), _ in zip(self._pictures(span.start), range(span.count), strict=False):
+        for (archive, member), _ in zip(self._pictures(section.start), range(section.count), strict=False):
             path = PurePosixPath(member.name)
             key = str(path.with_name(path.name.partition(".")[0]))
             image = f"{self._path}/{member.name}"

@@ -21,7 +21,7 @@ from .options import (
     load_progress,
 )
 from .progress import BatchProgress
-from .session import note_interrupts, sampling
+from .session import NO_MODEL, note_interrupts, sampling
 
 if TYPE_CHECKING:
     from ..batch.job import BatchJob, JobFolder
@@ -150,6 +150,8 @@ def _here(
     from ..processor.notes import print_as_lines
 
     print_as_lines()
+    if job.model is None:
+        print(NO_MODEL, file=sys.stderr)
     progress, loaded = load_progress()
     answerer = load_answerer(job, args.batch_size, progress)
     loaded()

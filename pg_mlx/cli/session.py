@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..regions.select import RegionFilter
 
 
+NO_MODEL = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
+
+
 class Session:
     """Iterate over it for (index of an item, Step or error), as generation.Scheduler yields them.
 
@@ -127,8 +130,7 @@ class Session:
         args = self._args
         sampling(args)  # or InputError
         if args.model is None:
-            note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
-            print(note, file=sys.stderr)
+            print(NO_MODEL, file=sys.stderr)
         progress, done = load_progress()
         model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress)
         done()

@@ -18,7 +18,7 @@ from pg_mlx.batch.shards import ShardFiles, write_whole
 from pg_mlx.cli import main
 from pg_mlx.errors import PgMlxError
 
-COUNT, SHARD = 60, 4
+COUNT, SHARD = 40, 4
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(folder: Path, job: Path) -> tuple[str | Path, ...]:
-    return (folder, *PROMPT, "--max-tokens", "4", "--to", job, "--shard", str(SHARD))
+    return (folder, *PROMPT, "--max-tokens", "2", "--to", job, "--shard", str(SHARD))
 
 
 @pytest.fixture(scope="module")

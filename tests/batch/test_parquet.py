@@ -29,7 +29,7 @@ def batch(*arguments: str | Path) -> int:
 
 def ids_of(path: Path, size: int, columns: Columns = Columns()) -> list[str | int]:  # noqa: B008
     listing = ParquetListing(path, columns)
-    return [entry.id for span in listing.spans(size) for entry in listing.entries(span)]
+    return [entry.id for section in listing.sections(size) for entry in listing.entries(section)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 33, 40, 1000])
@@ -73,7 +73,7 @@ def test_pictures_as_datasets_stores_them(sound: list[Path], tmp_path: Path) -> 
     source = write(
         tmp_path / "data.parquet", {"image": images, "key": ["a", "b", None], "prompt": ["ocr", "ocr", None]}
     )
-    entries = list(ParquetListing(source, Columns()).entries(ParquetListing(source, Columns()).spans(5)[0]))
+    entries = list(ParquetListing(source, Columns()).entries(ParquetListing(source, Columns()).sections(5)[0]))
     assert [entry.id for entry in entries] == ["a", "b", 2]
     assert [entry.image for entry in entries] == [sound[0].name, sound[1].name, str(sound[2])]
     assert entries[0].data == sound[0].read_bytes() and entries[2].data == str(sound[2])

@@ -20,9 +20,9 @@ PLAIN = Columns()
 
 
 def everything(listing: Listing, size: int) -> list[Entry]:
-    spans = listing.spans(size)
-    assert all(0 < span.count <= size for span in spans)
-    return [entry for span in spans for entry in listing.entries(span)]
+    sections = listing.sections(size)
+    assert all(0 < section.count <= size for section in sections)
+    return [entry for section in sections for entry in listing.entries(section)]
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -86,11 +86,11 @@ def test_a_long_list_is_read_line_by_line(tmp_path: Path) -> None:
     path.write_bytes(b"".join(b"folder/picture-%07d.png\n" % number for number in range(30_000)))
     tracemalloc.start()
     listing = one(path)
-    spans = listing.spans(1000)
-    last = list(listing.entries(spans[-1]))
+    sections = listing.sections(1000)
+    last = list(listing.entries(sections[-1]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(spans) == 30 and last[-1].id == "folder/picture-0029999.png"
+    assert len(sections) == 30 and last[-1].id == "folder/picture-0029999.png"
     assert peak < 1 << 20
 
 
@@ -141,7 +141,7 @@ def test_a_tar_is_never_in_memory(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "data.tar", {f"{number:04}.png": bytes(1 << 20) for number in range(30)})
     tracemalloc.start()
     count = 0
-    for entry in one(path).entries(one(path).spans(30)[0]):
+    for entry in one(path).entries(one(path).sections(30)[0]):
         count += len(entry.data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -154,7 +154,7 @@ def test_a_tar_that_is_cut_or_none(tmp_path: Path) -> None:
     (tmp_path / "none.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
     for name in ("cut.tar", "none.tar"):
         with pytest.raises(InputError, match="not a whole tar"):
-            one(tmp_path / name).spans(10)
+            one(tmp_path / name).sections(10)
 
 
 # --- which is which ------------------------------------------------------------------------------------
