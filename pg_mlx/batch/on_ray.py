@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class _Worker:
     def __init__(self, job: BatchJob, folder: str, batch_size: int | None):
         from .run import load_answerer
 
-        self._job, self._place = job, JobFolder.open(Path(folder))
+        # The job is described again here, so a node that sees other pictures or another checkpoint is refused.
+        self._job, self._place = job, JobFolder.begin(job, Path(folder))
         self._answerer = load_answerer(job, batch_size)
 
     def answer(self, number: int) -> int:
@@ -56,14 +58,13 @@ def run_on_ray(
     """
     ray = _connected(address)
     try:
-        # A resource that is free when the job begins may be taken later; Ray then lets the actor wait.
-        offered = int(ray.cluster_resources().get(RESOURCE, 0))
-        if not offered:
+        if not int(ray.cluster_resources().get(RESOURCE, 0)):
             raise InputError(
                 "no node of the Ray cluster offers the resource mlx: ray start ... --resources='{\"mlx\": 1}'"
             )
+        # replace() leaves out the listings, which are opened again where they are read.
         remote = ray.remote(num_cpus=0, resources={RESOURCE: 1}, max_restarts=-1, max_task_retries=_TRIES - 1)(_Worker)
-        return _hand_out(ray, remote, (job, str(place.folder), batch_size), numbers, done, cancelled)
+        return _hand_out(ray, remote, (replace(job), str(place.folder), batch_size), numbers, done, cancelled)
     finally:
         ray.shutdown()
 
@@ -84,6 +85,8 @@ def _hand_out(
         while waiting and len(running) < places:
             actor, number = remote.remote(*arguments), waiting.pop()
             running[actor.answer.remote(number)] = actor, number
+        if not running:
+            raise PgMlxError("no node offers the resource mlx any more; the same line goes on when one does")
         ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_S)
         for reference in ready:
             actor, number = running.pop(reference)
@@ -112,7 +115,9 @@ def _connected(address: str | None) -> Any:
         import ray
     except ImportError:
         raise InputError("--engine ray needs Ray: pip install 'pg_mlx[ray]'") from None
-    local: dict[str, Any] = {} if address or os.environ.get("RAY_ADDRESS") else {"resources": {RESOURCE: 1}}
+    local: dict[str, Any] = {}
+    if not address and not os.environ.get("RAY_ADDRESS"):
+        address, local = "local", {"resources": {RESOURCE: 1}, "include_dashboard": False}
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -14,9 +14,14 @@ from helpers.batches import PROMPT, as_generated, generated, left_over, rows, ru
 from helpers.pictures import saved
 from helpers.regions import scene
 
+from pg_mlx.batch import Predictor, on_ray
+from pg_mlx.batch.job import BatchJob, JobFolder
+from pg_mlx.errors import PgMlxError
+
 ray = pytest.importorskip("ray")
 
-COUNT = 120
+COUNT = 200
+SHORT = ("--max-tokens", "8")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> list[dict[str, Any]]:
-    return generated("--image", folder, *PROMPT)
+    return generated("--image", folder, *PROMPT, *SHORT)
 
 
 NODE = {"num_cpus": 1, "resources": {"mlx": 1}, "object_store_memory": 100 << 20}
@@ -54,7 +59,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.05)
+        time.sleep(0.005)
     raise AssertionError("it did not happen")
 
 
@@ -82,7 +87,7 @@ def check(job: Path, expected: list[dict[str, Any]]) -> None:
 
 
 def arguments(folder: Path, job: Path, cluster: Any) -> tuple[str | Path, ...]:
-    return (folder, *PROMPT, "--to", job, "--shard", "10", "--engine", "ray", "--address", cluster.address)
+    return (folder, *PROMPT, *SHORT, "--to", job, "--shard", "10", "--engine", "ray", "--address", cluster.address)
 
 
 def test_an_actor_that_dies_is_replaced(folder: Path, expected: list, cluster: Any, tmp_path: Path) -> None:
@@ -114,6 +119,53 @@ def test_a_driver_that_dies_goes_on_where_it_ended(folder: Path, expected: list,
     assert done.returncode == 0, done.stderr
     assert "rows were there before" in done.stderr
     check(tmp_path / "job", expected)
+
+
+def job_of(folder: Path, **load: Any) -> BatchJob:
+    return BatchJob((str(folder),), ("caption en",), load=load, options={"max_tokens": 2}, shard_size=50)
+
+
+def test_a_shard_that_kills_is_set_aside(folder: Path, cluster: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    class Dies(on_ray._Worker):
+        def answer(self, number: int) -> int:
+            if number == 1:
+                os._exit(9)
+            return super().answer(number)
+
+    monkeypatch.setattr(on_ray, "_Worker", Dies)
+    job, seen = job_of(folder), []
+    place = JobFolder.begin(job, tmp_path / "job")
+    failed = on_ray.run_on_ray(job, place, [0, 1, 2, 3], cluster.address, None, lambda *done: seen.append(done))
+    assert failed == {1: "its process died 3 times"}
+    assert sorted(seen) == [(0, 0), (2, 0), (3, 0)]
+    assert [place.files.is_whole(number) for number in range(4)] == [True, False, True, True]
+
+
+def test_a_model_that_does_not_fit_ends_the_job(folder: Path, cluster: Any, tmp_path: Path) -> None:
+    job = job_of(folder, max_memory="1MB")
+    place = JobFolder.begin(job, tmp_path / "job")
+    with pytest.raises(PgMlxError, match="could not load the model") as caught:
+        on_ray.run_on_ray(job, place, [0], cluster.address, None, lambda *done: None)
+    assert len(str(caught.value).splitlines()) == 1 and "needs" in str(caught.value)
+
+
+def test_predictor_in_ray_data(folder: Path, expected: list, cluster: Any, tmp_path: Path) -> None:
+    data = pytest.importorskip("ray.data")
+    ray.init(address=cluster.address, logging_level="ERROR")
+    try:
+        data.DataContext.get_current().enable_progress_bars = False
+        answers = data.read_binary_files(str(folder), include_paths=True, override_num_blocks=8).map_batches(
+            Predictor,
+            fn_constructor_kwargs={"prompt": "caption en", "max_tokens": 8},
+            batch_size=25,
+            compute=data.ActorPoolStrategy(size=2),
+            num_cpus=0,
+            resources={"mlx": 1},
+        )
+        found = {row["path"]: row["text"] for row in answers.take_all()}
+    finally:
+        ray.shutdown()
+    assert found == {answer["image"]: answer["text"] for answer in expected}
 
 
 def test_a_cluster_without_the_resource_is_refused(folder: Path, tmp_path: Path) -> None:
