@@ -90,6 +90,8 @@ class JobFolder:
         if not place.exists():
             _check_empty(folder)
             sections = [(number, listing.sections(job.shard_size)) for number, listing in enumerate(job.listings)]
+            if not any(found for _, found in sections):
+                raise InputError(f"there are no pictures in {', '.join(job.sources)}")
             content = {
                 "pg_mlx_batch": _FORM,
                 "job": described,

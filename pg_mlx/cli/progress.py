@@ -52,7 +52,8 @@ class BatchProgress:
         old = self._of - self._todo
         before = f"; {old} rows were there before" if old else ""
         rate = f" in {seconds:.1f} s, {self._done / seconds:.3g} a second" if self._done else ""
-        print(f"{self._done} of {self._todo} rows{rate}{before}", file=sys.stderr)
+        if self._done or not self._todo:  # else a failure of the whole run is reported instead
+            print(f"{self._done} of {self._todo} rows{rate}{before}", file=sys.stderr)
         if self.errors:
             print(f"{self.errors} of {self._of} rows have an error", file=sys.stderr)
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from helpers.batches import PROMPT, as_generated, generated, left_over, rows
 
-from pg_mlx.batch.job import JobFolder
+from pg_mlx.batch.job import BatchJob, JobFolder
 from pg_mlx.cli import main
 from pg_mlx.cli.progress import duration
+from pg_mlx.errors import InputError
 
 SHORT = ("--max-tokens", "4")
 
@@ -200,6 +201,21 @@ def test_a_wrong_input_is_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("no --model")]
     assert words in line
     assert sorted(pictures.iterdir()) == before and not job.exists()
+
+
+def test_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("\n\n")
+    assert batch(tmp_path / "list.txt", *PROMPT, "--to", tmp_path / "job") == 2
+    assert "there are no pictures in" in capsys.readouterr().err
+
+
+def test_a_list_that_changes_while_it_is_answered(sound: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(map(str, sound[:4])))
+    job = BatchJob((str(tmp_path / "list.txt"),), ("caption en",))
+    place = JobFolder.begin(job, tmp_path / "job")
+    (tmp_path / "list.txt").write_text(str(sound[0]))
+    with pytest.raises(InputError, match="has changed since the job began"):
+        list(place.entries(job, 0))
 
 
 def test_a_damaged_job(tmp_path: Path) -> None:
