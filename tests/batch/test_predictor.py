@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 from PIL import Image
 
 import pg_mlx
@@ -122,3 +124,15 @@ def test_pandas_and_pyarrow(predictor: Predictor, sound: list[Path], expected: l
     answered = pyarrow.table(predictor(batch))
     assert answered.column("text").to_pylist() == expected
     assert answered.column("id").to_pylist() == list(range(len(sound)))
+
+
+def test_the_function_of_the_spark_example(sound: list[Path]) -> None:
+    pandas = pytest.importorskip("pandas")
+    example = runpy.run_path(str(ROOT / "examples" / "spark_batch.py"))
+    frames = [
+        pandas.DataFrame({"id": [number], "path": [str(path)]}) for number, path in enumerate([*sound[:2], "none"])
+    ]
+    found = pandas.concat(example["captions"](iter(frames)), ignore_index=True)
+    assert list(found) == [column.split()[0] for column in example["SCHEMA"].split(", ")]
+    assert list(found["id"]) == [0, 1, 2]
+    assert [error is None for error in found["error"]] == [True, True, False]
