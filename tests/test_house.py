@@ -21,7 +21,16 @@ MODEL_FILES = (
 """They must not know on which device they run."""
 
 LIGHT = (
-    *("pg_mlx", "pg_mlx.cli", "pg_mlx.client", "pg_mlx.errors", "pg_mlx.files.json", "pg_mlx.memory.size"),
+    *(
+        "pg_mlx",
+        "pg_mlx.batch",
+        "pg_mlx.cli",
+        "pg_mlx.cli.batch",
+        "pg_mlx.client",
+        "pg_mlx.errors",
+        "pg_mlx.files.json",
+        "pg_mlx.memory.size",
+    ),
     *("pg_mlx.processor", "pg_mlx.regions", "pg_mlx.serving.error_codes", "pg_mlx.threads", "pg_mlx.timeline"),
     *("pg_mlx.training.dataset", "pg_mlx.training.scores"),
     *("pg_mlx.ops.blas", "pg_mlx.serving.worker.framing", "pg_mlx.serving.worker.supervisor"),

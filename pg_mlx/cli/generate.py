@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..threads import start
 from .drawings import Drawings
 from .hints import chat_hint
-from .options import Parser, add_batch_size, add_model_options, bounded
+from .options import Parser, add_answer_options, add_model_options, add_region_options, bounded
 from .pictures import expand, is_folder
 from .report import RunReport
 from .session import Session
@@ -67,37 +67,13 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="of a TIFF or an animation this page or frame, from 1; all: an answer for each",
     )
     p.add_argument("--together", action="store_true", help="ask about all pictures at once: one answer a prompt")
-    p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
-    p.add_argument("--temp", "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
-    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P of the mass")
-    p.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)")
-    p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
-    p.add_argument("--stop", action="append", metavar="S", help="end the answer before this text; repeatable")
-    p.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="above 1: tokens that were there become less likely (1: off)",
-    )
-    p.add_argument(
-        "--repetition-context-size",
-        type=int,
-        default=20,
-        metavar="N",
-        help="among the last N tokens (default: 20; 0: all)",
-    )
-    p.add_argument(
-        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N tokens in a row come twice (0: off)"
-    )
+    add_answer_options(p)
     p.add_argument(
         "--logprobs",
         type=bounded(0, 20),
         metavar="N",
         help="json and jsonl: the log-probability of each token, and of the N likeliest in its place",
     )
-    add_batch_size(p, None, "pictures answered at a time (default: 8; at 896 px 2)")
-    p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
     p.add_argument(
         "--format",
         choices=FORMATS,
@@ -115,24 +91,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     regions.add_argument("--raw", action="store_true", help="print the model's tokens on a terminal, too")
     regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
-    regions.add_argument(
-        "--soft-masks", action="store_true", help="write masks in 65536 shades, not in black and white"
-    )
-    regions.add_argument(
-        "--constrain",
-        action="store_true",
-        help="detect and segment: the answer has only records with labels out of the prompt, in fewer steps",
-    )
-    regions.add_argument("--max-regions", type=int, metavar="N", help="keep the N best")
-    regions.add_argument(
-        "--dedup-iou",
-        type=float,
-        metavar="T",
-        help="keep one of boxes with the same label that overlap by T or more (0..1)",
-    )
-    regions.add_argument(
-        "--min-score", type=float, metavar="S", help="compute scores (0..1) and drop what has less (0 drops nothing)"
-    )
+    regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
+    add_region_options(regions)
     p.add_argument(
         "--verbose",
         action=argparse.BooleanOptionalAction,

@@ -117,6 +117,54 @@ def add_batch_size(p: argparse._ActionsContainer, default: int | None, about: st
     p.add_argument("--batch-size", type=bounded(1, MAX_BATCH_SIZE), default=default, metavar="N", help=about)
 
 
+def add_answer_options(p: argparse._ActionsContainer) -> None:
+    """How tokens are chosen and how many answers share a step: the same for generate and batch."""
+    p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    p.add_argument("--temp", "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P of the mass")
+    p.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens (0: all)")
+    p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
+    p.add_argument("--stop", action="append", metavar="S", help="end the answer before this text; repeatable")
+    p.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1: tokens that were there become less likely (1: off)",
+    )
+    p.add_argument(
+        "--repetition-context-size",
+        type=int,
+        default=20,
+        metavar="N",
+        help="among the last N tokens (default: 20; 0: all)",
+    )
+    p.add_argument(
+        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N tokens in a row come twice (0: off)"
+    )
+    add_batch_size(p, None, "pictures answered at a time (default: 8; at 896 px 2)")
+    p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
+
+
+def add_region_options(p: argparse._ActionsContainer) -> None:
+    """Which regions an answer has: the same for generate and batch."""
+    p.add_argument(
+        "--constrain",
+        action="store_true",
+        help="detect and segment: the answer has only records with labels out of the prompt, in fewer steps",
+    )
+    p.add_argument("--max-regions", type=int, metavar="N", help="keep the N best")
+    p.add_argument(
+        "--dedup-iou",
+        type=float,
+        metavar="T",
+        help="keep one of boxes with the same label that overlap by T or more (0..1)",
+    )
+    p.add_argument(
+        "--min-score", type=float, metavar="S", help="compute scores (0..1) and drop what has less (0 drops nothing)"
+    )
+
+
 def add_service_options(p: argparse._ActionsContainer) -> None:
     """How much a command that answers many requests at a time takes on."""
     add_batch_size(p, 8, "answers computed at a time (default: 8)")

@@ -58,7 +58,9 @@ def expand(
     if there are none."""
     if not images:
         raise InputError("no picture was given: --image FILE, FOLDER, URL or - (--help explains)")
-    sources = [source for image in images for source in (_in_folder(image) if is_folder(image) else [image])]
+    from ..processor.folder import pictures_in
+
+    sources = [source for image in images for source in (pictures_in(image) if is_folder(image) else [image])]
     if sources.count("-") > 1:
         raise InputError("stdin holds one picture, but --image - was given more than once")
     if page is not None:
@@ -76,20 +78,6 @@ def is_folder(image: str) -> bool:
         return image != "-" and Path(image).expanduser().is_dir()
     except _NO_PATH:
         return False
-
-
-def _in_folder(folder: str) -> list[str]:
-    """Its files with the suffix of a picture; not those in folders below, and none that is hidden."""
-    from ..processor.formats import PICTURE_SUFFIXES
-
-    try:
-        files = sorted(path for path in Path(folder).expanduser().iterdir() if path.is_file())
-    except OSError as error:
-        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    found = [str(path) for path in files if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")]
-    if not found:
-        raise InputError(f"there are no pictures in the folder {folder}")
-    return found
 
 
 def _with_page(source: str, page: int | str) -> list[str]:

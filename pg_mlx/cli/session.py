@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from ..processor import Processor
     from ..regions.select import RegionFilter
 
-BATCH_SIZE, BATCH_PATCHES = 8, 8192
-"""The rows of a batch where --batch-size is not given: at most so many, with at most so many image tokens in all.
-Their keys and values take 0.2 GB (PaliGemma, 16 bits) to 0.9 GB (PaliGemma 2, 3B)."""
+
+NO_MODEL = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
 
 
 class Session:
@@ -50,14 +49,14 @@ class Session:
 
     def __iter__(self) -> Iterator[tuple[int, Step | Exception]]:
         from ..generation import Scheduler
+        from ..generation.batch import default_batch_size
 
         run_into(self._loaded, self._load)
         model, processor = self._loaded.result()
         for prompt in self._prompts.values():
             prompt()  # a bad one is reported once, not for every picture
         note_interrupts(self._stop)
-        most = self._args.batch_size or min(BATCH_SIZE, BATCH_PATCHES // model.config.vision.num_patches)
-        rows = max(1, min(most, len(self._items)))
+        rows = max(1, min(self._args.batch_size or default_batch_size(model), len(self._items)))
         scheduler = Scheduler(
             model, processor, self._requests, rows, window=2 * rows, cancelled=lambda: bool(self._stop)
         )
@@ -131,8 +130,7 @@ class Session:
         args = self._args
         sampling(args)  # or InputError
         if args.model is None:
-            note = "no --model: the bundled demo answers, which knows only coloured shapes and short words"
-            print(note, file=sys.stderr)
+            print(NO_MODEL, file=sys.stderr)
         progress, done = load_progress()
         model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress)
         done()

@@ -62,7 +62,7 @@ def whole_folder(target: Path, force: bool = False, owned: Owned = nothing_owned
         if _is(partial, made):
             partial.rename(target)
         complete = True
-        _sync_entries(target.parent)
+        sync_entries(target.parent)
     finally:
         old = replaced if _is(partial, made) or not partial.exists() else partial
         if old.exists() and complete:
@@ -100,9 +100,9 @@ def whole_files(target: Path) -> Iterator[Path]:
                     path.replace(target / path.name)
         else:
             partial.rename(target)  # with its mark: without, a later run would not know what was left here
-            _sync_entries(target.parent)
+            sync_entries(target.parent)
         (target / PARTIAL_MARK).unlink(missing_ok=True)
-        _sync_entries(target)
+        sync_entries(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -209,10 +209,10 @@ def _sync(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             _sync(path)
     _fsync(path for path in folder.iterdir() if path.is_file())
-    _sync_entries(folder)
+    sync_entries(folder)
 
 
-def _sync_entries(folder: Path) -> None:
+def sync_entries(folder: Path) -> None:
     """Make the names in a folder durable, where its disk can do that."""
     try:
         _fsync([folder])

@@ -1,0 +1,64 @@
+"""Which checkpoint a job runs, told by its content, so that the same one in another folder or on another machine is the
+same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.adapters.base import find_base
+from ..checkpoint.adapters.folder import find_folder
+from ..checkpoint.open import locate, tokenizer_files
+from ..demo import CHECKPOINT
+
+_SUFFIXES = (".json", ".safetensors", ".npz", ".model")
+_WHOLE = 64 << 20
+"""Bytes of a file that is read whole."""
+_SPOTS, _SPOT = 512, 4096
+"""Of a larger file so many places of so many bytes are read: a fine-tune changes its weights everywhere, or at least in
+some matrices of every layer."""
+
+
+def fingerprint(model: str | None, load: dict[str, Any]) -> str:
+    """A digest of the files of a model: its checkpoint, adapters, tokenizer and mask decoder.
+
+    load: options of LoadOptions. A hub repository is downloaded unless it is cached. Raises InputError if a file is not
+    there, and PgMlxError if the hub cannot be reached.
+    """
+    named = find_base(model or CHECKPOINT, load.get("revision"))
+    place = locate(named.checkpoint, named.revision)
+    digest = hashlib.sha256()
+    for folder in (place, *named.adapters, *map(find_folder, _listed(load.get("adapter_path")))):
+        _add(digest, _files(folder))
+    if load.get("tokenizer") is not None:
+        _add(digest, tokenizer_files(load["tokenizer"]).values())
+    if load.get("mask_decoder") is not None:
+        _add(digest, [Path(load["mask_decoder"]).expanduser()])
+    return digest.hexdigest()[:32]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+
+
+def _add(digest: Any, paths: Iterable[Path]) -> None:
+    for path in paths:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            if size <= _WHOLE:
+                digest.update(file.read())
+                continue
+            digest.update(file.read(1 << 20))  # the header
+            for spot in range(_SPOTS):
+                file.seek((size - _SPOT) * spot // (_SPOTS - 1))
+                digest.update(file.read(_SPOT))

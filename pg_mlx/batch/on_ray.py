@@ -1,0 +1,124 @@
+"""The shards of a job on a Ray cluster: one actor for each unit of the resource `mlx` that its nodes offer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, PgMlxError
+from .job import BatchJob, JobFolder
+
+RESOURCE = "mlx"
+"""Nodes offer it: `ray start --resources='{"mlx": 1}'`. Actors ask for it and for no CPU, so that they never wait for
+CPUs that other tasks of the cluster hold, and no machine has more models in memory than its owner has allowed."""
+
+_TRIES = 3
+"""Deaths of an actor on one shard; then the shard is set aside."""
+_LOOK_S = 1.0
+"""How often the cluster is asked for new nodes."""
+
+
+class _Worker:
+    """What an actor does: it loads the model once, and answers one shard a call."""
+
+    def __init__(self, job: BatchJob, folder: str, batch_size: int | None):
+        from .run import load_answerer
+
+        # The job is described again here, so a node that sees other pictures or another checkpoint is refused.
+        self._job, self._place = job, JobFolder.begin(job, Path(folder))
+        self._answerer = load_answerer(job, batch_size)
+
+    def answer(self, number: int) -> int:
+        """Write a shard. Returns how many of its rows have errors."""
+        from .run import answer_shards
+
+        answer_shards(self._job, self._place, [number], self._answerer)
+        return self._place.files.count_errors(number)
+
+
+def run_on_ray(
+    job: BatchJob,
+    place: JobFolder,
+    numbers: list[int],
+    address: str | None,
+    batch_size: int | None,
+    done: Callable[[int, int], None],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> dict[int, str]:
+    """Answer shards on a cluster; returns those that could not be answered, with the reason.
+
+    address: the cluster's; None for one that RAY_ADDRESS names, or else for this machine alone. Its nodes see the
+    sources and the job's folder under the same paths. done: called with a shard and its number of errors. Ray starts an
+    actor again that has died, alone or with its node, and repeats its shard; nodes that join get actors.
+    Raises InputError if Ray is not installed, cannot be reached, or no node offers RESOURCE.
+    """
+    ray = _connected(address)
+    try:
+        if not int(ray.cluster_resources().get(RESOURCE, 0)):
+            raise InputError(
+                "no node of the Ray cluster offers the resource mlx: ray start ... --resources='{\"mlx\": 1}'"
+            )
+        # replace() leaves out the listings, which are opened again where they are read.
+        remote = ray.remote(num_cpus=0, resources={RESOURCE: 1}, max_restarts=-1, max_task_retries=_TRIES - 1)(_Worker)
+        return _hand_out(ray, remote, (replace(job), str(place.folder), batch_size), numbers, done, cancelled)
+    finally:
+        ray.shutdown()
+
+
+def _hand_out(
+    ray: Any,
+    remote: Any,
+    arguments: tuple[BatchJob, str, int | None],
+    numbers: list[int],
+    done: Callable[[int, int], None],
+    cancelled: Callable[[], bool],
+) -> dict[int, str]:
+    """One shard at a time to each actor. An actor without work is ended at once: on a cluster that has lost a node,
+    another one may be waiting for its place."""
+    waiting, running, failed = list(reversed(numbers)), dict[Any, tuple[Any, int]](), dict[int, str]()
+    while (waiting or running) and not cancelled():
+        places = int(ray.cluster_resources().get(RESOURCE, 0))
+        while waiting and len(running) < places:
+            actor, number = remote.remote(*arguments), waiting.pop()
+            running[actor.answer.remote(number)] = actor, number
+        if not running:
+            raise PgMlxError("no node offers the resource mlx any more; the same line goes on when one does")
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_S)
+        for reference in ready:
+            actor, number = running.pop(reference)
+            try:
+                done(number, ray.get(reference))
+            except ray.exceptions.RayActorError as error:
+                if getattr(error, "cause", None) is not None or "__init__" in str(error):
+                    raise PgMlxError(f"an actor could not load the model: {_last_line(error)}") from None
+                failed[number] = f"its process died {_TRIES} times"
+            except ray.exceptions.RayTaskError as error:
+                failed[number] = _last_line(error)
+            if waiting:
+                number = waiting.pop()
+                running[actor.answer.remote(number)] = actor, number
+            else:
+                ray.kill(actor)
+    return failed
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _connected(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install 'pg_mlx[ray]'") from None
+    local: dict[str, Any] = {}
+    if not address and not os.environ.get("RAY_ADDRESS"):
+        address, local = "local", {"resources": {RESOURCE: 1}, "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"the Ray cluster cannot be reached: {_last_line(error)}") from None
+    return ray

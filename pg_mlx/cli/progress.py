@@ -1,0 +1,87 @@
+"""What stderr says about a run of batch: how far it is, its rate, the time left, and the first errors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+_SHOWN = 10
+"""Errors that get a line."""
+_EVERY_S, _EVERY_LOGGED_S = 0.2, 60.0
+"""How often progress is written to a terminal, and to a log."""
+
+
+class BatchProgress:
+    """Counts the rows of one run."""
+
+    def __init__(self, program: str, todo: int, of: int, errors: int):
+        """todo: rows that this run makes. of: rows of its part. errors: rows with an error that are there already."""
+        self.errors = errors
+        self._program, self._todo, self._of, self._done, self._shown = program, todo, of, 0, 0
+        self._terminal = sys.stderr.isatty()
+        self.begin()
+
+    def begin(self) -> None:
+        """The model is loaded; from now on the rate is measured."""
+        self._began = self._written = time.monotonic()
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row is known. An error gets a line, if there were few before."""
+        self._done += 1
+        if row["error"] is not None:
+            self.errors += 1
+            self._shown += 1
+            if self._shown <= _SHOWN:
+                image = "" if row["image"] in row["error"] else f"{row['image']}: "
+                self._line(f"{self._program}: {image}{row['error']}")
+            if self._shown == _SHOWN:
+                self._line("further errors are in the rows only")
+        self._show()
+
+    def shard(self, rows: int, errors: int) -> None:
+        """So many rows are there, with so many errors among them."""
+        self._done += rows
+        self.errors += errors
+        self._show()
+
+    def close(self) -> None:
+        """There are no more rows in this run."""
+        self._clear()
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        old = self._of - self._todo
+        before = f"; {old} rows were there before" if old else ""
+        rate = f" in {seconds:.1f} s, {self._done / seconds:.3g} a second" if self._done else ""
+        if self._done or not self._todo:  # else a failure of the whole run is reported instead
+            print(f"{self._done} of {self._todo} rows{rate}{before}", file=sys.stderr)
+        if self.errors:
+            print(f"{self.errors} of {self._of} rows have an error", file=sys.stderr)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._written < (_EVERY_S if self._terminal else _EVERY_LOGGED_S):
+            return
+        self._written = now
+        rate = self._done / max(now - self._began, 1e-9)
+        left = duration((self._todo - self._done) / rate) if rate else "unknown time"
+        line = f"{self._done} of {self._todo} rows, {rate:.3g} a second, {left} left"
+        print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
+        sys.stderr.flush()
+
+    def _line(self, text: str) -> None:
+        self._clear()
+        print(text, file=sys.stderr)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{round(seconds)} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
