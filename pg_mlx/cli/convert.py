@@ -76,7 +76,24 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--mask-decoder", metavar="FILE", help="vae-oid.npz, to go into DST (one that SRC has comes along by itself)"
     )
-    p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
+    p.add_argument(
+        "--q-method",
+        metavar="METHOD",
+        help="how codes are chosen: rtn (nearest, the default), mse (fitted, no data) or gptq (calibrated)",
+    )
+    p.add_argument(
+        "--calibration",
+        metavar="DIR",
+        help="pictures on which the result is compared with the source; with gptq three of four calibrate, the rest "
+        "judge",
+    )
+    p.add_argument(
+        "--calibration-prompt",
+        action="append",
+        default=[],
+        metavar="P",
+        help="what the calibration asks (default: the comparison's prompts); repeatable, they take turns",
+    )
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
     p.add_argument(
         "--force",
@@ -100,14 +117,22 @@ def run(argv: list[str], program: str) -> int:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
     from ..conversion import pipeline, upload
+    from ..conversion.choose import calibration_of
     from ..conversion.written import owned
     from ..files.folder import check_target
 
     if args.private and not args.upload_repo:
         raise InputError("--private is about --upload-repo, which is not given")
     recipe = pipeline.choose_recipe(
-        args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)
+        args.quantize,
+        args.q_bits,
+        args.q_group_size,
+        args.q_mode,
+        args.q_recipe,
+        _overrides(args.q_override),
+        args.q_method,
     )
+    calibration_of(recipe, args.calibration, args.calibration_prompt)
     if not args.dry_run:
         check_target(args.mlx_path, args.force, owned)  # before anything is downloaded
     upload_to = upload.check_login(args.upload_repo) if args.upload_repo and not args.dry_run else None
@@ -138,6 +163,7 @@ def run(argv: list[str], program: str) -> int:
             force=args.force,
             check=not args.no_check,
             calibration=args.calibration,
+            calibration_prompts=args.calibration_prompt,
             progress=progress,
         )
     finally:
@@ -220,6 +246,8 @@ def summary(report: Report) -> str:
         f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "
         f"peak {format_size(report.peak_memory_bytes)}"
     ]
+    if report.choice:
+        lines.append(report.choice.to_markdown())
     if report.quality:
         lines += ["", report.quality.to_markdown()]
     return "\n".join(lines)

@@ -10,62 +10,41 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from ..checkpoint.adapters.base import compare_bases, find_base, lacks_tokenizer
 from ..checkpoint.adapters.merge import AdapterPath, open_adapters
 from ..checkpoint.load import DTYPES
-from ..checkpoint.mask_decoder import FILE_NAME
 from ..checkpoint.open import Checkpoint, open_checkpoint
 from ..checkpoint.wanted import has_tokenizer
 from ..errors import InputError, PgMlxError
-from ..files.arrays import write_arrays
 from ..files.folder import check_target, whole_folder
 from ..files.regular import expanded
 from ..files.shards import ShardWriter
-from ..ops.device import dtype_name
-from ..processor import RESAMPLES
-from ..processor.added_tokens import added_in_list
-from ..quantization import RECIPES, Recipe, uniform
+from ..processor import Processor
+from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
-from . import side_files
+from .choose import calibration_of, check_method, choose_recipe
 from .plan import make_plan
 from .report import Report, model_card
-from .tokenizer_json import JSON_PER_MODEL_BYTE, write_tokenizer_json
-from .weights import Progress, working_bytes, write_weights
+from .samples import Sample, default_samples
+from .side_files import write_side_files
+from .tokenizer_json import JSON_PER_MODEL_BYTE
+from .weights import FittedPacker, Packer, Progress, working_bytes, write_weights
 from .written import check_inputs_outside, owned, write_manifest
 
 if TYPE_CHECKING:
+    from .candidates import Choice
     from .quality import Quality
 
 
 SMALL_FILES_BYTES = 1 << 16
 """More than config.json, the model card, the index and the other small files take together."""
-
-
-def choose_recipe(
-    quantize: bool,
-    q_bits: int | None,
-    q_group_size: int | None,
-    q_mode: str | None,
-    q_recipe: str | None,
-    q_overrides: Mapping[str, str] | None,
-) -> Recipe | None:
-    """The recipe that a set of options means: none, a named one, or one packing for all. Raises InputError."""
-    by_numbers = q_bits is not None or q_group_size is not None or q_mode is not None
-    if by_numbers and q_recipe:
-        raise InputError("a recipe and bits, group size or mode exclude each other")
-    if not (quantize or by_numbers or q_recipe or q_overrides):
-        return None
-    if q_recipe and q_recipe not in RECIPES:
-        raise InputError(f"no recipe {q_recipe!r}; there are {', '.join(RECIPES)}")
-    recipe = uniform(q_bits, q_group_size, q_mode) if by_numbers else RECIPES[q_recipe or "balanced"]
-    return recipe.with_overrides(q_overrides or {})
 
 
 class Conversion:
@@ -120,6 +99,7 @@ class Conversion:
         inputs = (source, named.checkpoint, *folders, *(path for path in (tokenizer, mask_decoder) if path))
         self._inputs = [path for path in map(expanded, inputs) if path.exists()]
         self.plan = make_plan(checkpoint, recipe, dequantize)
+        check_method(recipe, self.plan)
         self.dtype = DTYPES[dtype] if dtype else stored
         """The dtype in which float tensors and affine scales are written."""
         self.masks: dict[str, mx.array] = read_masks(masks) if masks else {}
@@ -142,20 +122,27 @@ class Conversion:
         force: bool = False,
         check: bool = True,
         calibration: str | Path | None = None,
+        calibration_prompts: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Report:
         """Write the folder `target`. Options and errors are those of `convert`."""
         self.check_target(target, force, calibration)
+        samples = calibration_of(self.recipe, calibration, calibration_prompts)
+        if samples and self.checkpoint.tokenizer is None:
+            raise InputError("method gptq needs a tokenizer, for prompts and answers; --q-method mse needs none")
         start = time.perf_counter()
         mx.reset_peak_memory()
         report = progress or (lambda what, done, total: None)
         try:
             with whole_folder(target, force, owned) as folder:
                 self._require_space(folder)
-                writer = ShardWriter(folder, header_bytes=self._header_bytes())
-                write_weights(self.plan, self.checkpoint.source, writer, self.dtype, report, self.expected_bytes())
-                self._write_side_files(folder)
-                quality = self._compare(folder, calibration, report) if check else None
+                if samples is None:
+                    choice = None
+                    self._write_data_free(folder, report)
+                else:
+                    choice = self._write_calibrated(folder, samples, report)
+                judging = samples[1] if samples else None
+                quality = self._compare(folder, calibration, judging, report) if check else None
                 written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
                 result = Report(
                     target=target,
@@ -166,6 +153,7 @@ class Conversion:
                     seconds=time.perf_counter() - start,
                     peak_memory_bytes=mx.get_peak_memory(),
                     quality=quality,
+                    choice=choice,
                 )
                 if quality:
                     (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
@@ -183,6 +171,22 @@ class Conversion:
         place = check_target(target, force, owned)
         check_inputs_outside(place, [*self._inputs, *([expanded(calibration)] if calibration else [])])
 
+    def _write_data_free(self, folder: Path, report: Progress) -> None:
+        """Weights and side files, by a method that needs no pictures."""
+        packer = FittedPacker(self.dtype) if self.recipe and self.recipe.method == "mse" else Packer(self.dtype)
+        writer = ShardWriter(folder, header_bytes=self._header_bytes())
+        write_weights(self.plan, self.checkpoint.source, writer, packer, report, self.expected_bytes())
+        write_side_files(folder, self.checkpoint, self.plan, self.dtype, self.masks)
+
+    def _write_calibrated(self, folder: Path, samples: tuple[list[Sample], list[Sample]], report: Progress) -> Choice:
+        """The same by GPTQ, if that proves best."""
+        from .candidates import write_best
+
+        write_side_files(folder, self.checkpoint, self.plan, self.dtype, self.masks)
+        processor = Processor.from_folder(folder, self.plan.config.vision.image_size)
+        header, size = self._header_bytes(), self.expected_bytes()
+        return write_best(self.checkpoint, self.plan, folder, self.dtype, samples, processor, header, report, size)
+
     def _header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
         return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
@@ -199,46 +203,30 @@ class Conversion:
         if "tokenizer.json" not in given:
             made = given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
         masks = sum(array.nbytes for array in self.masks.values())
-        return self.expected_bytes() + self._header_bytes() + sum(given.values()) + made + masks + SMALL_FILES_BYTES
+        results = 2 if self.recipe and self.recipe.method == "gptq" else 1
+        return (
+            results * (self.expected_bytes() + self._header_bytes())
+            + sum(given.values())
+            + made
+            + masks
+            + SMALL_FILES_BYTES
+        )
 
-    def _compare(self, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
-        """The quality card, or None without a tokenizer, which answers need."""
+    def _compare(
+        self, folder: Path, calibration: str | Path | None, samples: Sequence[Sample] | None, report: Progress
+    ) -> Quality | None:
+        """The quality card on the samples, or on the default ones; None without a tokenizer, which answers need."""
         if self.checkpoint.tokenizer is None:
             return None
-        from .quality import compare, default_samples
+        from .quality import compare
 
-        samples = default_samples(Path(calibration) if calibration else None)
+        samples = samples or default_samples(Path(calibration) if calibration else None)
         size = self.expected_bytes()
 
         def progress(done: int, total: int) -> None:
             report(f"comparing with the source, {done} of {total}", size, size)
 
         return compare(self.checkpoint, folder, samples=samples, progress=progress)
-
-    def _write_side_files(self, folder: Path) -> None:
-        given = self.checkpoint.side_files
-        for name, path in given.items():
-            shutil.copyfile(path, folder / name)
-        if "tokenizer.json" not in given and "tokenizer.model" in given:
-            added = added_in_list(given["added_tokens.json"]) if "added_tokens.json" in given else {}
-            write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", added)
-        if self.masks:
-            write_arrays(folder / FILE_NAME, self.masks)
-        config, resample = self.plan.config, self.checkpoint.resample
-        files: dict[str, dict[str, Any]] = {
-            "config.json": side_files.config_json(config, dtype_name(self.dtype)),
-            "preprocessor_config.json": side_files.preprocessor_json(
-                config.vision.image_size,
-                config.vision.num_patches,
-                next(number for number, name in RESAMPLES.items() if name == resample),
-            ),
-        }
-        if "generation_config.json" not in given:
-            files["generation_config.json"] = side_files.GENERATION_JSON
-        if given and "tokenizer_config.json" not in given:
-            files["tokenizer_config.json"] = side_files.tokenizer_config_json()
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> None:
@@ -260,6 +248,7 @@ def convert(
     q_mode: str | None = None,
     q_recipe: str | None = None,
     q_overrides: Mapping[str, str] | None = None,
+    q_method: str | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
     adapter_path: AdapterPath = None,
@@ -270,19 +259,22 @@ def convert(
     force: bool = False,
     check: bool = True,
     calibration: str | Path | None = None,
+    calibration_prompts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Convert `source` (folder, hub repository or big_vision .npz) into the folder `target`.
 
     Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
-    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
+    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. q_method: how codes are chosen, one of
+    quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with `calibration_prompts` or
+    the card's, and compares on the others. mask_decoder: a file of the decoder of
     <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
     force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
     holds anything else, the source or the working directory is never replaced.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
-    recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)
+    recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides, q_method)
     conversion = Conversion(
         source,
         recipe,
@@ -295,4 +287,11 @@ def convert(
         revision=revision,
     )
     target = Path(target).expanduser()
-    return conversion.run(target, force=force, check=check, calibration=calibration, progress=progress)
+    return conversion.run(
+        target,
+        force=force,
+        check=check,
+        calibration=calibration,
+        calibration_prompts=calibration_prompts,
+        progress=progress,
+    )

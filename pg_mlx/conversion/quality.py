@@ -118,10 +118,10 @@ def compare(
     _check_comparable(theirs.config, ours.config, vocabulary)
     tick.total = len(samples) + theirs.num_blocks + ours.num_blocks + 1
 
-    pictures, sizes, texts = _prepare(samples, processor)
-    texts = _answer(load_model(result, dtype=dtype), processor, pictures, texts, max_tokens, tick)
+    pictures, sizes, texts = prepare(samples, processor)
+    texts = answer(load_model(result, dtype=dtype), processor, pictures, texts, max_tokens, tick)
     mx.clear_cache()
-    readings = _read("source", theirs, pictures, texts), _read("result", ours, pictures, texts)
+    readings = read("source", theirs, pictures, texts), read("result", ours, pictures, texts)
     predictions = predict(*readings, vocabulary)
     tick()
 
@@ -166,7 +166,8 @@ def _check_comparable(source: PaliGemmaConfig, result: PaliGemmaConfig, vocabula
         raise InputError(f"the tokenizer has {vocabulary} pieces, the embedding only {rows} rows")
 
 
-def _read(name: str, model: Streamed, pictures: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> Reading:
+def read(name: str, model: Streamed, pictures: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> Reading:
+    """The outputs of a streamed model. name: for messages. Raises PgMlxError if they are not finite."""
     features = model.features(pictures)
     hidden = mx.concatenate(model.hidden(features, texts))
     if not mx.isfinite(hidden).all().item():
@@ -189,7 +190,7 @@ class _Ticks:
 # --- answering ------------------------------------------------------------------------------------------
 
 
-def _prepare(
+def prepare(
     samples: Iterable[Sample], processor: Processor
 ) -> tuple[list[mx.array], list[tuple[int, int]], list[AnsweredPrompt]]:
     """Pixels [1, H, W, 3] and original (width, height) of each distinct picture, and the samples without answers."""
@@ -208,7 +209,7 @@ def _prepare(
     return pictures, sizes, texts
 
 
-def _answer(
+def answer(
     model: PaliGemma,
     processor: Processor,
     pictures: Sequence[mx.array],

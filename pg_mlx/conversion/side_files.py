@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
+from ..checkpoint.mask_decoder import FILE_NAME
+from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
+from ..files.arrays import write_arrays
+from ..ops.device import dtype_name
+from ..processor import RESAMPLES
+from ..processor.added_tokens import added_in_list
+from .plan import Plan
+from .tokenizer_json import write_tokenizer_json
+
+
+def write_side_files(
+    folder: Path, checkpoint: Checkpoint, plan: Plan, dtype: mx.Dtype, masks: dict[str, mx.array]
+) -> None:
+    """Write all of them into a folder, the checkpoint's own files where it has them. dtype: of the written floats.
+    masks: weights of the decoder of <seg> codes, perhaps none."""
+    given = checkpoint.side_files
+    for name, path in given.items():
+        shutil.copyfile(path, folder / name)
+    if "tokenizer.json" not in given and "tokenizer.model" in given:
+        added = added_in_list(given["added_tokens.json"]) if "added_tokens.json" in given else {}
+        write_tokenizer_json(folder / "tokenizer.model", folder / "tokenizer.json", added)
+    if masks:
+        write_arrays(folder / FILE_NAME, masks)
+    config = plan.config
+    files: dict[str, dict[str, Any]] = {
+        "config.json": config_json(config, dtype_name(dtype)),
+        "preprocessor_config.json": preprocessor_json(
+            config.vision.image_size,
+            config.vision.num_patches,
+            next(number for number, name in RESAMPLES.items() if name == checkpoint.resample),
+        ),
+    }
+    if "generation_config.json" not in given:
+        files["generation_config.json"] = GENERATION_JSON
+    if given and "tokenizer_config.json" not in given:
+        files["tokenizer_config.json"] = tokenizer_config_json()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def config_json(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
