@@ -233,5 +233,5 @@ class _BlockPacker:
         done = []
         for own, moments, factor in prepared:
             moved = gptq.correct(weight[:, own], moments, factor)
-            done.append(gptq.gptq(moved, factor, module.target, self.dtype, cores))
+            done.append(gptq.gptq(moved, moments.hessian, factor, module.target, self.dtype, cores))
         return {part: mx.concatenate([arrays[part] for arrays in done], axis=1) for part in done[0]}

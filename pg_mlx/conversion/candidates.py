@@ -46,7 +46,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """Which method's weights were written, and what the judging pictures said of each."""
 
     method: str
@@ -77,7 +77,7 @@ def write_best(
     header_bytes: int,
     report: Progress,
     total: int,
-) -> Choice:
+) -> Chosen:
     """Write the weights of the best of "rtn", "mse" and "gptq" into a folder that has its config.json already.
 
     samples: those that calibrate and those that judge. header_bytes: of a shard. total: the bytes there will be.
@@ -120,7 +120,7 @@ def write_best(
         if path.name != "config.json":
             path.rename(folder / path.name)
     _remove(folder, {data_free, "gptq"})
-    return Choice(best, len(calibrating[0]), len(judging[0]), sum(len(t.answer) for t in judging[1]), judgements)
+    return Chosen(best, len(calibrating[0]), len(judging[0]), sum(len(t.answer) for t in judging[1]), judgements)
 
 
 Answered = tuple[list[mx.array], list[AnsweredPrompt]]

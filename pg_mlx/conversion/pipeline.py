@@ -39,7 +39,7 @@ from .weights import FittedPacker, Packer, Progress, working_bytes, write_weight
 from .written import check_inputs_outside, owned, write_manifest
 
 if TYPE_CHECKING:
-    from .candidates import Choice
+    from .candidates import Chosen
     from .quality import Quality
 
 
@@ -178,7 +178,7 @@ class Conversion:
         write_weights(self.plan, self.checkpoint.source, writer, packer, report, self.expected_bytes())
         write_side_files(folder, self.checkpoint, self.plan, self.dtype, self.masks)
 
-    def _write_calibrated(self, folder: Path, samples: tuple[list[Sample], list[Sample]], report: Progress) -> Choice:
+    def _write_calibrated(self, folder: Path, samples: tuple[list[Sample], list[Sample]], report: Progress) -> Chosen:
         """The same by GPTQ, if that proves best."""
         from .candidates import write_best
 

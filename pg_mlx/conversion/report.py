@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..quantization import METHODS, Recipe
-from .candidates import Choice
+from .candidates import Chosen
 from .quality import Quality
 
 
@@ -22,7 +22,7 @@ class Report:
     seconds: float
     peak_memory_bytes: int
     quality: Quality | None
-    choice: Choice | None = None
+    choice: Chosen | None = None
     """Of a calibrated conversion: whether the calibrated weights were the best."""
 
 

@@ -14,10 +14,11 @@ import mlx.core as mx
 from .codes import pack_codes
 from .modes import Quantization
 
-_RANGES = {2: (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), 3: (1.0, 0.92, 0.84, 0.76, 0.68, 0.6), 4: (1.0, 0.94, 0.88, 0.82, 0.76)}
+_NARROW = tuple(1 - 0.04 * step for step in range(16))
+_RANGES = {2: _NARROW, 3: _NARROW, 4: _NARROW[:10], 5: _NARROW[:4]}
 """Shares of a group's range that are tried, by bits. With more bits a narrower range only loses."""
-_OTHER_RANGES = (1.0, 0.95)
-_ROUNDS = 2
+_OTHER_RANGES = (1.0, 0.96)
+_ROUNDS = 3
 """How often codes are chosen and scale and bias are fitted to them."""
 
 

@@ -2,7 +2,7 @@
 
 With H for the sum of x x^T over the inputs x, the error of an output is e H e^T. Columns are rounded from the first
 to the last, and each one's error is made good by the columns after it, as far as they can. A group's scale and bias are
-fitted when its first column is reached, to the weights as they then are. The result is plain affine packing.
+fitted when its first column is reached, to the weights as they then are; a column counts by the size of its inputs. The result is plain affine packing.
 
 Before that, `correct` moves the weights. Its inputs are no longer those of the float model, because what comes before
 is packed already. The moved weights bring the outputs for today's inputs as near as possible to those of the float
@@ -28,6 +28,10 @@ DAMPING = 0.1
 
 MAX_COLUMNS = 9216
 """Wider matrices are treated in blocks of columns, each alone: H has the square of its columns."""
+
+_LEAST_IMPORTANCE = 1e-4
+"""What a column whose input is always zero counts in its group's fit, as a share of the mean. It should not count, but
+its group may have no others."""
 
 _LEAST_OUTPUTS = 64
 """Fewer outputs are not worth a core of their own."""
@@ -78,21 +82,28 @@ def correct(weight: mx.array, moments: Moments, factor: mx.array) -> mx.array:
 
 
 def gptq(
-    weight: mx.array, factor: mx.array, quantization: Quantization, dtype: mx.Dtype, cores: int = 1
+    weight: mx.array,
+    hessian: mx.array,
+    factor: mx.array,
+    quantization: Quantization,
+    dtype: mx.Dtype,
+    cores: int = 1,
 ) -> dict[str, mx.array]:
-    """weight float32 [outputs, columns], factor as `inverse_factor` gives it -> weight uint32, scales and biases.
+    """weight float32 [outputs, columns] -> weight uint32, scales and biases.
 
-    dtype: of scales and biases. The columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a
+    hessian: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a
     GPU.
     """
     outputs, columns = weight.shape
     size, bits = quantization.group_size, quantization.bits
+    importance = mx.diagonal(hessian)[:, None]
+    importance = mx.maximum(importance, _LEAST_IMPORTANCE * importance.mean())
     parts = max(1, min(cores, outputs // _LEAST_OUTPUTS))
     bounds = list(pairwise(outputs * part // parts for part in range(parts + 1)))
     streams: list[Any] = [mx.default_stream(mx.default_device())]
     streams += [mx.new_thread_local_stream(mx.cpu) for _ in bounds[1:]]
     rest = [mx.contiguous(weight[first:last].T) for first, last in bounds]  # columns first: [columns, outputs]
-    mx.eval(rest, factor)
+    mx.eval(rest, factor, importance)
     codes: list[list[mx.array]] = [[] for _ in bounds]
     grids: list[list[tuple[mx.array, mx.array]]] = [[] for _ in bounds]
     for first in range(0, columns, size):
@@ -100,7 +111,7 @@ def gptq(
         for part, stream in enumerate(streams):
             with mx.stream(stream):
                 group = rest[part][:size]
-                grid = fit(group, bits, dtype, axis=0)
+                grid = fit(group, bits, dtype, axis=0, weights=importance[own])
                 chosen, error = _round(group, factor[own, own], grid)
                 rest[part] = rest[part][size:]
                 if after.start < columns:
