@@ -132,7 +132,7 @@ def run(argv: list[str], program: str) -> int:
         _overrides(args.q_override),
         args.q_method,
     )
-    calibration_of(recipe, args.calibration, args.calibration_prompt)
+    samples = calibration_of(recipe, args.calibration, args.calibration_prompt)
     if not args.dry_run:
         check_target(args.mlx_path, args.force, owned)  # before anything is downloaded
     upload_to = upload.check_login(args.upload_repo) if args.upload_repo and not args.dry_run else None
@@ -152,7 +152,7 @@ def run(argv: list[str], program: str) -> int:
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         print(f"left float, as no whole groups fit: {len(left)} modules ({names})", file=sys.stderr)
     if args.dry_run:
-        print(table(conversion))
+        print(table(conversion, len(samples[0]) if samples else 0))
         return 0
     if upload_to:
         upload.create(upload_to, args.private)
@@ -210,8 +210,8 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
     return show, bar.close
 
 
-def table(conversion: Conversion) -> str:
-    """What would be written, by component, as text for people."""
+def table(conversion: Conversion, calibrating: int = 0) -> str:
+    """What would be written, by component, as text for people. calibrating: the pictures that do."""
     rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "size before", "after")]
     modules = conversion.plan.modules
     parts = list(dict.fromkeys(module.component for module in modules))
@@ -233,7 +233,7 @@ def table(conversion: Conversion) -> str:
         [
             *lines,
             "",
-            f"peak memory of the conversion: about {format_size(conversion.expected_peak())}",
+            f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}",
             f"read from memory for each token decoded: {format_size(read)} and the cache",
         ]
     )

@@ -24,6 +24,7 @@ import numpy as np
 from ..attention_mask import prefix_lm_mask
 from ..checkpoint.layouts import EMBEDDING, WeightSpec
 from ..checkpoint.open import Checkpoint
+from ..config import PaliGemmaConfig
 from ..linear import Embedding
 from ..ops import device
 from ..quantization import gptq, pack_fitted, pad_columns, pad_rows
@@ -31,8 +32,8 @@ from .block_inputs import float_linear, float_weight, get, inputs_of, put, run
 from .layerwise import AnsweredPrompt, Streamed
 from .plan import Module
 
-TOKENS = 4096
-"""Input rows that go through a block at once."""
+_TOKENS, _VALUES = 4096, 64 << 20
+"""Input rows that go through a block at once, and values of the decoder's gate and up that they may have."""
 
 Arrays = dict[str, mx.array]
 """The parts of a packed matrix by name."""
@@ -65,7 +66,7 @@ def calibrated(
     """
     streamed = Streamed(checkpoint, mx.float32, progress)
     packer = _BlockPacker(checkpoint.specs, {module.name: module for module in modules}, dtype)
-    images = max(1, TOKENS // checkpoint.config.vision.num_patches)
+    images = max(1, tokens_at_once(checkpoint.config) // checkpoint.config.vision.num_patches)
     grouped = [mx.concatenate(list(pictures[i : i + images])) for i in range(0, len(pictures), images)]
     batches = [_Batch(x, x, mx.ones((x.shape[0] * x.shape[1], 1))) for x in streamed.patches(grouped)]
     yield from packer.blocks(streamed, "vision_tower", batches)
@@ -79,6 +80,11 @@ def calibrated(
     batches = _texts(streamed, texts, features, packer)
     del features
     yield from packer.blocks(streamed, "language_model", batches)
+
+
+def tokens_at_once(config: PaliGemmaConfig) -> int:
+    """Input rows that go through a block at once, if a single picture or text has not more."""
+    return min(_TOKENS, _VALUES // (2 * config.text.intermediate_size))
 
 
 def is_calibrated(module: Module) -> bool:
@@ -100,7 +106,7 @@ def _texts(
         counts += [images, len(text.prefix), len(text.answer) - 1]
     shares = counts.sum() / np.count_nonzero(counts) / np.maximum(counts, 1)
     batches = []
-    for group in _alike(texts, images):
+    for group in _alike(texts, images, tokens_at_once(streamed.config)):
         slots = max(len(text.read) for text in group)
         kinds = np.zeros((len(group), images + slots), np.float32)
         for row, text in enumerate(group):
@@ -119,11 +125,11 @@ def _texts(
     return batches
 
 
-def _alike(texts: Sequence[AnsweredPrompt], images: int) -> Iterator[list[AnsweredPrompt]]:
-    """The texts by length, as many at a time as TOKENS allows."""
+def _alike(texts: Sequence[AnsweredPrompt], images: int, tokens: int) -> Iterator[list[AnsweredPrompt]]:
+    """The texts by length, as many at a time as have so many tokens together."""
     group: list[AnsweredPrompt] = []
     for text in sorted(texts, key=lambda text: len(text.read)):
-        if group and (len(group) + 1) * (images + len(text.read)) > TOKENS:
+        if group and (len(group) + 1) * (images + len(text.read)) > tokens:
             yield group
             group = []
         group.append(text)
@@ -173,7 +179,7 @@ class _BlockPacker:
                     pieces.append(done[first : first + rows])
                     first += rows
                     if is_calibrated(module):
-                        arrays = self._matrix(module, own, prepared)
+                        arrays = self._matrix(module, own, prepared, part == spec.sources[-1])
                         assert module.target is not None
                         pieces[-1] = module.target.unpack(arrays)[:rows, : spec.columns]
                         mx.eval(pieces[-1])
@@ -224,14 +230,16 @@ class _BlockPacker:
         return prepared
 
     def _matrix(
-        self, module: Module, weight: mx.array, prepared: Sequence[tuple[slice, gptq.Moments, mx.array]]
+        self, module: Module, weight: mx.array, prepared: list[tuple[slice, gptq.Moments, mx.array]], last: bool
     ) -> Arrays:
-        """weight float32 [outputs, columns] -> its packed arrays, padded as the module is to be."""
+        """weight float32 [outputs, columns] -> its packed arrays, padded as the module is to be. last: what is prepared
+        is not needed after this, so it goes as it is used."""
         assert module.target is not None
         weight = pad_columns(pad_rows(weight, module.padded[0]), module.padded[1])
         cores = 1 if device.is_gpu() else device.cores()
         done = []
-        for own, moments, factor in prepared:
+        for index in range(len(prepared)):
+            own, moments, factor = prepared.pop(0) if last else prepared[index]
             moved = gptq.correct(weight[:, own], moments, factor)
             done.append(gptq.gptq(moved, moments.hessian, factor, module.target, self.dtype, cores))
         return {part: mx.concatenate([arrays[part] for arrays in done], axis=1) for part in done[0]}

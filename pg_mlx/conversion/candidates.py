@@ -81,8 +81,8 @@ def write_best(
     """Write the weights of the best of "rtn", "mse" and "gptq" into a folder that has its config.json already.
 
     samples: those that calibrate and those that judge. header_bytes: of a shard. total: the bytes there will be.
-    At most two results are on the disk at a time. Raises InputError for tensors that cannot be read, and PgMlxError if a
-    model computes numbers that are not finite.
+    At most two results are on the disk at a time. Raises InputError for tensors that cannot be read, and PgMlxError if
+    a model computes numbers that are not finite.
     """
     steps = _Steps(report, total)
     vocabulary = processor.tokenizer.vocab_size

@@ -109,11 +109,18 @@ class Conversion:
         """Size of the weights that will be written."""
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
 
-    def expected_peak(self) -> int:
-        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice."""
+    def expected_peak(self, calibrating: int = 0) -> int:
+        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice. If pictures
+        calibrate, what that takes, or the packed model that answers about them."""
         before, after = self.checkpoint.dtype.size, self.dtype.size
         both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
-        return max(both) + working_bytes()
+        plain = max(both) + working_bytes()
+        if not calibrating:
+            return plain
+        from .peak import calibration_peak
+
+        peak = calibration_peak(self.plan.modules, self.checkpoint.config, calibrating, before)
+        return max(plain, peak, self.expected_bytes())
 
     def run(
         self,
@@ -136,11 +143,8 @@ class Conversion:
         try:
             with whole_folder(target, force, owned) as folder:
                 self._require_space(folder)
-                if samples is None:
-                    choice = None
-                    self._write_data_free(folder, report)
-                else:
-                    choice = self._write_calibrated(folder, samples, report)
+                write_side_files(folder, self.checkpoint, self.plan, self.dtype, self.masks)
+                choice = self._write_weights(folder, samples, report)
                 judging = samples[1] if samples else None
                 quality = self._compare(folder, calibration, judging, report) if check else None
                 written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -171,21 +175,20 @@ class Conversion:
         place = check_target(target, force, owned)
         check_inputs_outside(place, [*self._inputs, *([expanded(calibration)] if calibration else [])])
 
-    def _write_data_free(self, folder: Path, report: Progress) -> None:
-        """Weights and side files, by a method that needs no pictures."""
-        packer = FittedPacker(self.dtype) if self.recipe and self.recipe.method == "mse" else Packer(self.dtype)
-        writer = ShardWriter(folder, header_bytes=self._header_bytes())
-        write_weights(self.plan, self.checkpoint.source, writer, packer, report, self.expected_bytes())
-        write_side_files(folder, self.checkpoint, self.plan, self.dtype, self.masks)
-
-    def _write_calibrated(self, folder: Path, samples: tuple[list[Sample], list[Sample]], report: Progress) -> Chosen:
-        """The same by GPTQ, if that proves best."""
-        from .candidates import write_best
-
-        write_side_files(folder, self.checkpoint, self.plan, self.dtype, self.masks)
-        processor = Processor.from_folder(folder, self.plan.config.vision.image_size)
+    def _write_weights(
+        self, folder: Path, samples: tuple[list[Sample], list[Sample]] | None, report: Progress
+    ) -> Chosen | None:
+        """By GPTQ, if there are samples and it proves best; else by the recipe's method, which needs none."""
         header, size = self._header_bytes(), self.expected_bytes()
-        return write_best(self.checkpoint, self.plan, folder, self.dtype, samples, processor, header, report, size)
+        if samples:
+            from .candidates import write_best
+
+            processor = Processor.from_folder(folder, self.plan.config.vision.image_size)
+            return write_best(self.checkpoint, self.plan, folder, self.dtype, samples, processor, header, report, size)
+        packer = FittedPacker(self.dtype) if self.recipe and self.recipe.method == "mse" else Packer(self.dtype)
+        writer = ShardWriter(folder, header_bytes=header)
+        write_weights(self.plan, self.checkpoint.source, writer, packer, report, size)
+        return None
 
     def _header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""

@@ -2,7 +2,8 @@
 
 With H for the sum of x x^T over the inputs x, the error of an output is e H e^T. Columns are rounded from the first
 to the last, and each one's error is made good by the columns after it, as far as they can. A group's scale and bias are
-fitted when its first column is reached, to the weights as they then are; a column counts by the size of its inputs. The result is plain affine packing.
+fitted when its first column is reached, to the weights as they then are; a column counts by the size of its inputs. The
+result is plain affine packing.
 
 Before that, `correct` moves the weights. Its inputs are no longer those of the float model, because what comes before
 is packed already. The moved weights bring the outputs for today's inputs as near as possible to those of the float
@@ -91,8 +92,8 @@ def gptq(
 ) -> dict[str, mx.array]:
     """weight float32 [outputs, columns] -> weight uint32, scales and biases.
 
-    hessian: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a
-    GPU.
+    hessian: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The
+    columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a GPU.
     """
     outputs, columns = weight.shape
     size, bits = quantization.group_size, quantization.bits
