@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
 from ..checkpoint.load import load_model
 from ..checkpoint.open import Checkpoint, open_local
@@ -21,7 +20,7 @@ from ..files.shards import ShardWriter
 from ..processor import Processor
 from .calibrate import calibrated
 from .layerwise import AnsweredPrompt, Streamed
-from .metrics import Reading, predict
+from .metrics import Reading, mean_and_error, predict
 from .plan import Plan
 from .quality import answer, prepare, read
 from .samples import Sample
@@ -99,7 +98,7 @@ def write_best(
     def judge(method: str) -> Judgement:
         result = read(method, Streamed(open_local(folder / method), mx.float32), *judging)
         kl = predict(source, result, vocabulary).kl
-        return Judgement(method, *_mean_and_error(kl, [len(text.answer) for text in judging[1]]))
+        return Judgement(method, *mean_and_error(kl, [len(text.answer) for text in judging[1]]))
 
     rtn = write("rtn", Packer(dtype), steps.weights("rtn"))
     calibrating, judging = _answered(rtn, samples, processor, steps.counted("answers"))
@@ -145,13 +144,6 @@ def _answered(
     del model
     mx.clear_cache()
     return done
-
-
-def _mean_and_error(values: np.ndarray, lengths: Sequence[int]) -> tuple[float, float]:
-    """The mean of values in runs of these lengths, and its standard error if the runs are independent."""
-    mean = float(values.mean())
-    runs = np.split(values - mean, np.cumsum(lengths)[:-1])
-    return mean, float(np.sqrt(sum(run.sum() ** 2 for run in runs)) / values.size)
 
 
 def _remove(folder: Path, methods: set[str]) -> None:

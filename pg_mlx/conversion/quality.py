@@ -28,10 +28,12 @@ from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
 from ..processor import Processor, load_image
 from .layerwise import AnsweredPrompt, Streamed
-from .metrics import Reading, box_drifts, feature_error, predict
+from .metrics import Reading, box_drifts, feature_error, mean_and_error, predict
 from .samples import Sample, default_samples
 
 __all__ = ["Quality", "Sample", "compare", "default_samples"]
+
+CAPPED_PIXELS = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,27 @@ class Quality:
     """Pixels of the original picture between the location that the source prefers and the result's; None where
     the answers hold no location."""
     box_drift_max: float | None
+    kl_error: float | None = None
+    """Standard error of kl_mean, with answers as independent; None in files of older versions, like what follows."""
+    box_drift_capped: float | None = None
+    """As box_drift_mean, but no coordinate counts more than CAPPED_PIXELS: a few that jump to another object would
+    outweigh all others."""
+    coordinates_within_pixel: float | None = None
+    """Share of the coordinates that drift by at most one pixel."""
 
     def to_markdown(self) -> str:
         """The body of a section in the model card."""
         drift = "no boxes in the answers"
         if self.box_drift_mean is not None:
             drift = f"{self.box_drift_mean:.2f} / {self.box_drift_max:.2f} pixels ({self.coordinates} coordinates)"
+        if self.box_drift_capped is not None and self.coordinates_within_pixel is not None:
+            drift += (
+                f"; {self.box_drift_capped:.2f} pixels with each capped at {CAPPED_PIXELS:g}, "
+                f"{self.coordinates_within_pixel:.1%} within one pixel"
+            )
+        error = "" if self.kl_error is None else f" ± {self.kl_error:.1g}"
         rows = [
-            ("KL(source ‖ this model), mean / max", f"{self.kl_mean:.4g} / {self.kl_max:.4g} nats"),
+            ("KL(source ‖ this model), mean / max", f"{self.kl_mean:.4g}{error} / {self.kl_max:.4g} nats"),
             ("the same for first tokens, mean", f"{self.kl_first:.4g} nats"),
             ("same most likely token", f"{self.top1_agreement:.1%}"),
             ("greedy tokens before the first difference", f"{self.greedy_agreement:.1%}"),
@@ -150,6 +165,9 @@ def compare(
         coordinates=len(drifts),
         box_drift_mean=float(np.mean(drifts)) if drifts else None,
         box_drift_max=max(drifts) if drifts else None,
+        kl_error=mean_and_error(predictions.kl, lengths)[1],
+        box_drift_capped=float(np.minimum(drifts, CAPPED_PIXELS).mean()) if drifts else None,
+        coordinates_within_pixel=float((np.array(drifts) <= 1).mean()) if drifts else None,
     )
 
 

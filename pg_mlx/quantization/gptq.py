@@ -2,8 +2,9 @@
 
 With H for the sum of x x^T over the inputs x, the error of an output is e H e^T. Columns are rounded from the first
 to the last, and each one's error is made good by the columns after it, as far as they can. A group's scale and bias are
-fitted when its first column is reached, to the weights as they then are; a column counts by the size of its inputs. The
-result is plain affine packing.
+fitted when its first column is reached, to the weights as they then are. A column counts there half by the size of its
+inputs and half like all others, which keeps pictures unlike the user's from doing harm. The result is plain affine
+packing.
 
 Before that, `correct` moves the weights. Its inputs are no longer those of the float model, because what comes before
 is packed already. The moved weights bring the outputs for today's inputs as near as possible to those of the float
@@ -29,10 +30,6 @@ DAMPING = 0.1
 
 MAX_COLUMNS = 9216
 """Wider matrices are treated in blocks of columns, each alone: H has the square of its columns."""
-
-_LEAST_IMPORTANCE = 1e-4
-"""What a column whose input is always zero counts in its group's fit, as a share of the mean. It should not count, but
-its group may have no others."""
 
 _LEAST_OUTPUTS = 64
 """Fewer outputs are not worth a core of their own."""
@@ -98,7 +95,7 @@ def gptq(
     outputs, columns = weight.shape
     size, bits = quantization.group_size, quantization.bits
     importance = mx.diagonal(hessian)[:, None]
-    importance = mx.maximum(importance, _LEAST_IMPORTANCE * importance.mean())
+    importance = importance + importance.sum() / mx.maximum((importance > 0).sum(), 1)  # half its own, half the mean
     parts = max(1, min(cores, outputs // _LEAST_OUTPUTS))
     bounds = list(pairwise(outputs * part // parts for part in range(parts + 1)))
     streams: list[Any] = [mx.default_stream(mx.default_device())]

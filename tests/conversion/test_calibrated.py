@@ -155,7 +155,7 @@ def test_what_is_worse_is_not_written(
 ) -> None:
     """Whatever the judging says: of equally good ones the simpler is kept."""
     values = iter(found)
-    monkeypatch.setattr(candidates, "_mean_and_error", lambda kl, lengths: (float(next(values)), 0.1))
+    monkeypatch.setattr(candidates, "mean_and_error", lambda kl, lengths: (float(next(values)), 0.1))
     report = convert(source, tmp_path / "out", calibration=pictures, calibration_prompts=["ocr"])
     assert report.choice is not None and report.choice.method == best
     other = convert(source, tmp_path / "other", q_method=best).target
