@@ -45,8 +45,9 @@ COLUMNS = {
 }
 
 
-def box_shift(reference: Sequence[Case], moved: Sequence[Case]) -> tuple[float, float]:
-    """(mean distance in pixels of box sides between two runs' answers, the share of boxes that have no partner)."""
+def box_sides(reference: Sequence[Case], moved: Sequence[Case]) -> tuple[list[float], int, int]:
+    """For each box of two runs' answers that has a partner, how far its sides moved on the mean, in pixels; the number
+    of boxes without a partner, and of all boxes."""
     distances, lonely, total = [], 0, 0
     for one, two in zip(reference, moved, strict=True):
         if one.question.task != "detect":
@@ -54,9 +55,15 @@ def box_shift(reference: Sequence[Case], moved: Sequence[Case]) -> tuple[float, 
         size = one.scene.image.size
         boxes = [[r.box for r in pg_mlx.parse_regions(c.text, image_size=size)] for c in (one, two)]
         pairs = list(_pairs(*boxes)) if all(boxes) else []
-        distances += [np.abs(np.subtract(boxes[0][i], boxes[1][j])).mean() for _, i, j in pairs]
+        distances += [float(np.abs(np.subtract(boxes[0][i], boxes[1][j])).mean()) for _, i, j in pairs]
         lonely += len(boxes[0]) + len(boxes[1]) - 2 * len(pairs)
         total += len(boxes[0]) + len(boxes[1])
+    return distances, lonely, total
+
+
+def box_shift(reference: Sequence[Case], moved: Sequence[Case]) -> tuple[float, float]:
+    """(mean distance in pixels of box sides between two runs' answers, the share of boxes that have no partner)."""
+    distances, lonely, total = box_sides(reference, moved)
     return float(np.mean(distances)) if distances else float("nan"), lonely / max(total, 1)
 
 

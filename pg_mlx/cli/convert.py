@@ -76,7 +76,24 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--mask-decoder", metavar="FILE", help="vae-oid.npz, to go into DST (one that SRC has comes along by itself)"
     )
-    p.add_argument("--calibration", metavar="DIR", help="pictures on which the result is compared with the source")
+    p.add_argument(
+        "--q-method",
+        metavar="METHOD",
+        help="how codes are chosen: rtn (nearest, the default), mse (fitted, no data) or gptq (calibrated)",
+    )
+    p.add_argument(
+        "--calibration",
+        metavar="DIR",
+        help="pictures on which the result is compared with the source; with gptq three of four calibrate, the rest "
+        "judge",
+    )
+    p.add_argument(
+        "--calibration-prompt",
+        action="append",
+        default=[],
+        metavar="P",
+        help="what the calibration asks (default: the comparison's prompts); repeatable, they take turns",
+    )
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
     p.add_argument(
         "--force",
@@ -104,16 +121,24 @@ def run(argv: list[str], program: str) -> int:
     if not args.hf_path:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
-    from ..conversion import pipeline, plan, upload
+    from ..conversion import pipeline, upload
+    from ..conversion.choose import calibration_of
     from ..conversion.written import owned
     from ..files.folder import check_target
     from ..files.regular import expanded
 
     if args.private and not args.upload_repo:
         raise InputError("--private is about --upload-repo, which is not given")
-    recipe = plan.choose_recipe(
-        args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)
+    recipe = pipeline.choose_recipe(
+        args.quantize,
+        args.q_bits,
+        args.q_group_size,
+        args.q_mode,
+        args.q_recipe,
+        _overrides(args.q_override),
+        args.q_method,
     )
+    samples = calibration_of(recipe, args.calibration, args.calibration_prompt)
     if args.in_place:
         args.mlx_path = expanded(args.hf_path)
         if not args.mlx_path.is_dir():
@@ -137,7 +162,7 @@ def run(argv: list[str], program: str) -> int:
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         print(f"left float, as no whole groups fit: {len(left)} modules ({names})", file=sys.stderr)
     if args.dry_run:
-        print(table(conversion))
+        print(table(conversion, len(samples[0]) if samples else 0))
         return 0
     if upload_to:
         upload.create(upload_to, args.private)
@@ -149,6 +174,7 @@ def run(argv: list[str], program: str) -> int:
             in_place=args.in_place,
             check=not args.no_check,
             calibration=args.calibration,
+            calibration_prompts=args.calibration_prompt,
             progress=progress,
         )
     finally:
@@ -195,8 +221,8 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
     return show, bar.close
 
 
-def table(conversion: Conversion) -> str:
-    """What would be written, by component, as text for people."""
+def table(conversion: Conversion, calibrating: int = 0) -> str:
+    """What would be written, by component, as text for people. calibrating: the pictures that do."""
     rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "size before", "after")]
     modules = conversion.plan.modules
     parts = list(dict.fromkeys(module.component for module in modules))
@@ -218,7 +244,7 @@ def table(conversion: Conversion) -> str:
         [
             *lines,
             "",
-            f"peak memory of the conversion: about {format_size(conversion.expected_peak())}",
+            f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}",
             f"read from memory for each token decoded: {format_size(read)} and the cache",
         ]
     )
@@ -231,6 +257,8 @@ def summary(report: Report) -> str:
         f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "
         f"peak {format_size(report.peak_memory_bytes)}"
     ]
+    if report.choice:
+        lines.append(report.choice.to_markdown())
     if report.quality:
         lines += ["", report.quality.to_markdown()]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ block and, for 16 texts at 448 pixels, 0.2 GB of activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -36,6 +36,11 @@ class AnsweredPrompt(NamedTuple):
     """<bos>, prompt, newline."""
     answer: Sequence[int]
     """At least one token."""
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens that a decoder reads. An answer's last token predicts nothing."""
+        return [*self.prefix, *self.answer[:-1]]
 
 
 class Streamed:
@@ -65,18 +70,11 @@ class Streamed:
 
     def features(self, pictures: Sequence[mx.array]) -> list[mx.array]:
         """Pixels [1, H, W, 3] each -> features [1, N, D] each, in the compute dtype."""
-        tower, connector = self._model.vision_tower, self._model.connector
-        for name in ("patch_embedding", "position_embedding", "post_layernorm"):
-            self._fill_at(f"vision_tower.{name}")
-        self._fill_at("connector.linear")
-        rows = []
-        for pixels in pictures:
-            x = tower.patch_embedding(siglip.patches(pixels.astype(self.dtype), tower.patch_size))
-            rows.append(x + tower.position_embedding)
-        self._through("vision_tower", tower.layers, rows, lambda block, _, x: block(x))
-        features = [connector(tower.post_layernorm(siglip.Stream.of(x))) for x in rows]
-        mx.eval(features)
-        return features
+        rows = self.patches(pictures)
+        self._through("vision_tower", rows, lambda block, _, x: block(x))
+        rows = [self.tower_output(x) for x in rows]
+        self._through("connector", rows, lambda block, _, x: block(x))
+        return rows
 
     def hidden(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
         """For each text the final-normed states [len(answer), D] that predict its answer's tokens, each given the
@@ -91,10 +89,45 @@ class Streamed:
             mask = prefix_lm_mask(length, mx.array([prefix]), mx.array([length]))
             return block(x, mask)
 
-        self._through("language_model", decoder.layers, rows, run)
+        self._through("language_model", rows, run)
         hidden = [decoder.norm(x[0, -len(text.answer) :]) for text, x in zip(texts, rows, strict=True)]
         mx.eval(hidden)
         return hidden
+
+    def patches(self, pictures: Sequence[mx.array]) -> list[mx.array]:
+        """Pixels [B, H, W, 3] each -> what the tower's first block reads, [B, N, C] each. Also prepares
+        `tower_output`."""
+        tower = self._model.vision_tower
+        for name in ("patch_embedding", "position_embedding", "post_layernorm"):
+            self._fill_at(f"vision_tower.{name}")
+        rows = []
+        for pixels in pictures:
+            x = tower.patch_embedding(siglip.patches(pixels.astype(self.dtype), tower.patch_size))
+            rows.append(x + tower.position_embedding)
+        mx.eval(rows)
+        return rows
+
+    def tower_output(self, x: mx.array) -> mx.array:
+        """The last block's output [B, N, C] -> what the connector reads, [B, N, C]."""
+        return self._model.vision_tower.post_layernorm(siglip.Stream.of(x))
+
+    def blocks(self, part: str) -> Iterator[tuple[str, Any]]:
+        """The blocks of "vision_tower", "connector" or "language_model", one after the other: path and filled module.
+
+        A block is in memory until the next is asked for; the caller must not hold it any longer.
+        """
+        if part == "connector":
+            self._fill_at(part)
+            yield part, self._model.connector
+            return
+        blocks: list[Any] = self._model[part].layers
+        for number in range(len(blocks)):
+            path = f"{part}.layers.{number}"
+            self._fill_at(path)
+            yield path, blocks[number]
+            blocks[number] = None
+            mx.clear_cache()
+            self._progress()
 
     def head(self, start: int, stop: int) -> Callable[[mx.array], mx.array]:
         """hidden [..., D] -> float32 logits [..., stop - start], capped where the config says so. Valid until
@@ -105,31 +138,37 @@ class Streamed:
         return decoder.head
 
     def _rows(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
-        """What the decoder reads, [1, N + T, D] a text. An answer's last token predicts nothing and is left out."""
-        decoder = self._model.language_model
-        ids = [[*text.prefix, *text.answer[:-1]] for text in texts]
+        """What the decoder's first block reads, [1, N + T, D] a text."""
+        ids = [text.read for text in texts]
         known = sorted({token for row in ids for token in row})
         place = {token: index for index, token in enumerate(known)}
-        decoder.embed_tokens = self._rows_of("embed_tokens", mx.array(known))
+        self.use_embeddings(self.embeddings(known))
         rows = []
         for text, row in zip(texts, ids, strict=True):
-            embedded = decoder.embed(mx.array([[place[token] for token in row]]))
+            embedded = self.embed([[place[token] for token in row]])
             rows.append(mx.concatenate([features[text.picture], embedded], axis=1))
         mx.eval(rows)
         return rows
 
-    def _through(
-        self, parent: str, blocks: list[Any], rows: list[mx.array], run: Callable[[Any, int, mx.array], mx.array]
-    ) -> None:
+    def embeddings(self, tokens: Sequence[int]) -> Embedding:
+        """The rows of these tokens of the decoder's embedding, as a table of their own."""
+        return self._rows_of("embed_tokens", mx.array(list(tokens)))
+
+    def use_embeddings(self, table: Embedding) -> None:
+        """The table that `embed` looks up in."""
+        self._model.language_model.embed_tokens = table
+
+    def embed(self, places: Sequence[Sequence[int]]) -> mx.array:
+        """Places [B, T] in the table of `use_embeddings` -> what the decoder's first block reads of them, [B, T, D]."""
+        return self._model.language_model.embed(mx.array([list(row) for row in places]))
+
+    def _through(self, part: str, rows: list[mx.array], run: Callable[[Any, int, mx.array], mx.array]) -> None:
         """Replace each of the rows by run(block, its index, row), for one block after the other."""
-        for number in range(len(blocks)):
-            self._fill_at(f"{parent}.layers.{number}")
+        for _, block in self.blocks(part):
             for index, x in enumerate(rows):
-                rows[index] = run(blocks[number], index, x)
+                rows[index] = run(block, index, x)
                 mx.eval(rows[index])  # now, or the graph would hold the block
-            blocks[number] = None
-            mx.clear_cache()
-            self._progress()
+            del block  # before the next one is read
 
     def _fill_at(self, path: str) -> None:
         """Read the parameters of a module (or the array) at this path."""

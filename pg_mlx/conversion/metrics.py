@@ -69,6 +69,13 @@ def predict(source: Reading, result: Reading, vocabulary: int) -> Predictions:
     return Predictions(np.maximum(kl, 0), best_a.astype(int), best_b.astype(int))
 
 
+def mean_and_error(values: np.ndarray, lengths: Sequence[int]) -> tuple[float, float]:
+    """The mean of float64 values that lie in runs of these lengths, and its standard error if runs are independent."""
+    mean = float(values.mean())
+    runs = np.split(values - mean, np.cumsum(lengths)[:-1])
+    return mean, float(np.sqrt(sum(run.sum() ** 2 for run in runs)) / values.size)
+
+
 def box_drifts(
     source: Reading,
     result: Reading,

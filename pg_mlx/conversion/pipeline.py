@@ -10,7 +10,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,16 +27,20 @@ from ..files.folder import check_target, whole_folder
 from ..files.regular import expanded
 from ..files.shards import ShardWriter
 from ..ops.device import dtype_name
+from ..processor import Processor
 from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
-from .plan import choose_recipe, make_plan
+from .choose import calibration_of, check_method, choose_recipe
+from .plan import make_plan
 from .report import Report, model_card
+from .samples import Sample, default_samples
 from .side_files import write_side_files
 from .tokenizer_json import JSON_PER_MODEL_BYTE
-from .weights import Progress, working_bytes, write_weights
+from .weights import FittedPacker, Packer, Progress, working_bytes, write_weights
 from .written import check_inputs_outside, owned, write_manifest
 
 if TYPE_CHECKING:
+    from .candidates import Chosen
     from .quality import Quality
 
 
@@ -97,6 +101,7 @@ class Conversion:
         self._source = expanded(source)
         self._inputs = [path for path in map(expanded, inputs) if path.exists()]
         self.plan = make_plan(checkpoint, recipe, dequantize)
+        check_method(recipe, self.plan)
         self.dtype = DTYPES[dtype] if dtype else stored
         """The dtype in which float tensors and affine scales are written."""
         self.masks: dict[str, mx.array] = read_masks(masks) if masks else {}
@@ -106,11 +111,18 @@ class Conversion:
         """Size of the weights that will be written."""
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
 
-    def expected_peak(self) -> int:
-        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice."""
+    def expected_peak(self, calibrating: int = 0) -> int:
+        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice. If pictures
+        calibrate, what that takes, or the packed model that answers about them."""
         before, after = self.checkpoint.dtype.size, self.dtype.size
         both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
-        return max(both) + working_bytes()
+        plain = max(both) + working_bytes()
+        if not calibrating:
+            return plain
+        from .peak import calibration_peak
+
+        peak = calibration_peak(self.plan.modules, self.checkpoint.config, calibrating, before)
+        return max(plain, peak, self.expected_bytes())
 
     def run(
         self,
@@ -120,21 +132,25 @@ class Conversion:
         in_place: bool = False,
         check: bool = True,
         calibration: str | Path | None = None,
+        calibration_prompts: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Report:
         """Write the folder `target`. Options and errors are those of `convert`."""
         force = force or in_place
         self.check_target(target, force, calibration, in_place)
+        samples = calibration_of(self.recipe, calibration, calibration_prompts)
+        if samples and self.checkpoint.tokenizer is None:
+            raise InputError("method gptq needs a tokenizer, for prompts and answers; --q-method mse needs none")
         start = time.perf_counter()
         mx.reset_peak_memory()
         report = progress or (lambda what, done, total: None)
         try:
             with whole_folder(target, force, owned) as folder:
                 self._require_space(folder)
-                writer = ShardWriter(folder, header_bytes=self._header_bytes())
-                write_weights(self.plan, self.checkpoint.source, writer, self.dtype, report, self.expected_bytes())
                 write_side_files(folder, self.checkpoint, self.plan.config, dtype_name(self.dtype), self.masks)
-                quality = self._compare(folder, calibration, report) if check else None
+                choice = self._write_weights(folder, samples, report)
+                judging = samples[1] if samples else None
+                quality = self._compare(folder, calibration, judging, report) if check else None
                 written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
                 result = Report(
                     target=target,
@@ -145,6 +161,7 @@ class Conversion:
                     seconds=time.perf_counter() - start,
                     peak_memory_bytes=mx.get_peak_memory(),
                     quality=quality,
+                    choice=choice,
                 )
                 if quality:
                     (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
@@ -169,6 +186,21 @@ class Conversion:
             inputs = [path for path in inputs if not path.samefile(place)]
         check_inputs_outside(place, inputs)
 
+    def _write_weights(
+        self, folder: Path, samples: tuple[list[Sample], list[Sample]] | None, report: Progress
+    ) -> Chosen | None:
+        """By GPTQ, if there are samples and it proves best; else by the recipe's method, which needs none."""
+        header, size = self._header_bytes(), self.expected_bytes()
+        if samples:
+            from .candidates import write_best
+
+            processor = Processor.from_folder(folder, self.plan.config.vision.image_size)
+            return write_best(self.checkpoint, self.plan, folder, self.dtype, samples, processor, header, report, size)
+        packer = FittedPacker(self.dtype) if self.recipe and self.recipe.method == "mse" else Packer(self.dtype)
+        writer = ShardWriter(folder, header_bytes=header)
+        write_weights(self.plan, self.checkpoint.source, writer, packer, report, size)
+        return None
+
     def _header_bytes(self) -> int:
         """Room for the head of a shard that held every tensor."""
         return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
@@ -185,15 +217,24 @@ class Conversion:
         if "tokenizer.json" not in given:
             made = given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
         masks = sum(array.nbytes for array in self.masks.values())
-        return self.expected_bytes() + self._header_bytes() + sum(given.values()) + made + masks + SMALL_FILES_BYTES
+        results = 2 if self.recipe and self.recipe.method == "gptq" else 1
+        return (
+            results * (self.expected_bytes() + self._header_bytes())
+            + sum(given.values())
+            + made
+            + masks
+            + SMALL_FILES_BYTES
+        )
 
-    def _compare(self, folder: Path, calibration: str | Path | None, report: Progress) -> Quality | None:
-        """The quality card, or None without a tokenizer, which answers need."""
+    def _compare(
+        self, folder: Path, calibration: str | Path | None, samples: Sequence[Sample] | None, report: Progress
+    ) -> Quality | None:
+        """The quality card on the samples, or on the default ones; None without a tokenizer, which answers need."""
         if self.checkpoint.tokenizer is None:
             return None
-        from .quality import compare, default_samples
+        from .quality import compare
 
-        samples = default_samples(Path(calibration) if calibration else None)
+        samples = samples or default_samples(Path(calibration) if calibration else None)
         size = self.expected_bytes()
 
         def progress(done: int, total: int) -> None:
@@ -221,6 +262,7 @@ def convert(
     q_mode: str | None = None,
     q_recipe: str | None = None,
     q_overrides: Mapping[str, str] | None = None,
+    q_method: str | None = None,
     dequantize: bool = False,
     dtype: str | None = None,
     adapter_path: AdapterPath = None,
@@ -232,20 +274,23 @@ def convert(
     in_place: bool = False,
     check: bool = True,
     calibration: str | Path | None = None,
+    calibration_prompts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Convert `source` (folder, hub repository or big_vision .npz) into the folder `target`.
 
     Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
-    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. mask_decoder: a file of the decoder of
+    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. q_method: how codes are chosen, one of
+    quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with `calibration_prompts` or
+    the card's, and compares on the others. mask_decoder: a file of the decoder of
     <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
     force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
     holds anything else, the source or the working directory is never replaced. in_place: `target` is `source`, which
     the result replaces when it is complete; as with force, only what a conversion wrote is.
     Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
     """
-    recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides)
+    recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides, q_method)
     conversion = Conversion(
         source,
         recipe,
@@ -259,5 +304,11 @@ def convert(
     )
     target = Path(target).expanduser()
     return conversion.run(
-        target, force=force, in_place=in_place, check=check, calibration=calibration, progress=progress
+        target,
+        force=force,
+        in_place=in_place,
+        check=check,
+        calibration=calibration,
+        calibration_prompts=calibration_prompts,
+        progress=progress,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -11,7 +11,7 @@ from ..checkpoint.layouts import EMBEDDING, HEAD, TEXT, VISION, WeightSpec, visi
 from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..errors import InputError
-from ..quantization import RECIPES, Quantization, Recipe, padded_size, uniform
+from ..quantization import Quantization, Recipe, padded_size
 
 COMPONENTS = {
     "SigLIP": VISION,
@@ -20,26 +20,6 @@ COMPONENTS = {
     "head of its own": HEAD,
     "decoder": TEXT,
 }
-
-
-def choose_recipe(
-    quantize: bool,
-    q_bits: int | None,
-    q_group_size: int | None,
-    q_mode: str | None,
-    q_recipe: str | None,
-    q_overrides: Mapping[str, str] | None,
-) -> Recipe | None:
-    """The recipe that a set of options means: none, a named one, or one packing for all. Raises InputError."""
-    by_numbers = q_bits is not None or q_group_size is not None or q_mode is not None
-    if by_numbers and q_recipe:
-        raise InputError("a recipe and bits, group size or mode exclude each other")
-    if not (quantize or by_numbers or q_recipe or q_overrides):
-        return None
-    if q_recipe and q_recipe not in RECIPES:
-        raise InputError(f"no recipe {q_recipe!r}; there are {', '.join(RECIPES)}")
-    recipe = uniform(q_bits, q_group_size, q_mode) if by_numbers else RECIPES[q_recipe or "balanced"]
-    return recipe.with_overrides(q_overrides or {})
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,12 @@ from ..ops.device import dtype_name
 from ..paligemma import PaliGemma
 from ..processor import Processor, load_image
 from .layerwise import AnsweredPrompt, Streamed
-from .metrics import Reading, box_drifts, feature_error, predict
+from .metrics import Reading, box_drifts, feature_error, mean_and_error, predict
 from .samples import Sample, default_samples
 
 __all__ = ["Quality", "Sample", "compare", "default_samples"]
+
+CAPPED_PIXELS = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,27 @@ class Quality:
     """Pixels of the original picture between the location that the source prefers and the result's; None where
     the answers hold no location."""
     box_drift_max: float | None
+    kl_error: float | None = None
+    """Standard error of kl_mean, with answers as independent; None in files of older versions, like what follows."""
+    box_drift_capped: float | None = None
+    """As box_drift_mean, but no coordinate counts more than CAPPED_PIXELS: a few that jump to another object would
+    outweigh all others."""
+    coordinates_within_pixel: float | None = None
+    """Share of the coordinates that drift by at most one pixel."""
 
     def to_markdown(self) -> str:
         """The body of a section in the model card."""
         drift = "no boxes in the answers"
         if self.box_drift_mean is not None:
             drift = f"{self.box_drift_mean:.2f} / {self.box_drift_max:.2f} pixels ({self.coordinates} coordinates)"
+        if self.box_drift_capped is not None and self.coordinates_within_pixel is not None:
+            drift += (
+                f"; {self.box_drift_capped:.2f} pixels with each capped at {CAPPED_PIXELS:g}, "
+                f"{self.coordinates_within_pixel:.1%} within one pixel"
+            )
+        error = "" if self.kl_error is None else f" ± {self.kl_error:.1g}"
         rows = [
-            ("KL(source ‖ this model), mean / max", f"{self.kl_mean:.4g} / {self.kl_max:.4g} nats"),
+            ("KL(source ‖ this model), mean / max", f"{self.kl_mean:.4g}{error} / {self.kl_max:.4g} nats"),
             ("the same for first tokens, mean", f"{self.kl_first:.4g} nats"),
             ("same most likely token", f"{self.top1_agreement:.1%}"),
             ("greedy tokens before the first difference", f"{self.greedy_agreement:.1%}"),
@@ -118,10 +133,10 @@ def compare(
     _check_comparable(theirs.config, ours.config, vocabulary)
     tick.total = len(samples) + theirs.num_blocks + ours.num_blocks + 1
 
-    pictures, sizes, texts = _prepare(samples, processor)
-    texts = _answer(load_model(result, dtype=dtype), processor, pictures, texts, max_tokens, tick)
+    pictures, sizes, texts = prepare(samples, processor)
+    texts = answer(load_model(result, dtype=dtype), processor, pictures, texts, max_tokens, tick)
     mx.clear_cache()
-    readings = _read("source", theirs, pictures, texts), _read("result", ours, pictures, texts)
+    readings = read("source", theirs, pictures, texts), read("result", ours, pictures, texts)
     predictions = predict(*readings, vocabulary)
     tick()
 
@@ -150,6 +165,9 @@ def compare(
         coordinates=len(drifts),
         box_drift_mean=float(np.mean(drifts)) if drifts else None,
         box_drift_max=max(drifts) if drifts else None,
+        kl_error=mean_and_error(predictions.kl, lengths)[1],
+        box_drift_capped=float(np.minimum(drifts, CAPPED_PIXELS).mean()) if drifts else None,
+        coordinates_within_pixel=float((np.array(drifts) <= 1).mean()) if drifts else None,
     )
 
 
@@ -166,7 +184,8 @@ def _check_comparable(source: PaliGemmaConfig, result: PaliGemmaConfig, vocabula
         raise InputError(f"the tokenizer has {vocabulary} pieces, the embedding only {rows} rows")
 
 
-def _read(name: str, model: Streamed, pictures: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> Reading:
+def read(name: str, model: Streamed, pictures: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> Reading:
+    """The outputs of a streamed model. name: for messages. Raises PgMlxError if they are not finite."""
     features = model.features(pictures)
     hidden = mx.concatenate(model.hidden(features, texts))
     if not mx.isfinite(hidden).all().item():
@@ -189,7 +208,7 @@ class _Ticks:
 # --- answering ------------------------------------------------------------------------------------------
 
 
-def _prepare(
+def prepare(
     samples: Iterable[Sample], processor: Processor
 ) -> tuple[list[mx.array], list[tuple[int, int]], list[AnsweredPrompt]]:
     """Pixels [1, H, W, 3] and original (width, height) of each distinct picture, and the samples without answers."""
@@ -208,7 +227,7 @@ def _prepare(
     return pictures, sizes, texts
 
 
-def _answer(
+def answer(
     model: PaliGemma,
     processor: Processor,
     pictures: Sequence[mx.array],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..quantization import Recipe
+from ..quantization import METHODS, Recipe
+from .candidates import Chosen
 from .quality import Quality
 
 
@@ -21,6 +22,8 @@ class Report:
     seconds: float
     peak_memory_bytes: int
     quality: Quality | None
+    choice: Chosen | None = None
+    """Of a calibrated conversion: whether the calibrated weights were the best."""
 
 
 def model_card(source: str, recipe: Recipe | None, report: Report) -> str:
@@ -43,6 +46,10 @@ def model_card(source: str, recipe: Recipe | None, report: Report) -> str:
         f"- size: {report.bytes_after / 1e9:.2f} GB, {report.bits_per_weight:.2f} bits a weight "
         f"(before: {report.bytes_before / 1e9:.2f} GB)",
     ]
+    if report.choice:
+        body.append(f"- {report.choice.to_markdown()}")
+    elif recipe and recipe.method != "rtn":
+        body.append(f"- method: {recipe.method}, {METHODS[recipe.method]}")
     if report.left_float:
         body.append(f"- left float, because no whole groups fit: {len(report.left_float)} modules")
     body += ["", '    python generate.py --model THIS_FOLDER --image photo.jpg --prompt "caption en"', ""]

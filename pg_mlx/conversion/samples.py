@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 PROMPTS = ("caption en", "detect object", "ocr", "answer en what is in the picture?")
 MAX_PICTURES = 32
+
+MIN_CALIBRATION, MAX_CALIBRATION = 16, 256
+"""Pictures of a calibration. Fewer do harm; more take longer than they are worth."""
 _SIZES = ((640, 480), (480, 640), (512, 512), (800, 450))
 _WORDS = ("exit", "open", "coffee", "market", "42", "station", "north", "1879", "bread", "street", "7", "tickets")
 
@@ -35,11 +40,38 @@ def default_samples(folder: Path | None = None) -> list[Sample]:
     Photographs say more than drawings. Raises InputError if there is no picture, and one that names all pictures that
     cannot be read.
     """
-    pictures = [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(folder)
+    pictures = (
+        [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(folder)[:MAX_PICTURES]
+    )
+    _check(pictures)
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]
 
 
+def calibration_samples(folder: Path, prompts: Sequence[str] = ()) -> tuple[list[Sample], list[Sample]]:
+    """What calibrates and what judges: three of four pictures of the folder, by name, and every fourth.
+
+    A picture that calibrates has one of the prompts, which take turns; one that judges has up to four of them. There
+    are at most MAX_CALIBRATION pictures, and MAX_PICTURES that judge. Raises InputError if there are fewer than
+    MIN_CALIBRATION, and one that names all pictures that cannot be read.
+    """
+    prompts = tuple(prompts) or PROMPTS
+    paths = _image_files(folder)[:MAX_CALIBRATION]
+    if len(paths) < MIN_CALIBRATION:
+        raise InputError(
+            f"{folder} holds {len(paths)} picture{'s' if len(paths) > 1 else ''}; "
+            f"gptq needs {MIN_CALIBRATION} or more, --q-method mse needs none"
+        )
+    _check(paths)
+    judging = paths[3::4]
+    calibrating = [path for path in paths if path not in set(judging)]
+    turns = itertools.cycle(prompts)
+    ours = [Sample(path, next(turns)) for path in calibrating]
+    some = min(len(PROMPTS), len(prompts))
+    return ours, [Sample(path, next(turns)) for path in judging[:MAX_PICTURES] for _ in range(some)]
+
+
 def _image_files(folder: Path) -> list[Path]:
+    """All image files of a folder, by name. Raises InputError if there is none."""
     if not folder.is_dir():
         raise InputError(f"no such folder of pictures: {folder}")
     paths = sorted(
@@ -47,16 +79,19 @@ def _image_files(folder: Path) -> list[Path]:
     )
     if not paths:
         raise InputError(f"{folder} holds no pictures")
-    paths = paths[:MAX_PICTURES]
+    return paths
+
+
+def _check(pictures: Sequence[Any]) -> None:
+    """Raises InputError if some cannot be read."""
     problems = []
-    for path in paths:
+    for picture in pictures:
         try:
-            load_image(path)
+            load_image(picture)
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError(f"{len(problems)} of {len(paths)} pictures cannot be used: {'; '.join(problems)}")
-    return paths
+        raise InputError(f"{len(problems)} of {len(pictures)} pictures cannot be used: {'; '.join(problems)}")
 
 
 def _drawing(seed: int) -> Image.Image:

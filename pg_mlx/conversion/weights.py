@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import mlx.core as mx
 
 from ..checkpoint.tensors import Source, evaluate_read
 from ..errors import InputError
 from ..files.shards import ShardWriter
-from ..quantization import Quantization, pad_columns, pad_rows
+from ..quantization import Quantization, pack_fitted, pad_columns, pad_rows
 from .plan import Module, Plan
 
 Progress = Callable[[str, int, int], None]
@@ -24,27 +24,91 @@ def working_bytes() -> int:
     return 96 * CHUNK_VALUES
 
 
+class Packer:
+    """Chooses codes, scales and biases. This one takes the nearest codes, as mx.quantize does ("rtn").
+
+    dtype: of affine scales and biases.
+    """
+
+    def __init__(self, dtype: mx.Dtype):
+        self.dtype = dtype
+
+    def ready(self, module: Module) -> dict[str, mx.array] | None:
+        """The arrays of a module that is packed already, so that its weight need not be read."""
+        return None
+
+    def advance(self) -> None:
+        """After a module has been written."""
+
+    def close(self) -> None:
+        """After all modules have been written."""
+
+    def pack(self, name: str, weight: mx.array, quantization: Quantization) -> dict[str, mx.array]:
+        """Some outputs of the weight `name`, [outputs, columns], as Quantization.pack gives them. Scales take the dtype
+        of what is packed, so it is brought to `dtype` before."""
+        return quantization.pack(_cast(name, weight, self.dtype))
+
+
+class FittedPacker(Packer):
+    """Scales and biases are fitted ("mse"); modules in `calibrated` are packed already ("gptq").
+
+    calibrated: names and arrays, in the order of the plan.
+    """
+
+    def __init__(self, dtype: mx.Dtype, calibrated: Iterable[tuple[str, dict[str, mx.array]]] = ()):
+        super().__init__(dtype)
+        self._calibrated = iter(calibrated)
+        self._next = next(self._calibrated, None)
+
+    def ready(self, module: Module) -> dict[str, mx.array] | None:
+        """The arrays of a calibrated module."""
+        if self._next is None or self._next[0] != module.name:
+            return None
+        arrays = self._next[1]
+        self._next = None  # a module's arrays are gone before the next one is packed
+        mx.eval(arrays)
+        return arrays
+
+    def advance(self) -> None:
+        """After a module has been written: pack the next one."""
+        if self._next is None:
+            self._next = next(self._calibrated, None)
+
+    def close(self) -> None:
+        """Every calibrated module must have been written."""
+        assert self._next is None, f"{self._next[0]} has not been written"
+
+    def pack(self, name: str, weight: mx.array, quantization: Quantization) -> dict[str, mx.array]:
+        """As Packer.pack. The fit starts from the weights as the source has them."""
+        _cast(name, weight, self.dtype)  # too large numbers are refused
+        return pack_fitted(weight, quantization, self.dtype)
+
+
 def write_weights(
-    plan: Plan, source: Source, writer: ShardWriter, dtype: mx.Dtype, report: Progress, total: int
+    plan: Plan, source: Source, writer: ShardWriter, packer: Packer, report: Progress, total: int
 ) -> None:
-    """Everything that is planned, and the writer is closed. dtype: of float tensors and affine scales. total: the bytes
-    there will be."""
+    """Everything that is planned, and the writer is closed. total: the bytes there will be."""
     for module in plan.modules:
         report(module.name, writer.total_bytes, total)
-        _write_module(module, source, writer, dtype)
+        _write_module(module, source, writer, packer)
+        packer.advance()
+    packer.close()
     report("", total, total)
     writer.close()
 
 
-def _write_module(module: Module, source: Source, writer: ShardWriter, dtype: mx.Dtype) -> None:
-    name = module.name
-    if module.stored and module.stored == module.target and module.padded[1] == module.columns:
+def _write_module(module: Module, source: Source, writer: ShardWriter, packer: Packer) -> None:
+    name, dtype = module.name, packer.dtype
+    if arrays := packer.ready(module):
+        for part, array in arrays.items():
+            writer.add(f"{name}.{part}", array)
+    elif module.stored and module.stored == module.target and module.padded[1] == module.columns:
         for part in module.stored.parts:
             array = pad_rows(_read(source, f"{name}.{part}"), module.padded[0])  # zeros packed are zeros
             floats = mx.issubdtype(array.dtype, mx.floating)
             writer.add(f"{name}.{part}", _cast(f"{name}.{part}", array, dtype) if floats else array)
     elif module.target:
-        _write_packed(module, module.target, source, writer, dtype)
+        _write_packed(module, module.target, source, writer, packer)
     else:
         is_matrix = module.columns and module.kind != "patches"
         shape = module.padded if is_matrix else source.shapes[f"{name}.weight"]
@@ -82,12 +146,12 @@ def _cast(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def _write_packed(
-    module: Module, quantization: Quantization, source: Source, writer: ShardWriter, dtype: mx.Dtype
+    module: Module, quantization: Quantization, source: Source, writer: ShardWriter, packer: Packer
 ) -> None:
-    """Pack and write slice by slice: scales take the dtype of what is packed, so it is brought to `dtype` before."""
+    """Pack and write slice by slice."""
     pieces: dict[str, list[mx.array]] = {}
     for rows in _slices(module, source):
-        for part, array in quantization.pack(_cast(f"{module.name}.weight", rows, dtype)).items():
+        for part, array in packer.pack(f"{module.name}.weight", rows, quantization).items():
             mx.eval(array)
             pieces.setdefault(part, []).append(array)
     for part, arrays in pieces.items():

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..errors import InputError
 from .modes import FLOAT_MODES, Quantization
+
+METHODS = {
+    "rtn": "codes nearest to the weights, as mx.quantize chooses them",
+    "mse": "scale and bias fitted to the weights, without any data",
+    "gptq": "codes that keep the outputs for given pictures (--calibration DIR)",
+}
+"""The ways to choose codes, scales and biases. What is written has the same form and size."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,13 @@ class Rule:
 class Recipe:
     """How to pack each module of a model. The first rule that matches decides.
 
-    about: one line for people. A module that no rule matches stays float.
+    about: one line for people. A module that no rule matches stays float. method: one of METHODS.
     """
 
     name: str
     about: str
     rules: tuple[Rule, ...]
+    method: str = "rtn"
 
     def choose(self, module: str, columns: int) -> Quantization | None:
         """The packing of a module, by its canonical name; None for float."""
@@ -47,7 +55,13 @@ class Recipe:
     def with_overrides(self, overrides: Mapping[str, str]) -> Recipe:
         """This recipe with rules {glob: "BITS[/GROUP]", a floating mode, or "float"} in front. Raises InputError."""
         rules = tuple(Rule(pattern, parse_packing(text)) for pattern, text in overrides.items())
-        return Recipe(f"{self.name}, overridden" if rules else self.name, self.about, rules + self.rules)
+        return replace(self, name=f"{self.name}, overridden", rules=rules + self.rules) if rules else self
+
+    def by(self, method: str) -> Recipe:
+        """The same with another of METHODS. Raises InputError if there is no such method."""
+        if method not in METHODS:
+            raise InputError(f"no method {method!r}; there are {', '.join(METHODS)}")
+        return replace(self, method=method)
 
 
 def _q(bits: int, group_size: int = 64) -> Quantization:

@@ -13,47 +13,12 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import PARTS_OF_A_FOLDER, WEIGHTS, contents, names
-from helpers.commands import ROOT, tiny_checkpoint
+from helpers.commands import KILLED_CONVERSION, ROOT, tiny_checkpoint
 from helpers.models import one_line_error
 
 import pg_mlx
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
-
-RUNNER = """
-import json, os, sys
-from pg_mlx.files import folder
-from pg_mlx.files.shards import ShardWriter
-from pg_mlx.cli import main
-
-if "RENAMED" in os.environ:
-    folder.exchange = lambda one, other: False
-
-number, last, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-events = []
-
-def reached(event):
-    events.append(event)
-    if len(events) == last:
-        os.kill(os.getpid(), number)
-
-def hook(event, arguments):
-    changes = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
-    if event in changes and str(arguments[0]).startswith(parent):
-        reached(event)
-
-def add_chunks(self, name, *rest, add_chunks=ShardWriter.add_chunks):
-    reached("tensor")
-    add_chunks(self, name, *rest)
-
-ShardWriter.add_chunks = add_chunks
-sys.addaudithook(hook)
-code = main(["convert", *sys.argv[4:]], program="convert.py")
-if last == 0:
-    print(json.dumps(events))
-sys.exit(code)
-"""
-"""convert.py that sends itself a signal just before the n-th tensor or change beside the target; lists them for 0."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +48,7 @@ def signalled(
     """renamed: the system cannot exchange two names, so that each gets its own by a rename."""
     env = {**os.environ, **({"RENAMED": "1"} if renamed else {})}
     options = ["--hf-path", source, "--mlx-path", target, "--q-bits", 4, "--force", "--no-check"]
-    command = [sys.executable, "-c", RUNNER, number, last, target.parent, *options]
+    command = [sys.executable, "-c", KILLED_CONVERSION, number, last, target.parent, *options]
     return subprocess.run(
         [*map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60
     )

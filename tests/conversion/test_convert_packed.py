@@ -24,7 +24,7 @@ from helpers.packing import FOUR, PARTS, TEXT, TOLERANCE, padded
 
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.checkpoint.validate import validate
-from pg_mlx.conversion import pipeline, plan, weights
+from pg_mlx.conversion import pipeline, weights
 from pg_mlx.files.json import read_json
 from pg_mlx.quantization import Quantization
 
@@ -166,7 +166,7 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(
     if packing == "unpack":
         weights_only(source, tmp_path / "packed", q_bits=8)
         source, options = tmp_path / "packed", {"dequantize": True}
-    recipe = plan.choose_recipe(False, options.get("q_bits"), None, options.get("q_mode"), None, None)
+    recipe = choose.choose_recipe(False, options.get("q_bits"), None, options.get("q_mode"), None, None)
     job = pipeline.Conversion(
         source, recipe, dequantize="dequantize" in options, dtype=options.get("dtype"), need_tokenizer=False
     )

@@ -135,6 +135,10 @@ def test_figures_equal_plain_computations(
     assert card.coordinates == len(drifts) > 0
     assert card.box_drift_mean == pytest.approx(np.mean(drifts))
     assert card.box_drift_max == pytest.approx(max(drifts))
+    assert card.box_drift_capped == pytest.approx(np.mean([min(drift, 10) for drift in drifts]))
+    assert card.coordinates_within_pixel == pytest.approx(np.mean([drift <= 1 for drift in drifts]))
+    sums = [(each - every.mean()).sum() for each in divergences]
+    assert card.kl_error == pytest.approx(np.linalg.norm(sums) / every.size, rel=1e-2)
 
 
 def test_feature_figures(source: Path, result: Path, card: Quality) -> None:
@@ -188,12 +192,14 @@ def test_many_positions_are_compared_in_slices() -> None:
 def test_card_as_json_and_markdown(card: Quality) -> None:
     assert Quality(**json.loads(json.dumps(asdict(card)))) == card
     text = card.to_markdown()
-    assert f"{card.kl_mean:.4g} / {card.kl_max:.4g} nats" in text
+    assert f"{card.kl_mean:.4g} ± {card.kl_error:.1g} / {card.kl_max:.4g} nats" in text
     assert f"| same most likely token | {100 * card.top1_agreement:.1f}% |" in text
     assert f"| greedy tokens before the first difference | {100 * card.greedy_agreement:.1f}% |" in text
     assert f"| identical answers | {100 * card.identical_answers:.1f}% |" in text
     assert f"{100 * card.feature_error:.3f}%" in text
     assert f"{card.box_drift_mean:.2f} / {card.box_drift_max:.2f} pixels" in text
+    assert f"{card.box_drift_capped:.2f} pixels with each capped at 10, " in text
+    assert f"{100 * card.coordinates_within_pixel:.1f}% within one pixel" in text
     assert "72 tokens" in text and "4 pictures" in text and "float32" in text
 
 

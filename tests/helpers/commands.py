@@ -11,6 +11,41 @@ from helpers.paths import ROOT
 
 CAT = ROOT / "tests" / "cat.jpg"
 
+KILLED_CONVERSION = """
+import json, os, sys
+from pg_mlx.files import folder
+from pg_mlx.files.shards import ShardWriter
+from pg_mlx.cli import main
+
+if "RENAMED" in os.environ:
+    folder.exchange = lambda one, other: False
+
+number, last, parent = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+events = []
+
+def reached(event):
+    events.append(event)
+    if len(events) == last:
+        os.kill(os.getpid(), number)
+
+def hook(event, arguments):
+    changes = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
+    if event in changes and str(arguments[0]).startswith(parent):
+        reached(event)
+
+def add_chunks(self, name, *rest, add_chunks=ShardWriter.add_chunks):
+    reached("tensor")
+    add_chunks(self, name, *rest)
+
+ShardWriter.add_chunks = add_chunks
+sys.addaudithook(hook)
+code = main(["convert", *sys.argv[4:]], program="convert.py")
+if last == 0:
+    print(json.dumps(events))
+sys.exit(code)
+"""
+"""convert.py that sends itself a signal just before the n-th tensor or change beside the target; lists them for 0."""
+
 
 def tiny_checkpoint(folder: Path) -> Path:
     """A random checkpoint with a small trained vocabulary, complete as a downloaded one."""

@@ -1,0 +1,171 @@
+"""Never worse: a calibrated result is written only if it is nearer to the source than the ones that need no data.
+
+"rtn" is written first, and answers the prompts: its answers calibrate as well as the source's own, and it fits into
+memory where the source does not. Then "mse" and "gptq" follow. Pictures that did not calibrate judge: on each token of
+the same answers, the divergence from what the source predicts. The nearest one is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..checkpoint.load import load_model
+from ..checkpoint.open import Checkpoint, open_local
+from ..files.shards import ShardWriter
+from ..processor import Processor
+from .calibrate import calibrated
+from .layerwise import AnsweredPrompt, Streamed
+from .metrics import Reading, mean_and_error, predict
+from .plan import Plan
+from .quality import answer, prepare, read
+from .samples import Sample
+from .weights import FittedPacker, Packer, Progress, write_weights
+
+MAX_TOKENS = 64
+"""Tokens of an answer that calibrates or judges."""
+
+_SHARES = {"rtn": 0.03, "answers": 0.12, "source": 0.05, "mse": 0.05, "gptq": 0.65, "judged": 0.1}
+"""What part of the time each step takes, roughly; for the progress."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How near a way of packing stays to the source, on pictures that did not calibrate."""
+
+    method: str
+    kl_mean: float
+    """KL(source || result) in nats, over the tokens of the answers."""
+    kl_error: float
+    """Its standard error. The answers count as independent."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which method's weights were written, and what the judging pictures said of each."""
+
+    method: str
+    calibrated_on: int
+    """Pictures."""
+    judged_on: int
+    """Other pictures."""
+    positions: int
+    """Tokens of the judged answers."""
+    judgements: list[Judgement]
+
+    def to_markdown(self) -> str:
+        """A line for the model card."""
+        found = ", ".join(f"{each.method} {each.kl_mean:.3g} ± {each.kl_error:.1g}" for each in self.judgements)
+        return (
+            f"chosen: {self.method}, the nearest to the source on {self.judged_on} pictures that did not calibrate "
+            f"(KL in nats: {found}); calibrated on {self.calibrated_on} others"
+        )
+
+
+def write_best(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    folder: Path,
+    dtype: mx.Dtype,
+    samples: tuple[Sequence[Sample], Sequence[Sample]],
+    processor: Processor,
+    header_bytes: int,
+    report: Progress,
+    total: int,
+) -> Chosen:
+    """Write the weights of the best of "rtn", "mse" and "gptq" into a folder that has its config.json already.
+
+    samples: those that calibrate and those that judge. header_bytes: of a shard. total: the bytes there will be.
+    At most two results are on the disk at a time. Raises InputError for tensors that cannot be read, and PgMlxError if
+    a model computes numbers that are not finite.
+    """
+    steps = _Steps(report, total)
+    vocabulary = processor.tokenizer.vocab_size
+
+    def write(method: str, packer: Packer, progress: Progress) -> Path:
+        candidate = folder / method
+        candidate.mkdir()
+        shutil.copyfile(folder / "config.json", candidate / "config.json")
+        write_weights(
+            plan, checkpoint.source, ShardWriter(candidate, header_bytes=header_bytes), packer, progress, total
+        )
+        return candidate
+
+    def judge(method: str) -> Judgement:
+        result = read(method, Streamed(open_local(folder / method), mx.float32), *judging)
+        kl = predict(source, result, vocabulary).kl
+        return Judgement(method, *mean_and_error(kl, [len(text.answer) for text in judging[1]]))
+
+    rtn = write("rtn", Packer(dtype), steps.weights("rtn"))
+    calibrating, judging = _answered(rtn, samples, processor, steps.counted("answers"))
+    streamed = Streamed(checkpoint, mx.float32)
+    source: Reading = read("source", streamed, *judging)
+    steps.counted("source")(1, 1)
+    judgements = [judge("rtn")]
+    write("mse", FittedPacker(dtype), steps.weights("mse"))
+    judgements.append(judge("mse"))
+    data_free = min(judgements, key=lambda each: each.kl_mean).method
+    _remove(folder, {"rtn", "mse"} - {data_free})
+    packed = calibrated(checkpoint, plan.modules, *calibrating, dtype)
+    write("gptq", FittedPacker(dtype, packed), steps.weights("gptq"))
+    judgements.append(judge("gptq"))
+    steps.counted("judged")(1, 1)
+    best = min(judgements, key=lambda each: each.kl_mean).method
+    for path in sorted((folder / best).iterdir()):
+        if path.name != "config.json":
+            path.rename(folder / path.name)
+    _remove(folder, {data_free, "gptq"})
+    return Chosen(best, len(calibrating[0]), len(judging[0]), sum(len(t.answer) for t in judging[1]), judgements)
+
+
+Answered = tuple[list[mx.array], list[AnsweredPrompt]]
+"""Pixels of pictures, and prompts about them with answers."""
+
+
+def _answered(
+    folder: Path, samples: Sequence[Sequence[Sample]], processor: Processor, progress: Callable[[int, int], None]
+) -> list[Answered]:
+    """The samples with the greedy answers of the checkpoint in a folder."""
+    model, done = load_model(folder, dtype="float32"), []
+    count, total = 0, sum(map(len, samples))
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        progress(count, total)
+
+    for some in samples:
+        pictures, _, texts = prepare(some, processor)
+        done.append((pictures, answer(model, processor, pictures, texts, MAX_TOKENS, tick)))
+    del model
+    mx.clear_cache()
+    return done
+
+
+def _remove(folder: Path, methods: set[str]) -> None:
+    for method in methods:
+        shutil.rmtree(folder / method)
+
+
+class _Steps:
+    """Progress over steps of different length, as bytes of `total`."""
+
+    def __init__(self, report: Progress, total: int):
+        self._report, self._total = report, total
+
+    def _at(self, step: str, what: str, share: float) -> None:
+        names = list(_SHARES)
+        before = sum(_SHARES[name] for name in names[: names.index(step)])
+        self._report(what, min(self._total, int(self._total * (before + share * _SHARES[step]))), self._total)
+
+    def weights(self, step: str) -> Progress:
+        """The progress of writing weights."""
+        return lambda what, done, total: self._at(step, f"{step}: {what}", done / max(total, 1))
+
+    def counted(self, step: str) -> Callable[[int, int], None]:
+        """The progress of something that is counted."""
+        return lambda done, total: self._at(step, f"{step}, {done} of {total}", done / total)

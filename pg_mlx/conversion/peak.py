@@ -1,0 +1,47 @@
+"""The memory of a calibration, counted from shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..checkpoint.layouts import EMBEDDING
+from ..config import PaliGemmaConfig
+from ..quantization.gptq import column_blocks
+from .calibrate import is_calibrated, tokens_at_once
+from .plan import Module
+
+TEXT_TOKENS = 96
+"""Tokens of a prompt and its answer, at most about."""
+
+_FLOAT = 4
+_FACTOR = 4
+"""Matrices [columns, columns] at a time while a factor is computed. Beside them there are the two sums of each block of
+columns."""
+_COPIES = 4
+"""Copies of one matrix at a time while its codes are chosen."""
+
+
+def calibration_peak(modules: Sequence[Module], config: PaliGemmaConfig, pictures: int, item_bytes: int) -> int:
+    """Bytes at the most while `pictures` calibrate: the embedding as stored, the largest block as it is and as it
+    becomes, the squares of the columns of a matrix, the inputs of both paths, and the work on some of them.
+
+    item_bytes: of a stored float.
+    """
+    table = sum(module.bytes_before(item_bytes) for module in modules if module.name == EMBEDDING)
+    blocks: dict[str, int] = {}
+    squares = copies = 0
+    for module in modules:
+        if module.kind == "linear":
+            values = module.rows * module.columns
+            block = module.name.rsplit(".", 2)[0]
+            blocks[block] = blocks.get(block, 0) + 2 * _FLOAT * values
+            if is_calibrated(module):
+                sizes = [own.stop - own.start for own in column_blocks(module.padded[1])]
+                squares = max(squares, _FLOAT * (2 * sum(size**2 for size in sizes) + _FACTOR * max(sizes) ** 2))
+                copies = max(copies, _FLOAT * _COPIES * values)
+    text = config.text
+    images = config.vision.num_patches
+    inputs = 2 * _FLOAT * pictures * max((images + TEXT_TOKENS) * text.hidden_size, images * config.vision.hidden_size)
+    tokens = min(max(tokens_at_once(config), images + TEXT_TOKENS), pictures * (images + TEXT_TOKENS))
+    work = 3 * _FLOAT * tokens * 2 * text.intermediate_size
+    return table + max(blocks.values(), default=0) + max(squares + work, copies) + inputs
