@@ -23,6 +23,10 @@ class _Probe(nn.Module):
         self._inputs.append(x)
         return mx.zeros((*x.shape[:-1], self._outputs))
 
+    def unbiased(self, x: mx.array) -> tuple[mx.array, None]:
+        """As Linear.unbiased."""
+        return self(x), None
+
     @property
     def inputs(self) -> mx.array:
         """All of them, [B * T, columns]. A block may have called it for some tokens at a time."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..checkpoint.adapters.base import lacks_tokenizer
+from ..checkpoint.open import Checkpoint
 from ..errors import InputError
 from ..quantization import RECIPES, Recipe, uniform
 from .plan import Plan
@@ -57,3 +59,12 @@ def calibration_of(
     if folder is None:
         raise InputError("method gptq needs pictures to calibrate on (--calibration DIR); --q-method mse needs none")
     return calibration_samples(Path(folder), prompts)
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raises InputError if there is none, it cannot be read, or has ids beyond the rows of the embedding."""
+    if checkpoint.tokenizer is None:
+        raise InputError(f"{lacks_tokenizer(checkpoint.name)}, or convert with --no-tokenizer")
+    pieces, rows = checkpoint.read_tokenizer().vocab_size, checkpoint.config.text.vocab_size
+    if pieces > rows:
+        raise InputError(f"{checkpoint.tokenizer} has {pieces} pieces, but the embedding only {rows} rows")

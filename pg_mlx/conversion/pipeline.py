@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..checkpoint.adapters.base import compare_bases, find_base, lacks_tokenizer
+from ..checkpoint.adapters.base import compare_bases, find_base
 from ..checkpoint.adapters.merge import AdapterPath, open_adapters
 from ..checkpoint.load import DTYPES
-from ..checkpoint.open import Checkpoint, open_checkpoint
+from ..checkpoint.open import open_checkpoint
 from ..checkpoint.wanted import has_tokenizer
 from ..errors import InputError, PgMlxError
 from ..files.folder import check_target, whole_folder
@@ -30,7 +30,7 @@ from ..ops.device import dtype_name
 from ..processor import Processor
 from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
-from .choose import calibration_of, check_method, choose_recipe
+from .choose import calibration_of, check_method, check_tokenizer, choose_recipe
 from .plan import make_plan
 from .report import Report, model_card
 from .samples import Sample, default_samples
@@ -91,7 +91,7 @@ class Conversion:
                 )
             checkpoint = checkpoint.merged(adapters)
         if need_tokenizer and (tokenizer or not checkpoint.headers_only):
-            _check_tokenizer(checkpoint)
+            check_tokenizer(checkpoint)
         stored = mx.bfloat16 if recipe and checkpoint.dtype == mx.float32 else checkpoint.dtype
         masks = mask_decoder or checkpoint.mask_decoder
         self.checkpoint = checkpoint
@@ -218,13 +218,8 @@ class Conversion:
             made = given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
         masks = sum(array.nbytes for array in self.masks.values())
         results = 2 if self.recipe and self.recipe.method == "gptq" else 1
-        return (
-            results * (self.expected_bytes() + self._header_bytes())
-            + sum(given.values())
-            + made
-            + masks
-            + SMALL_FILES_BYTES
-        )
+        weights = results * (self.expected_bytes() + self._header_bytes())
+        return weights + sum(given.values()) + made + masks + SMALL_FILES_BYTES
 
     def _compare(
         self, folder: Path, calibration: str | Path | None, samples: Sequence[Sample] | None, report: Progress
@@ -241,15 +236,6 @@ class Conversion:
             report(f"comparing with the source, {done} of {total}", size, size)
 
         return compare(self.checkpoint, folder, samples=samples, progress=progress)
-
-
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Raises InputError if there is none, it cannot be read, or has ids beyond the rows of the embedding."""
-    if checkpoint.tokenizer is None:
-        raise InputError(f"{lacks_tokenizer(checkpoint.name)}, or convert with --no-tokenizer")
-    pieces, rows = checkpoint.read_tokenizer().vocab_size, checkpoint.config.text.vocab_size
-    if pieces > rows:
-        raise InputError(f"{checkpoint.tokenizer} has {pieces} pieces, but the embedding only {rows} rows")
 
 
 def convert(

@@ -24,7 +24,7 @@ from helpers.packing import FOUR, PARTS, TEXT, TOLERANCE, padded
 
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.checkpoint.validate import validate
-from pg_mlx.conversion import pipeline, weights
+from pg_mlx.conversion import choose, pipeline, weights
 from pg_mlx.files.json import read_json
 from pg_mlx.quantization import Quantization
 
