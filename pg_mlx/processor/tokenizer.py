@@ -27,7 +27,6 @@ from .added_tokens import (
     added_in_json,
     added_in_list,
 )
-from .gemma_json import gemma_only
 
 # The names of all region tokens, in the order of their ids.
 LOCATIONS = [f"<loc{i:04}>" for i in range(1024)]
@@ -220,6 +219,8 @@ class _SentencePieces:
 class _JsonPieces:
     def __init__(self, path: Path):
         from tokenizers import Tokenizer as Backend
+
+        from .gemma_json import gemma_only
 
         self._model: Any = Backend.from_str(gemma_only(_read(path, MAX_JSON_BYTES)))
         self._model.encode_special_tokens = True  # "<eos>" in text is letters, as in the other form

@@ -29,7 +29,7 @@ out."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class StepPlan:
     """What was decided. rows: at a time, in each process. checkpointing: whether layers are computed twice. needs: what
     it should take, or None for a run that goes on."""
 
@@ -72,14 +72,14 @@ def choose(
     pictures: int,
     size: int,
     made: dict[str, Any] | None = None,
-) -> Chosen:
+) -> StepPlan:
     """The most rows at a time that fit, activations kept if that fits too.
 
     lengths: of each set of data. pictures: different ones. size: processes that share a step. made: what was decided
     when the run began, which stays. Raises InputError if the smallest way takes more than --memory-limit.
     """
     if made is not None:
-        return Chosen(int(made["rows"]), bool(made["checkpointing"]))
+        return StepPlan(int(made["rows"]), bool(made["checkpointing"]))
     limit = settings.memory_limit or int(SHARE * machine_bytes())
     known = settings.grad_checkpoint
     rows = min(settings.batch_size, -(-settings.rows // size))
@@ -108,7 +108,7 @@ def _estimate(
     pictures: int,
     rows: int,
     checkpointing: bool,
-) -> Chosen:
+) -> StepPlan:
     config, dtype, full = checkpoint.config, compute_dtype(settings.dtype), settings.fine_tune_type == "full"
     patches = config.vision.num_patches
     longest = max(p + s for one in lengths for p, s in zip(one.prefix, one.suffix, strict=True))
@@ -128,7 +128,7 @@ def _estimate(
     )
     each = patches * config.text.hidden_size * dtype.size
     features = 0 if settings.learns_images else min(FEATURE_BYTES, pictures * each)
-    return Chosen(rows, checkpointing, needs, features)
+    return StepPlan(rows, checkpointing, needs, features)
 
 
 def _weights(checkpoint: Checkpoint, dtype: mx.Dtype) -> int:

@@ -27,7 +27,7 @@ from .dataset import Dataset, Lengths, check_lengths, read_dataset
 from .evaluate import spread
 from .example import Example
 from .features import ImageFeatures
-from .memory import Chosen, choose
+from .memory import StepPlan, choose
 from .regions import RegionWriter
 from .settings import EPOCHS, TrainSettings
 from .sheet import sheet
@@ -54,7 +54,7 @@ class TrainingPlan:
     lengths: Lengths
     """Of the training data."""
     steps: int
-    chosen: Chosen
+    chosen: StepPlan
     """Rows at a time and checkpointing, with the memory that they will take."""
     notes: tuple[str, ...] = field(default=())
 
@@ -101,7 +101,7 @@ def plan(
     on_progress: OnProgress = lambda done, total: None,
 ) -> TrainingPlan:
     """Read the data and the headers of the model: the weights of a repository stay on the hub. size: processes that
-    share each step. made: what a run that goes on has decided (`Chosen.made`).
+    share each step. made: what a run that goes on has decided (`StepPlan.made`).
 
     Raises InputError for settings, data or a model that cannot be, DataError with a line for each fault of the data,
     and PgMlxError if the hub cannot be reached.

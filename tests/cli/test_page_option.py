@@ -43,6 +43,7 @@ def test_a_number_chooses_one(folder: Path, capsys: pytest.CaptureFixture[str]) 
     (item,) = expand([str(folder / "a.tif")], page=2)
     assert load_image(item.source).getpixel((3, 3)) == (0, 255, 0)
     asked = ["--model", str(CHECKPOINT), "--image", str(folder / "a.tif"), "--prompt", "caption en", "--max-tokens=4"]
+    asked += ["--dtype", "float32"]
     assert main(["generate", *asked, "--page", "4"]) == 2
     assert "3 pages" in capsys.readouterr().err
     assert main(["generate", *asked, "--frames", "3", "--format", "json"]) == 0
@@ -53,6 +54,7 @@ def test_a_number_chooses_one(folder: Path, capsys: pytest.CaptureFixture[str]) 
 def test_an_answer_for_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever is damaged is said in its turn; together they make one question."""
     asked = ["--model", str(CHECKPOINT), "--image", str(folder), "--prompt", "caption en", "--max-tokens", "2"]
+    asked += ["--dtype", "float32"]
     assert main(["generate", *asked, "--page", "all", "--format", "jsonl"]) == 1
     out, errors = capsys.readouterr()
     assert len(out.splitlines()) == 7 and "d.tif" in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,9 @@ from pg_mlx.conversion.samples import MAX_PICTURES, PROMPTS, calibration_samples
 
 MAX_TOKENS = 3
 """A random model seldom says <eos>."""
+
+KILLS = int(os.environ.get("PG_MLX_KILLS", "3"))
+"""How many points a calibration is killed at. 10 are thorough."""
 
 RUNNER = f"from pg_mlx.conversion import candidates\ncandidates.MAX_TOKENS = {MAX_TOKENS}\n{KILLED_CONVERSION}"
 
@@ -238,12 +242,12 @@ def events(source: Path, pictures: Path, rtn: Path, tmp_path_factory: pytest.Tem
     return [number for number, event in enumerate(listed, 1) if event == "os.rename"][-2]
 
 
-@pytest.mark.parametrize("point", range(10))
+@pytest.mark.parametrize("point", range(KILLS))
 def test_a_killed_calibration_loses_nothing(
     point: int, events: int, source: Path, pictures: Path, rtn: Path, tmp_path: Path
 ) -> None:
     target = Path(shutil.copytree(rtn, tmp_path / "out"))
-    last = 1 + point * (events - 1) // 9
+    last = 1 + point * (events - 1) // (KILLS - 1)
     assert killed(last, source, pictures, target).returncode == -signal.SIGKILL
     assert contents(target) == contents(rtn)
     pg_mlx.convert(source, target, q_bits=8, force=True, check=False)

@@ -109,6 +109,8 @@ def test_shards_and_side_files_that_vanish_midway_are_one_line(
     with pytest.raises(PgMlxError, match=last.name):
         convert(folder, tmp_path / "out", progress=midway(last.unlink))
     vocabulary = Path(shutil.copyfile(source / "tokenizer.model", tmp_path / "tokenizer.model"))
+    conversion = pipeline.Conversion(source, tokenizer=vocabulary)
+    vocabulary.unlink()
     with pytest.raises(PgMlxError, match=f"No such file or directory .{vocabulary}"):
-        convert(source, tmp_path / "out", tokenizer=vocabulary, progress=midway(vocabulary.unlink))
+        conversion.run(tmp_path / "out")
     assert names(tmp_path) == ["source"]

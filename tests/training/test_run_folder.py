@@ -19,7 +19,7 @@ import pg_mlx
 from pg_mlx.training import run as run_module
 from pg_mlx.training.state import owned, read_log
 
-KILLS = int(os.environ.get("PG_MLX_KILLS", "6"))
+KILLS = int(os.environ.get("PG_MLX_KILLS", "4"))
 """How many points a run is killed at. 20 are thorough."""
 
 KILLED = """
