@@ -99,7 +99,8 @@ class CacheUpdate:
     @cached_property
     def positions(self) -> np.ndarray:
         """Positions of the new tokens: int32 [B, T]."""
-        return np.array(self.lengths, np.int32)[:, None] + np.arange(self.count, dtype=np.int32)
+        # No arithmetic of NumPy's: between two passes of the CPU backend its first sum takes 0.2 ms.
+        return np.array([range(length, length + self.count) for length in self.lengths], np.int32)
 
     def write(self, layer: mx.array, update: mx.array) -> mx.array:
         """A layer's buffer with update [B, T, 2 * kv_heads, head_dim], keys first, in each row's next slots."""

@@ -101,8 +101,9 @@ class Attention(nn.Module):
     def angles(self, positions: np.ndarray) -> mx.array:
         """positions int32 [B, T] -> int32 [B * T * (heads + 2 * kv_heads)]: by how many positions `project_new` rotates
         each head of q, k and v of each token."""
-        turns = np.array([1] * (self.heads + self.kv_heads) + [0] * self.kv_heads, np.int32)
-        return mx.array((positions[..., None] * turns).reshape(-1))
+        angles = np.zeros((*positions.shape, self.heads + 2 * self.kv_heads), np.int32)
+        angles[..., : self.heads + self.kv_heads] = positions[..., None]
+        return mx.array(angles.reshape(-1))
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, mask: mx.array | None) -> mx.array:
         """query [B, heads, T, head_dim], key and value [B, kv_heads, L, head_dim] -> [B, T, D].

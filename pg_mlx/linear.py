@@ -119,6 +119,8 @@ class Linear(Matrix):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [..., columns] -> [..., outputs]."""
+        if "bias" not in self:
+            return self.multiply(x)
         y, bias = self.unbiased(x)
         return y if bias is None else y + bias
 
