@@ -1,8 +1,13 @@
 """pg_mlx before mlx.core, as in a user's program: it puts a fast BLAS library first, whose sums have another order."""
 
+import os
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # They share the cores. BLAS would take all of them for each.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pg_mlx  # noqa: F401  # isort: skip
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
