@@ -181,7 +181,7 @@ def _without_end_mark(content: Content, half: tuple[int, int] | None, name: str)
             image.draft(None, half)
         try:
             image.load()
-        except Exception:
+        except Exception:  # whatever it is: pixels are lacking too, and the caller refuses the picture as damaged
             return None
         first = first or image
         if not _same_pixels(first, image):

@@ -27,3 +27,11 @@ def earlier(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "earlier"
     convert(source, folder, q_bits=4)
     return folder
+
+
+@pytest.fixture(scope="module")
+def old(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An earlier conversion, in 8 bits."""
+    folder = tmp_path_factory.mktemp("models") / "old"
+    convert(source, folder, q_bits=8)
+    return folder

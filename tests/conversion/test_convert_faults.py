@@ -13,25 +13,12 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import PARTS_OF_A_FOLDER, WEIGHTS, contents, names
-from helpers.commands import KILLED_CONVERSION, ROOT, tiny_checkpoint
+from helpers.commands import KILLED_CONVERSION, ROOT
 from helpers.models import one_line_error
 
 import pg_mlx
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def old(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An earlier conversion, in 8 bits."""
-    folder = tmp_path_factory.mktemp("models") / "old"
-    convert(source, folder, q_bits=8)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.checkpoints import contents, names
-from helpers.commands import ROOT, tiny_checkpoint
+from helpers.commands import ROOT
 
 import pg_mlx
 from pg_mlx.conversion import pipeline
@@ -24,19 +24,6 @@ from pg_mlx.files import shards
 from pg_mlx.files.arrays import write_arrays
 
 convert = partial(pg_mlx.convert, q_bits=4, check=False)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def old(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An earlier conversion, in 8 bits."""
-    folder = tmp_path_factory.mktemp("models") / "old"
-    convert(source, folder, q_bits=8)
-    return folder
 
 
 @contextlib.contextmanager
