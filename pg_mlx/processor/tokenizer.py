@@ -228,7 +228,8 @@ class _JsonPieces:
         self.size = 1 + max((i for piece, i in vocabulary.items() if piece != IMAGE), default=-1)
         if self.size > MAX_ID:
             raise InputError(f"its ids reach {self.size - 1}, which is no vocabulary of Gemma's kind")
-        if not all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
+        # The published file has a tab as itself, and no <0x09>.
+        if not all(f"<0x{byte:02X}>" in vocabulary or (byte < 128 and chr(byte) in vocabulary) for byte in range(256)):
             raise InputError("its vocabulary lacks bytes, so there is text that it cannot spell")
         self.gaps = frozenset(range(self.size)) - {*vocabulary.values()} if len(vocabulary) < self.size else frozenset()
 

@@ -105,6 +105,15 @@ def test_what_does_not_matter_for_encoding_is_not_read(change: dict, whole: Path
     assert other.encode(text) == expected.encode(text) and other.decode(other.encode(text)) == text
 
 
+def test_a_tab_may_stand_as_itself(whole: Path, tmp_path: Path):
+    """As in Gemma's published file, which has no <0x09>. A vocabulary with neither is refused."""
+    vocabulary = json.loads(whole.read_bytes())["model"]["vocab"]
+    tab = vocabulary.pop("<0x09>")
+    refused(changed(whole, tmp_path, {}, {"vocab": vocabulary}))
+    own = Tokenizer.from_file(changed(whole, tmp_path, {}, {"vocab": vocabulary | {"\t": tab}}))
+    assert own.encode("\t\t") == [tab, tab] and own.decode([tab, tab]) == "\t\t"
+
+
 def test_a_second_value_of_a_name_is_no_way_in(whole: Path, tmp_path: Path):
     """The library takes both values of a name that stands twice; what is checked is all that it gets."""
     evil = json.dumps({"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAAAA"})

@@ -125,22 +125,23 @@ def test_health_metrics_and_errors_of_addresses(client: httpx.Client):
 
 
 def test_a_client_that_hangs_up_is_not_answered_further(client: httpx.Client, shared: Service):
-    def wait_for(running: int) -> None:
-        for _ in range(400):
-            if shared.stats()["running"] == running:
+    def wait_for(**expected: int) -> None:
+        for _ in range(1200):
+            stats = shared.stats()
+            if {"running": stats["running"], "cancelled": stats["failed"].get("cancelled", 0)} == expected:
                 return
             time.sleep(0.05)
         raise AssertionError(shared.stats())
 
+    before = shared.stats()["failed"].get("cancelled", 0)
     wild = chat("ocr", max_tokens=WILD.max_tokens, temperature=WILD.temperature, seed=WILD.seed)
     with client.stream("POST", CHAT, json={**wild, "stream": True}) as response:
         next(response.iter_bytes())
-        wait_for(1)
-    wait_for(0)
+        wait_for(running=1, cancelled=before)
+    wait_for(running=0, cancelled=before + 1)
     with pytest.raises(httpx.ReadTimeout):
         client.post(CHAT, json=wild, timeout=httpx.Timeout(60, read=1.0))
-    wait_for(0)
-    assert shared.stats()["failed"]["cancelled"] >= 2
+    wait_for(running=0, cancelled=before + 2)
 
 
 def test_a_full_queue_and_a_late_answer_have_a_status_of_their_own():

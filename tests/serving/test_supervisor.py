@@ -41,7 +41,11 @@ def worker_of(raw: Raw, other_than: int = 0) -> int:
 
 
 def gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+    """Whether it ended. In a container, nobody may collect an orphan, which then stays as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 pytestmark = [
@@ -134,7 +138,7 @@ def test_a_killed_supervisor_takes_its_worker_with_it(supervised: Raw):
     supervised.process.kill()
     began = time.monotonic()
     while not gone(worker):
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 20.0  # .5 s when the machine is idle
         time.sleep(0.02)
 
 
