@@ -1,8 +1,11 @@
-"""What starts a worker: Python, or an app frozen by PyInstaller, py2app, cx_Freeze or Nuitka, which starts itself."""
+"""What starts a worker: Python, or an app that contains its Python and starts itself (made by PyInstaller, py2app,
+Briefcase, cx_Freeze or Nuitka)."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -25,8 +28,9 @@ def serve_if_worker() -> None:
 
 
 def is_frozen() -> bool:
-    """Whether this program is an app that contains its Python."""
-    return bool(getattr(sys, "frozen", False)) or hasattr(sys.modules.get("__main__"), "__compiled__")
+    """Whether this program is an app that contains its Python. Briefcase marks its apps nowhere, but their name differs."""
+    marked = hasattr(sys, "frozen") or hasattr(sys.modules.get("__main__"), "__compiled__")
+    return marked or not re.match("python|pypy|graalpy", Path(sys.executable).name, re.IGNORECASE)
 
 
 def worker_command() -> list[str]:
@@ -36,13 +40,16 @@ def worker_command() -> list[str]:
     A frozen app has no Python to start: `sys.executable -m pg_mlx` would start the whole app again, and that one
     another, without end. So it must have called `serve_if_worker`.
     """
-    if not sys.executable or not Path(sys.executable).exists():
+    program = sys.executable
+    if getattr(sys, "frozen", None) == "macosx_app":  # py2app's: its sys.executable is a Python beside the app
+        program = os.environ.get("EXECUTABLEPATH", program)
+    if not program or not Path(program).exists():
         raise InputError("sys.executable names no program to start a worker with: give Client(command=...)")
     if not is_frozen():
-        return [sys.executable, "-m", "pg_mlx", "worker"]
+        return [program, "-m", "pg_mlx", "worker"]
     if not _called:
         raise InputError(
             "a frozen app has no Python to start a worker with: call pg_mlx.client.serve_if_worker() as the first "
             "thing in the app, or give Client(command=...); docs/embedding.md explains it"
         )
-    return [sys.executable, WORKER]
+    return [program, WORKER]

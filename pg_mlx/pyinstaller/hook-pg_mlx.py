@@ -7,3 +7,5 @@ datas = collect_data_files("pg_mlx") + copy_metadata("pg_mlx")
 mlx_datas, binaries, mlx_imports = collect_all("mlx")
 datas += mlx_datas
 hiddenimports += mlx_imports
+# Only asked for by options of `pg-mlx train` and `pg-mlx batch`, and many times as large as all the rest.
+excludedimports = ["mlx_lm", "ray"]

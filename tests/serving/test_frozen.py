@@ -15,12 +15,18 @@ from pg_mlx.errors import InputError
 
 pytestmark = pytest.mark.ops("cpu", reason="starting processes, whatever computes")
 
+KINDS = {
+    "PyInstaller": "sys.frozen, sys.executable = True, os.environ['APP']",
+    "py2app": "sys.frozen, os.environ['EXECUTABLEPATH'] = 'macosx_app', os.environ['APP']",
+    "Briefcase": "sys.executable = os.environ['APP']",
+}
+"""What makes an app different from Python: py2app's sys.executable is a Python, and Briefcase sets no sys.frozen."""
+
 APP = """\
 import os, sys
-sys.frozen = True
 with open(os.environ["STARTS"], "a") as log:
     log.write("started\\n")
-sys.executable = os.environ["APP"]
+{kind}
 {first}
 from pg_mlx.client import Client, ServingError
 from pg_mlx.errors import InputError
@@ -33,10 +39,10 @@ except InputError as error:
 """
 
 
-def run_app(tmp_path: Path, first: str) -> tuple[subprocess.CompletedProcess[str], int]:
+def run_app(tmp_path: Path, kind: str, first: str) -> tuple[subprocess.CompletedProcess[str], int]:
     """An app that says of itself that it is frozen, and how often it was started."""
     code, app, starts = tmp_path / "app.py", tmp_path / "app", tmp_path / "starts"
-    code.write_text(APP.format(first=first, scene=str(SCENE)))
+    code.write_text(APP.format(kind=KINDS[kind], first=first, scene=str(SCENE)))
     app.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{code}" "$@"\n')
     app.chmod(0o755)
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "APP": str(app), "STARTS": str(starts)}
@@ -44,13 +50,15 @@ def run_app(tmp_path: Path, first: str) -> tuple[subprocess.CompletedProcess[str
     return done, len(starts.read_text().splitlines())
 
 
-def test_a_frozen_app_turns_itself_into_a_worker(tmp_path: Path):
-    done, starts = run_app(tmp_path, "from pg_mlx.client import serve_if_worker; serve_if_worker()")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_app_turns_itself_into_a_worker(tmp_path: Path, kind: str):
+    done, starts = run_app(tmp_path, kind, "from pg_mlx.client import serve_if_worker; serve_if_worker()")
     assert (done.returncode, done.stdout, starts) == (0, "35\n", 2), done.stderr
 
 
-def test_a_frozen_app_that_does_not_is_told_so_in_one_line(tmp_path: Path):
-    done, starts = run_app(tmp_path, "")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_app_that_does_not_gets_one_line(tmp_path: Path, kind: str):
+    done, starts = run_app(tmp_path, kind, "")
     assert (done.returncode, starts) == (2, 1)
     assert len(done.stderr.splitlines()) == 1 and "serve_if_worker" in done.stderr
 
