@@ -28,7 +28,7 @@ def serve_if_worker() -> None:
 
 
 def is_frozen() -> bool:
-    """Whether this program is an app that contains its Python. Briefcase marks its apps nowhere, but their name differs."""
+    """Whether this program is an app that contains its Python. Briefcase sets no mark, but the name is the app's."""
     marked = hasattr(sys, "frozen") or hasattr(sys.modules.get("__main__"), "__compiled__")
     return marked or not re.match("python|pypy|graalpy", Path(sys.executable).name, re.IGNORECASE)
 
