@@ -1,7 +1,7 @@
 """The page at `/`: its structure, style and scripts, joined into one document when the server starts.
 
-They are files of their own so that each has one idea and an editor knows its language. A browser gets one document, which
-loads nothing else. The scripts share one scope, in the order of SCRIPTS.
+They are files of their own so that each has one idea and an editor knows its language. A browser gets one document,
+which loads nothing else. The scripts share one scope, in the order of SCRIPTS.
 """
 
 from __future__ import annotations
@@ -11,7 +11,19 @@ import hashlib
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-SCRIPTS = ("basics", "place", "regions", "pictures", "stage", "prompt", "camera", "server", "answer", "history", "start")
+SCRIPTS = (
+    "basics",
+    "place",
+    "regions",
+    "pictures",
+    "stage",
+    "prompt",
+    "camera",
+    "server",
+    "answer",
+    "history",
+    "start",
+)
 """The page's scripts. Each uses functions of the others, and at once only what stands before it."""
 
 

@@ -13,6 +13,7 @@ async function ask() {
   state.entries = [entry, ...state.entries].slice(0, MOST_ENTRIES);
   showEntry(entry);
   showAsking(true);
+  if (matchMedia("(max-width: 62rem)").matches) $("reply").scrollIntoView({ block: "nearest" }); // one column: it is far down
   tell("Asking…");
   try {
     await receive(entry, asking.signal);

@@ -65,6 +65,7 @@ function show(picture, entry = state.entries.find(({ pictures }) => pictures[0] 
   for (const id of ["canvas", "tools", "strip"]) $(id).hidden = !picture;
   $("empty").hidden = !!picture;
   showStrip();
+  if (picture) itemOf(picture).scrollIntoView({ block: "nearest", inline: "nearest" });
   showEntry(entry);
   setPrompt($("prompt").value);
 }
@@ -75,7 +76,7 @@ function itemOf(picture) {
   if (!items.has(picture)) {
     const image = element("img", { src: picture.thumbnail, alt: "", width: 72, height: 72 });
     const thumb = element("button", { type: "button", className: "thumb", onclick: () => show(picture) }, image, element("span"));
-    const remove = element("button", { type: "button", className: "remove", textContent: "×", onclick: () => drop(picture) });
+    const remove = element("button", { type: "button", className: "remove", onclick: () => drop(picture) });
     items.set(picture, element("li", {}, thumb, remove));
   }
   return items.get(picture);

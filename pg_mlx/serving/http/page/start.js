@@ -79,6 +79,6 @@ addEventListener("paste", (event) => {
 
 setTheme(storedTheme());
 listTasks();
-setPrompt("");
+setPrompt(startOf("caption"));
 showHistory();
 showModel().catch(() => {});
