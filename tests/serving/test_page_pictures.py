@@ -104,6 +104,26 @@ def test_the_camera_is_asked_only_when_wanted_and_goes_off_again(browser: Any, p
         assert saved(page).std() > 5, "it is one colour"
 
 
+def test_a_camera_that_comes_when_it_is_no_longer_wanted_goes_off(page: Any):
+    page.evaluate(
+        """() => {
+          const media = navigator.mediaDevices, real = media.getUserMedia.bind(media);
+          window.tracks = [];
+          media.getUserMedia = async (wanted) => {
+            const stream = await real(wanted);
+            window.tracks.push(...stream.getTracks());
+            await new Promise((done) => window.allow = done);
+            return stream;
+          };
+        }"""
+    )
+    page.get_by_role("button", name="Camera", exact=True).click()
+    page.wait_for_function("() => window.allow")
+    page.get_by_role("button", name="Close").click()
+    page.evaluate("window.allow()")
+    page.wait_for_function("() => window.tracks.every(({ readyState }) => readyState === 'ended')")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("NotAllowedError", "is not allowed"), ("NotFoundError", "There is no camera"), ("AbortError", "does not start")],

@@ -10,8 +10,9 @@ async function openCamera() {
     const own = await navigator.mediaDevices.getUserMedia({
       video: { facingMode: "environment", width: { ideal: 1920 }, height: { ideal: 1080 } },
     });
+    closeCamera(); // of a dialog that was closed while the browser asked, and opened again
     stream = own;
-    if (!$("camera").open) return closeCamera(); // closed while the browser asked
+    if (!$("camera").open) return closeCamera();
     $("video").srcObject = own;
     await $("video").play();
     $("snap").disabled = false;

@@ -15,7 +15,7 @@ const cards = new WeakMap();
 
 function cardOf(entry) {
   if (!cards.has(entry)) {
-    const image = element("img", { src: entry.pictures[0].thumbnail, alt: "", width: 56, height: 56 });
+    const image = element("img", { src: entry.pictures[0].thumbnail, alt: "", width: 56, height: 56, draggable: false });
     const words = element("span", {}, element("b", { textContent: entry.prompt }), element("small"));
     cards.set(entry, element("li", {}, element("button", { type: "button", onclick: () => recall(entry) }, image, words)));
   }

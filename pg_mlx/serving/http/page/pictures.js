@@ -34,6 +34,7 @@ function dataURI(file) {
 // Add files to the strip and show the first of them. Returns whether there was any picture.
 async function take(files) {
   const added = [], failed = [];
+  if (files.length) tell("Opening…");
   for (const file of files) {
     try {
       added.push(await readPicture(file));
@@ -64,6 +65,7 @@ function show(picture, entry = state.entries.find(({ pictures }) => pictures[0] 
   Object.assign(state, { shown: picture, lit: null });
   for (const id of ["canvas", "tools", "strip"]) $(id).hidden = !picture;
   $("empty").hidden = !!picture;
+  $("stage").style.setProperty("--aspect", picture ? picture.width / picture.height : "");
   showStrip();
   if (picture) itemOf(picture).scrollIntoView({ block: "nearest", inline: "nearest" });
   showEntry(entry);
@@ -74,7 +76,7 @@ const items = new WeakMap();
 
 function itemOf(picture) {
   if (!items.has(picture)) {
-    const image = element("img", { src: picture.thumbnail, alt: "", width: 72, height: 72 });
+    const image = element("img", { src: picture.thumbnail, alt: "", width: 72, height: 72, draggable: false });
     const thumb = element("button", { type: "button", className: "thumb", onclick: () => show(picture) }, image, element("span"));
     const remove = element("button", { type: "button", className: "remove", onclick: () => drop(picture) });
     items.set(picture, element("li", {}, thumb, remove));

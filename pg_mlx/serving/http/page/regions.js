@@ -66,6 +66,7 @@ function paint(context, source, entry, line, lit, layerOf) {
   context.drawImage(source, 0, 0, width, height);
   const seen = entry?.regions.filter(({ hidden }) => !hidden) ?? [], { boxes, masks, names } = state.layers;
   if (!seen.includes(lit)) lit = null;
+  seen.sort((one, other) => (one === lit) - (other === lit)); // the last is on top
   if (lit && boxes) shade(context, lit);
   for (const region of seen) {
     const colour = colourOf(entry, region);
@@ -101,12 +102,20 @@ function drawName(context, region, colour, size) {
   const [left, top] = corners(context, region.box_normalized), high = Math.round(size * 1.5), space = Math.round(size * 0.35);
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const wide = context.measureText(region.label).width + 2 * space;
+  const label = fitting(context, region.label, context.canvas.width * 0.4), wide = context.measureText(label).width + 2 * space;
   const x = Math.max(0, Math.min(left, context.canvas.width - wide)), y = top >= high ? top - high : top;
   context.fillStyle = colour;
   context.fillRect(x, y, wide, high);
   context.fillStyle = "#fff";
-  context.fillText(region.label, x + space, y + high / 2);
+  context.fillText(label, x + space, y + high / 2);
+}
+
+// A label that would hide half of the picture is cut off.
+function fitting(context, label, most) {
+  const letters = [...label.slice(0, 100)];
+  if (context.measureText(label).width <= most) return label;
+  while (letters.length > 1 && context.measureText(`${letters.join("")}…`).width > most) letters.pop();
+  return `${letters.join("").trimEnd()}…`;
 }
 
 function outlinePlace(context, box, line) {
