@@ -99,8 +99,12 @@ def test_the_camera_is_asked_only_when_wanted_and_goes_off_again(browser: Any, p
         page.locator("#snap:enabled").wait_for()
         page.keyboard.press("Escape")
         page.locator("#camera").wait_for(state="hidden")
-        states = "() => window.streams.flatMap((stream) => stream.getTracks()).map(({ readyState }) => readyState)"
-        assert page.evaluate(states) == ["ended", "ended"]
+        page.wait_for_function(
+            """() => {
+              const tracks = window.streams.flatMap((stream) => stream.getTracks());
+              return tracks.length === 2 && tracks.every(({ readyState }) => readyState === "ended");
+            }"""
+        )
         assert saved(page).std() > 5, "it is one colour"
 
 
