@@ -1,5 +1,8 @@
 """Fixtures of this folder's tests."""
 
+from helpers.page import browser as browser
+from helpers.page import page as page
+from helpers.page import page_address as page_address
 from helpers.server import ai as ai
 from helpers.server import client as client
 from helpers.server import shared as shared

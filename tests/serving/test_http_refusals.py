@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.pictures import png_header
-from helpers.server import CHAT, chat, data_uri, refused, serving
+from helpers.server import CHAT, chat, data_uri, raw, refused, serving
 from helpers.service import SCENE, service
 
 from pg_mlx.serving.service.service import Service
@@ -186,3 +186,10 @@ def test_forms_that_are_none(client: httpx.Client):
     for fields in ({}, {"prompt": "ocr", "max_tokens": "many"}, {"prompt": "ocr", "else": "1"}):
         response = client.post("/v1/regions", data=fields, files={"image": SCENE.read_bytes()})
         assert response.status_code == 400, response.text
+
+
+@pytest.mark.parametrize("target", [b"models", b"*", b"regions/"])
+def test_a_path_without_a_slash_at_the_beginning_is_none(shared: Service, target: bytes):
+    with serving(shared) as client:
+        answer = raw(client, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404 ") and b"not_found" in answer

@@ -70,7 +70,7 @@ def test_addresses_without_v1_or_with_a_slash(client: httpx.Client, prefix: str,
 
 
 def test_a_path_has_one_form():
-    same = ("/", "/health", "/v1", "/v1/models/a/b", "/modelsx", "/v2/chat", "/metrics")
+    same = ("/", "/health", "/v1", "/v1/models/a/b", "/modelsx", "/v2/chat", "/metrics", "models", "*")
     assert [canonical(path) for path in same] == list(same)
     assert [canonical(path) for path in ("", "//", "/health/", "/models", "/chat")] == [
         "/", "/", "/health", "/v1/models", "/v1/chat",

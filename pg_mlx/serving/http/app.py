@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -31,6 +28,7 @@ from .event_stream import Events, EventStream, Form
 from .events import ask, in_thread
 from .metrics import Metrics
 from .middleware import Access, Guard
+from .page import Page
 from .parameters import HEADER, check_lenient
 from .responses_schemas import ResponsesRequest
 from .settings import Settings
@@ -50,9 +48,8 @@ class _Server:
     def __init__(self, service: Service, settings: Settings):
         self._service, self._settings = service, settings
         self._bodies, self._metrics = Bodies(settings), Metrics(service)
-        self._page = (_FOLDER / "page.html").read_bytes()
+        self._page = Page()
         self._sample = (CHECKPOINT.parent / "scene.png").read_bytes()
-        self._policy = content_security_policy(self._page.decode())
         self._openapi = json.loads((_FOLDER / "openapi.json").read_bytes())
         self._openapi["info"]["version"] = __version__
         self._created = int(time.time())
@@ -91,7 +88,8 @@ class _Server:
 
     async def page(self, request: Request) -> Response:
         """The page."""
-        return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
+        headers = {"Content-Security-Policy": self._page.policy}
+        return Response(self._page.document, media_type="text/html", headers=headers)
 
     async def sample(self, request: Request) -> Response:
         """The picture that the page offers."""
@@ -247,20 +245,6 @@ def _expect(request: Request, *kinds: str) -> None:
 
 def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def content_security_policy(page: str) -> str:
-    """The header by which the page may use its own script and style (by their hashes) and ask its own server only."""
-
-    def hashes(tag: str) -> str:
-        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
-        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
 
 
 async def _refused(request: Request, error: Exception) -> Response:

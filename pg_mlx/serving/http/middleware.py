@@ -67,7 +67,8 @@ class Guard:
 def canonical(path: str) -> str:
     """The path without a slash at its end, and with the /v1 that many clients leave out."""
     path = path.rstrip("/") or "/"
-    return f"/v1{path}" if path.split("/")[1] in ("chat", "models", "regions", "responses") else path
+    first = path.partition("/")[2].split("/")[0]  # empty if the client left out the slash at the beginning
+    return f"/v1{path}" if first in ("chat", "models", "regions", "responses") else path
 
 
 class _Exchange:
