@@ -114,6 +114,6 @@ def test_the_wheel_alone_serves_its_page(command: Path, tmp_path: Path) -> None:
 
 def test_a_source_tree_that_is_not_installed_knows_its_version(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "pg_mlx", tmp_path / "pg_mlx", ignore=NOT_SOURCE)
-    code = "import sys; sys.path.insert(0, '.'); import pg_mlx; print(pg_mlx.__version__, pg_mlx.__file__)"
-    done = run(sys.executable, "-I", "-c", code, cwd=tmp_path)
+    code = "import pg_mlx; print(pg_mlx.__version__, pg_mlx.__file__)"
+    done = run(sys.executable, "-c", code, cwd=tmp_path)  # this folder is the first place of imports
     assert done.stdout.split() == [VERSION, str(tmp_path / "pg_mlx" / "__init__.py")], done.stderr

@@ -140,10 +140,9 @@ def captured(arguments: list[str], program: str | None) -> tuple[int, str, str]:
 
 def script(arguments: list[str]) -> tuple[int, str, str]:
     """The same for another script or module of this repository."""
-    before = sys.argv, list(sys.path)
+    before = sys.argv
     with streams() as (out, error):
         try:
-            sys.path.insert(0, str(ROOT))
             if arguments[0] == "-m":
                 sys.argv = arguments[1:]
                 runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
@@ -154,7 +153,7 @@ def script(arguments: list[str]) -> tuple[int, str, str]:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(bool(end.code))
         finally:
-            sys.argv, sys.path[:] = before
+            sys.argv = before
     return code, out.getvalue(), error.getvalue()
 
 
@@ -172,5 +171,11 @@ def streams() -> Iterator[tuple[io.StringIO, io.StringIO]]:
 
 def environment(shared: Path) -> dict[str, str]:
     """In which the pages' commands run: the hub is the cache of the shared folder, and nothing is fetched."""
-    own = {"HF_HOME": str(shared), "HF_HUB_CACHE": str(shared / "hub"), "HF_HUB_OFFLINE": "1", "PG_MLX_OPS": "auto", "OMP_NUM_THREADS": "1"}
+    own = {
+        "HF_HOME": str(shared),
+        "HF_HUB_CACHE": str(shared / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PG_MLX_OPS": "auto",
+        "OMP_NUM_THREADS": "1",
+    }
     return {**os.environ, **own, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
