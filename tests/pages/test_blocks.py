@@ -38,7 +38,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     assert done.returncode == 0, f"after {lines.read_text().splitlines()[-1:]}\n{done.stderr[-4000:]}"
     found = {line["block"]: line for line in map(json.loads, lines.read_text().splitlines())}
     for line in found.values():
-        print(f"{line['seconds']:6.1f} s  {line['block']}  {'; '.join(line['notes'])}")
+        print(
+            f"{line['seconds']:6.1f} s, CPU {line['cpu_seconds']:5.1f} s  {line['block']}  {'; '.join(line['notes'])}"
+        )
     return found
 
 

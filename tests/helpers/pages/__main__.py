@@ -1,7 +1,8 @@
 """Runs the blocks of pages, all in one process: python -m helpers.pages SHARED RESULTS PAGE...
 
 SHARED: the folder that `world.make` fills, or has filled. RESULTS: a line of JSON for each block that was run, with
-`block`, `error` (empty if it worked), `notes` and `seconds`."""
+`block`, `error` (empty if it worked), `notes`, `seconds` and `cpu_seconds` (those of processes that it starts are
+left out)."""
 
 from __future__ import annotations
 
@@ -53,9 +54,10 @@ def run_page(page: str, shared: Path, results: Path) -> None:
     try:
         for block in blocks:
             shell.notes.clear()
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.process_time()
             error = run_block(block, shell, names)
-            line = {"block": block.name, "error": error, "notes": shell.notes, "seconds": time.perf_counter() - begun}
+            seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
+            line = {"block": block.name, "error": error, "notes": shell.notes, **seconds}
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
     finally:
