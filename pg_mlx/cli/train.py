@@ -149,7 +149,7 @@ def _callback(args: argparse.Namespace, settings: TrainSettings) -> Callback | N
     try:
         from mlx_lm.tuner.callbacks import get_reporting_callbacks
     except ImportError:
-        raise InputError("--report-to needs mlx-lm, whose callbacks it uses: pip install mlx-lm") from None
+        raise InputError("--report-to needs mlx-lm's callbacks: pip install 'pg_mlx[mlx-lm]'") from None
     try:
         config: Any = settings.to_json()
         return get_reporting_callbacks(args.report_to, args.project_name, args.adapter_path, config)

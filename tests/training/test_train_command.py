@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -187,6 +188,14 @@ def test_callbacks_of_mlx_lm(model: Path, data: Path, tmp_path: Path, monkeypatc
     assert [name for name, _ in seen] == [*["train", "train", "val"] * 3]
     assert {"iteration", "train_loss", "learning_rate", "trained_tokens", "peak_memory"} <= seen[0][1].keys()
     assert {"iteration", "val_loss", "val_time", "val_exact"} <= seen[2][1].keys()
+
+
+def test_mlx_lm_has_these_callbacks() -> None:
+    """The real function takes what the command gives, and its callbacks have the methods that a run calls."""
+    from mlx_lm.tuner.callbacks import TrainingCallback, get_reporting_callbacks
+
+    inspect.signature(get_reporting_callbacks).bind("wandb", "project", "folder", {})
+    assert hasattr(TrainingCallback, "on_train_loss_report") and hasattr(TrainingCallback, "on_val_loss_report")
 
 
 WRONG = [
