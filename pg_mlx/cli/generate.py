@@ -6,16 +6,21 @@ import argparse
 import re
 import sys
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..threads import start
 from .drawings import Drawings
+from .gallery import Gallery
 from .hints import chat_hint
 from .options import Parser, add_answer_options, add_model_options, add_region_options, bounded
 from .pictures import expand, is_folder
 from .report import RunReport
 from .session import Session
 from .writers import FORMATS, Failure, Success, answer_all, output
+
+if TYPE_CHECKING:
+    from .show import Show
 
 DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
@@ -34,6 +39,8 @@ examples:
   cat photo.png | %(prog)s --model ./pg2-4bit --image - --prompt ocr --format json
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "segment cat" --annotate out.png --masks masks
   %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --format jsonl > found.jsonl
+  %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --report found.html
+  %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "detect cat" --show
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "caption en" --prompt "detect cat"
   %(prog)s --model ./pg2-4bit --image before.jpg after.jpg --together --prompt "answer en what has changed?"
   %(prog)s --model ./pg2-4bit --image scan.tif --page all --prompt ocr
@@ -90,6 +97,14 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     regions.add_argument("--raw", action="store_true", help="print the model's tokens on a terminal, too")
     regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
+    regions.add_argument(
+        "--show",
+        action="store_true",
+        help="show the drawn picture in the terminal if it can (iTerm2, kitty, sixel), else in a window",
+    )
+    regions.add_argument(
+        "--report", metavar="OUT.html", help="write all answers with their pictures to one page, to look through"
+    )
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
     regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
     add_region_options(regions)
@@ -130,6 +145,7 @@ def run(argv: list[str], program: str) -> int:
         RegionPrompt.required(plain_prompt(prompt))
     first = None if several else start(items[0].load)
     drawings = Drawings(args.annotate, args.masks, args.soft_masks, items, several)
+    gallery = Gallery(args.report, prompts, len(items)) if args.report else None
     out = output(args.format, items, prompts, many, args.raw)
     if first:
         import mlx.core  # noqa: F401  # takes as long as reading a picture does
@@ -137,6 +153,11 @@ def run(argv: list[str], program: str) -> int:
         items = [replace(items[0], image=first.result())]
     stop: list[int] = []
 
+    looked_at: list[Drawings | Gallery | Show] = [drawings, *([gallery] if gallery else [])]
+    if args.show:
+        from .show import Show
+
+        looked_at.append(Show())
     report = RunReport(program, items, prompts, args.max_tokens)
     try:
         for outcome in answer_all(items, Session(args, items, kept, stop), out):
@@ -144,6 +165,8 @@ def run(argv: list[str], program: str) -> int:
                 if args.debug or not several:
                     raise outcome.error
                 report.failure(outcome)
+                if gallery:
+                    gallery.failure(outcome)
                 continue
             generation = replace(outcome.generation, regions=kept.select(outcome.generation.regions))
             if args.logprobs is None:  # scores alone were wanted
@@ -151,12 +174,15 @@ def run(argv: list[str], program: str) -> int:
             answer = Success(outcome.item, generation)
             out.add(answer)
             report.answer(answer)
-            drawings.add(answer)
+            for view in looked_at:
+                view.add(answer)
             if args.format == "text" and (args.verbose or not several):
                 report.summary(generation.stats)
             if generation.finish_reason == "cancelled":
                 break
     except BaseException:
+        if gallery:
+            gallery.abort()
         if report.answered or args.format == "text":  # what is answered is printed, and an unfinished line ended
             out.close()
         if report.answered:
@@ -165,7 +191,8 @@ def run(argv: list[str], program: str) -> int:
     if stop and not several and not report.answered:
         raise KeyboardInterrupt
     out.close()
-    drawings.close()
+    for view in looked_at:
+        view.close()
     report.close()
     return 130 if stop else int(report.failed > 0)
 
