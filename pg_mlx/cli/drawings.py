@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, PgMlxError
 from .pictures import Item
-from .writers import Success
+from .writers import Success, View
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 """What looks like the suffix of a file, as .svg; not that of a folder called photos.2024."""
 
 
-class Drawings:
+class Drawings(View):
     """Writes what --annotate and --masks ask for, each file whole or not at all; one of the same name is replaced."""
 
     def __init__(self, annotate: str | None, masks: str | None, soft: bool, items: list[Item], many: bool):

@@ -13,7 +13,7 @@ from string import Template
 from typing import TYPE_CHECKING, TextIO
 
 from ..errors import InputError, PgMlxError
-from .writers import Failure, Success, describe
+from .writers import Failure, Success, View, describe
 
 if TYPE_CHECKING:
     from ..generation import Generation
@@ -24,7 +24,7 @@ _MARK = b'<meta name="generator" content="pg-mlx gallery">'
 _SUFFIXES = (".html", ".htm")
 
 
-class Gallery:
+class Gallery(View):
     """Writes the page answer by answer, so that it never holds more than one. The file appears whole, with `close`, or
     not at all."""
 

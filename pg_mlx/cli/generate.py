@@ -6,21 +6,16 @@ import argparse
 import re
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..threads import start
 from .drawings import Drawings
-from .gallery import Gallery
 from .hints import chat_hint
 from .options import Parser, add_answer_options, add_model_options, add_region_options, bounded
-from .pictures import expand, is_folder
+from .pictures import Item, expand, is_folder
 from .report import RunReport
 from .session import Session
-from .writers import FORMATS, Failure, Success, answer_all, output
-
-if TYPE_CHECKING:
-    from .show import Show
+from .writers import FORMATS, Failure, Success, View, answer_all, output
 
 DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
@@ -144,8 +139,7 @@ def run(argv: list[str], program: str) -> int:
     for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))
     first = None if several else start(items[0].load)
-    drawings = Drawings(args.annotate, args.masks, args.soft_masks, items, several)
-    gallery = Gallery(args.report, prompts, len(items)) if args.report else None
+    views = _views(args, prompts, items, several)
     out = output(args.format, items, prompts, many, args.raw)
     if first:
         import mlx.core  # noqa: F401  # takes as long as reading a picture does
@@ -153,11 +147,6 @@ def run(argv: list[str], program: str) -> int:
         items = [replace(items[0], image=first.result())]
     stop: list[int] = []
 
-    looked_at: list[Drawings | Gallery | Show] = [drawings, *([gallery] if gallery else [])]
-    if args.show:
-        from .show import Show
-
-        looked_at.append(Show())
     report = RunReport(program, items, prompts, args.max_tokens)
     try:
         for outcome in answer_all(items, Session(args, items, kept, stop), out):
@@ -165,8 +154,8 @@ def run(argv: list[str], program: str) -> int:
                 if args.debug or not several:
                     raise outcome.error
                 report.failure(outcome)
-                if gallery:
-                    gallery.failure(outcome)
+                for view in views:
+                    view.failure(outcome)
                 continue
             generation = replace(outcome.generation, regions=kept.select(outcome.generation.regions))
             if args.logprobs is None:  # scores alone were wanted
@@ -174,15 +163,15 @@ def run(argv: list[str], program: str) -> int:
             answer = Success(outcome.item, generation)
             out.add(answer)
             report.answer(answer)
-            for view in looked_at:
+            for view in views:
                 view.add(answer)
             if args.format == "text" and (args.verbose or not several):
                 report.summary(generation.stats)
             if generation.finish_reason == "cancelled":
                 break
     except BaseException:
-        if gallery:
-            gallery.abort()
+        for view in views:
+            view.abort()
         if report.answered or args.format == "text":  # what is answered is printed, and an unfinished line ended
             out.close()
         if report.answered:
@@ -190,11 +179,30 @@ def run(argv: list[str], program: str) -> int:
         raise
     if stop and not several and not report.answered:
         raise KeyboardInterrupt
-    out.close()
-    for view in looked_at:
-        view.close()
+    try:
+        out.close()
+        for view in views:
+            view.close()
+    except BaseException:
+        for view in views:
+            view.abort()
+        raise
     report.close()
     return 130 if stop else int(report.failed > 0)
+
+
+def _views(args: argparse.Namespace, prompts: list[str], items: list[Item], several: bool) -> list[View]:
+    """What makes pictures of the answers. Raises InputError for a target that cannot be meant."""
+    views: list[View] = [Drawings(args.annotate, args.masks, args.soft_masks, items, several)]
+    if args.report:
+        from .gallery import Gallery
+
+        views.append(Gallery(args.report, prompts, len(items)))
+    if args.show:
+        from .show import Show
+
+        views.append(Show())
+    return views
 
 
 def _page(text: str) -> int | str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import terminal
-from .writers import Success
+from .writers import Success, View
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +19,7 @@ _WINDOWS = 4
 """Pictures that are opened in windows; more would be a nuisance."""
 
 
-class Show:
+class Show(View):
     """What --show asks for: each answer's picture, drawn, behind its text."""
 
     def __init__(self) -> None:
@@ -51,9 +51,6 @@ class Show:
         elif not open_picture(image, name):
             self._opened = _WINDOWS + 1
             print("no way to show pictures was found here; --annotate OUT writes them", file=sys.stderr)
-
-    def close(self) -> None:
-        """There are no more answers."""
 
 
 def open_picture(image: Image.Image, name: str) -> bool:

@@ -87,6 +87,22 @@ class Output:
         """There are no more answers."""
 
 
+class View:
+    """Receives answers beside an Output, and makes pictures of them."""
+
+    def add(self, answer: Success) -> None:
+        """One more answer. Raises PgMlxError if it cannot be written."""
+
+    def failure(self, failure: Failure) -> None:
+        """A picture that has no answer."""
+
+    def close(self) -> None:
+        """There are no more answers."""
+
+    def abort(self) -> None:
+        """The run has failed: leave nothing that is not whole."""
+
+
 def output(kind: str, items: list[Item], prompts: list[str], many: bool, raw: bool = False) -> Output:
     """The writer of a format. kind: one of FORMATS. many: whether more than one picture, or a folder, was asked for.
     raw: print boxes as the tokens that the model wrote, on a terminal too."""

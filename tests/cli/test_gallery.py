@@ -141,6 +141,16 @@ def test_it_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in tmp_path.iterdir()] == ["out.html"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_if_stdout_fails_nothing_is_left(tmp_path: Path) -> None:
+    asked = [sys.executable, "-m", "pg_mlx", "generate", "-i", str(SCENE), "-p", "ocr", "--format", "json", "--report"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*asked, str(tmp_path / "out.html")], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1 and b"No space left" in done.stderr and list(tmp_path.iterdir()) == []
+
+
 def test_only_its_own_pages_are_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "out.html"
     asked = ["generate", "-i", str(SCENE), "-p", "ocr", "--report"]
