@@ -96,11 +96,11 @@ class Conversation:
     def show(self) -> None:
         """Show the picture, with the regions of the last answer. Raises InputError without a picture."""
         item = self._opened()
-        self._show = self._show or Show()
-        if self._answer:
-            self._show.add(self._answer)
-        elif self._show.terminal:
-            self._show.picture(item.load(), item.name)
+        from ..regions.draw import annotate
+
+        self._show = self._show or Show("/save FILE writes the picture")
+        regions = self._answer.generation.regions if self._answer else []
+        self._show.picture(annotate(item.load(), regions), item.name)
 
     def save(self, name: str) -> None:
         """Write the last answer: as JSON, as text, or as the picture with its regions, as the suffix says.

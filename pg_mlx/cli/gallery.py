@@ -22,6 +22,8 @@ SIDE = 480
 """Longest side in pixels of a picture on the page."""
 _MARK = b'<meta name="generator" content="pg-mlx gallery">'
 _SUFFIXES = (".html", ".htm")
+_NAMED = 5
+"""Prompts in the title."""
 
 
 class Gallery(View):
@@ -86,7 +88,9 @@ class Gallery(View):
     def _head(self) -> str:
         from ..regions.html import printable
 
-        title = escape(printable(" · ".join(" ".join(prompt.split()) for prompt in self._prompts) or "answers"))
+        named = [" ".join(prompt.split()) or "an empty prompt" for prompt in self._prompts[:_NAMED]]
+        more = [f"{len(self._prompts) - _NAMED} more"] * (len(self._prompts) > _NAMED)
+        title = escape(printable(" · ".join(named + more)))
         digest = hashlib.sha256(_asset("gallery.js").encode()).digest()
         script_hash = f"sha256-{base64.b64encode(digest).decode()}"
         return Template(_page()[0]).substitute(title=title, script_hash=script_hash)

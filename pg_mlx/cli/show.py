@@ -22,35 +22,42 @@ _WINDOWS = 4
 class Show(View):
     """What --show asks for: each answer's picture, drawn, behind its text."""
 
-    def __init__(self) -> None:
-        """Asks the terminal what it can. Says so on stderr if stdout is not a terminal."""
+    def __init__(self, instead: str = "--annotate OUT writes the pictures"):
+        """Asks the terminal what it can. Says so on stderr if stdout is not a terminal. instead: what else helps."""
         self.protocol = terminal.protocol()
         self.terminal = sys.stdout.isatty()
-        self._opened = 0
+        self._instead = instead
+        self._left = _WINDOWS
         if not self.terminal:
-            print("--show needs a terminal, which stdout is not; --annotate OUT writes the pictures", file=sys.stderr)
+            print(f"a picture is shown on a terminal only, which stdout is not; {instead}", file=sys.stderr)
 
     def add(self, answer: Success) -> None:
         """Show one answer."""
-        if not self.terminal or (not self.protocol and self._opened > _WINDOWS):
+        if not self.terminal or self._left < 0:
+            return
+        if not self.protocol:
+            self._left -= 1
+        if self._left < 0:
+            print(f"only {_WINDOWS} pictures were opened; --report out.html shows all", file=sys.stderr)
             return
         from ..regions.draw import annotate
 
-        self.picture(annotate(answer.item.load(), answer.generation.regions), answer.item.name)
+        if not self.picture(annotate(answer.item.load(), answer.generation.regions), answer.item.name):
+            self._left = -1
 
-    def picture(self, image: Image.Image, name: str) -> None:
-        """Show a picture. name: of the file, if a viewer opens it."""
+    def picture(self, image: Image.Image, name: str) -> bool:
+        """Show a picture; False, and a line on stderr, if there is no way to. name: of the file, for a viewer."""
+        if not self.terminal:
+            return False
         if self.protocol:
             sys.stdout.flush()
             sys.stdout.buffer.write(terminal.encoded(image, self.protocol))
             sys.stdout.buffer.flush()
-            return
-        self._opened += 1
-        if self._opened > _WINDOWS:
-            print(f"only {_WINDOWS} pictures were opened; --report out.html shows all", file=sys.stderr)
-        elif not open_picture(image, name):
-            self._opened = _WINDOWS + 1
-            print("no way to show pictures was found here; --annotate OUT writes them", file=sys.stderr)
+            return True
+        if open_picture(image, name):
+            return True
+        print(f"no way to show pictures was found here; {self._instead}", file=sys.stderr)
+        return False
 
 
 def open_picture(image: Image.Image, name: str) -> bool:

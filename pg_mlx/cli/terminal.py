@@ -156,12 +156,10 @@ def sixel(image: Image.Image) -> bytes:
     out += [f"#{color};2;{';'.join(map(str, (rgb * 100 + 127) // 255))}" for color, rgb in enumerate(palette)]
     for top in range(0, height, 6):
         band = pixels[top : top + 6]
-        bits = 1 << np.arange(len(band))[:, None]
-        rows = []
-        for color in np.unique(band):
-            letters = ((band == color) * bits).sum(axis=0)
-            rows.append(f"#{color}{_run_lengths(letters)}")
-        out.append("$".join(rows) + "-")
+        letters = np.zeros((len(palette), width), int)
+        for row, colors in enumerate(band):
+            letters[colors, np.arange(width)] += 1 << row
+        out.append("$".join(f"#{color}{_run_lengths(letters[color])}" for color in np.unique(band)) + "-")
     return "".join([*out, "\x1b\\"]).encode("ascii")
 
 

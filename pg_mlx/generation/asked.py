@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
 from ..processor import images
+from ..processor.sources import shown
 from .features import Picture
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class AskedImage:
             warnings.simplefilter("ignore", images.PictureWarning)  # it was said when the question was asked
             image = images.load_image(source)
         if images.full_size(image) != image_size:
-            raise InputError(f"{self.name or 'the picture'} has changed since the question was asked")
+            name = shown(self.name) if self.name else "the picture"
+            raise InputError(f"{name} has changed since the question was asked")
         return image
 
     def __reduce__(self) -> tuple[type[AskedImage], tuple[str | None]]:
@@ -70,7 +72,7 @@ class AskedImage:
         return AskedImage, (self.name,)
 
     def __repr__(self) -> str:
-        return f"AskedImage({self.name!r})" if self.name else "AskedImage(<an object>)"
+        return f"AskedImage({shown(self.name)!r})" if self.name else "AskedImage(<an object>)"
 
 
 class _Held:

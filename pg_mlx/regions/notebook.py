@@ -13,7 +13,7 @@ from .region import Region
 if TYPE_CHECKING:
     from PIL import Image
 
-SIDE, GRID_SIDE = 640, 280
+SIDE, GRID_SIDE = 640, 320
 """Longest side in pixels of a picture in a notebook, and of one of several."""
 _PICTURE = ' style="max-width:100%;height:auto"'
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;margin:.4em 0;color:inherit;background:none"

@@ -81,8 +81,17 @@ def test_a_session_on_a_terminal(tmp_path: Path) -> None:
         assert code == 0
     history = tmp_path / ".pg_mlx_history"
     assert history.stat().st_mode & 0o777 == 0o600 and "caption en" in history.read_text()
-    with Terminal("chat", "--image", str(SCENE), home=tmp_path) as again:
+    with Terminal("chat", "--image", str(SCENE), "--show", home=tmp_path, TERM_PROGRAM="iTerm.app") as again:
         again.until("scene> ")
+        again.type("/show\n")  # the picture alone
+        again.until("]1337;File=inline=1")
+        again.until("scene> ")
+        again.type("/detect red circle\n")
+        again.until("red circle: ")
+        again.until("]1337;File=inline=1")
+        again.until("scene> ")
+        again.type(UP)
+        again.type(UP)
         again.type(f"{UP}\n")
         again.until("/segment THING ; THING")
         again.until("scene> ")

@@ -20,7 +20,9 @@ from helpers.terminal import Terminal
 from PIL import Image
 
 from pg_mlx.cli import show, terminal
-from pg_mlx.generation import SamplingOptions
+from pg_mlx.cli.pictures import Item
+from pg_mlx.cli.writers import Success
+from pg_mlx.generation import Generation, SamplingOptions, Stats
 from pg_mlx.processor import load_image
 from pg_mlx.regions.draw import annotate
 
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.ops("cpu", reason="what the command reads and prints do
 
 ASKED = ("generate", "-i", str(SCENE), "-p", "detect red circle", "--show")
 SIZE = (80, 24, 800, 480)
+STATS = Stats(0, 0, 0, 0, 1, 0, 1, 0, 0)
 
 
 # --- which terminals ------------------------------------------------------------------------------------
@@ -183,12 +186,12 @@ def test_a_silent_terminal_is_waited_for_shortly_and_the_picture_is_opened(tmp_p
 def test_without_a_screen_or_a_terminal_one_line_says_so(tmp_path: Path) -> None:
     with Terminal(*ASKED, home=tmp_path, TERM="dumb") as shell:
         code, shown = shell.end()
-    assert code == 0 and "red circle: " in shown and shown.count("--annotate OUT writes them") == 1
+    assert code == 0 and "red circle: " in shown and shown.count("--annotate OUT writes the pictures") == 1
     done = subprocess.run(
         [sys.executable, "-m", "pg_mlx", *ASKED], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and done.stdout == alone("detect red circle", (SCENE,), SamplingOptions()).text + "\n"
-    assert done.stderr.count("--show needs a terminal") == 1 and "\x1b" not in done.stderr
+    assert done.stderr.count("shown on a terminal only") == 1 and "\x1b" not in done.stderr
 
 
 def test_few_windows_are_opened(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +201,7 @@ def test_few_windows_are_opened(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     shower.protocol, shower.terminal = None, True
     capsys.readouterr()
     for number in range(9):
-        shower.picture(scene((9, 9)), str(number))
+        item = Item("", str(number), image=scene((9, 9)))
+        shower.add(Success(item, Generation("", [], "stop", STATS, image_size=(9, 9))))
     assert opened == ["0", "1", "2", "3"]
     assert "only 4 pictures were opened; --report" in capsys.readouterr().err
