@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Protocol = Literal["iterm2", "kitty", "sixel"]
 
-ANSWER_S = 0.3
-"""How long a terminal may take to say what it can. Over a network it takes one way there and back."""
+ANSWER_S = 1.0
+"""How long a terminal may take to say what it can. Nearly all answer as soon as the network lets them."""
 _KITTY_QUERY = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\"
 _NAME_QUERY = "\x1b[>q"
 _ATTRIBUTES_QUERY = "\x1b[c"
@@ -61,13 +61,15 @@ def by_name(environment: Mapping[str, str]) -> Protocol | Literal["unknown"] | N
 
 def ask_terminal() -> Protocol | None:
     """Ask the terminal itself. What was typed meanwhile is lost, so this is not for the middle of a line."""
+    import termios
+
     try:
         with _raw_terminal() as terminal:
             if terminal is None:
                 return None
             os.write(terminal, (_KITTY_QUERY + _NAME_QUERY + _ATTRIBUTES_QUERY).encode())
             return understood(_answer(terminal))
-    except OSError:
+    except (OSError, termios.error):  # there is none, or it is no terminal
         return None
 
 
@@ -97,10 +99,8 @@ def _raw_terminal() -> Iterator[int | None]:
         try:
             tty.setcbreak(terminal, termios.TCSANOW)
             yield terminal
-        except termios.error as error:
-            raise OSError(*error.args) from None
         finally:
-            termios.tcsetattr(terminal, termios.TCSANOW, before)
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, before)  # with no rest of an answer for the shell
     finally:
         os.close(terminal)
 

@@ -6,6 +6,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import InputError
@@ -40,8 +41,9 @@ class AskedImage:
         """The path or address; None for an object."""
         self._object: Callable[[], Any] = _nothing
         if isinstance(source, os.PathLike) or (isinstance(source, str) and len(source) <= _LONGEST_NAME):
-            name = os.fsdecode(source)
-            self.name = None if name == "-" else name
+            with suppress(Exception):  # whatever an object's own __fspath__ raises
+                name = os.fsdecode(source)
+                self.name = None if name == "-" else name
         elif source is not None:
             held = _Held(source)
             try:

@@ -150,7 +150,7 @@ def test_the_drawn_answer_comes_behind_the_text(
     tmp_path: Path, variables: dict[str, str], answer: str | None, begins: str
 ) -> None:
     found = alone("detect red circle", (SCENE,), SamplingOptions())
-    with Terminal(*ASKED, home=tmp_path, **variables) as shell:
+    with Terminal(*ASKED, home=tmp_path, patient=bool(answer), **variables) as shell:
         if answer:
             shell.until("\x1b[c")
             shell.type(answer)

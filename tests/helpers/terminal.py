@@ -18,13 +18,16 @@ from helpers.paths import ROOT
 
 WAIT_S = 60.0
 
+PATIENT = "import sys; from pg_mlx.cli import command, terminal; terminal.ANSWER_S = 60.0; command(sys.argv[1:])"
+"""pg-mlx that waits long for a terminal's answer: on a busy machine the test is slow to give it."""
+
 
 class Terminal:
     """`pg-mlx` with stdin, stdout and stderr on a terminal of 80 x 24 letters, which is its controlling one."""
 
-    def __init__(self, *arguments: str, home: Path, **environment: str):
+    def __init__(self, *arguments: str, home: Path, patient: bool = False, **environment: str):
         """home: the folder of the user's files. environment: variables that are set; those that tell of the terminal
-        around the tests are not."""
+        around the tests are not. patient: as PATIENT."""
         self.shown = ""
         self._here, there = pty.openpty()
         fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 800, 480))
@@ -34,7 +37,7 @@ class Terminal:
             if not re.match("TERM|LC_TERM|KITTY|TMUX|DISPLAY|WAY", name)
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pg_mlx", *arguments],
+            [sys.executable, *(("-c", PATIENT) if patient else ("-m", "pg_mlx")), *arguments],
             cwd=ROOT,
             env={**kept, "TERM": "xterm-256color", "HOME": str(home), "INPUTRC": "/dev/null", **environment},
             stdin=there,
