@@ -200,7 +200,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def names(page: Any) -> list[str]:
-    return [name.removesuffix(".png") for name in page.locator("#answers > li:visible h2").all_inner_texts()]
+    shown = page.locator(
+        "#answers > li:not([hidden]) h2"
+    ).all_text_contents()  # inner_text lacks what is off the screen
+    return [name.removesuffix(".png") for name in shown]
 
 
 def test_a_person_sorts_filters_and_searches(shown: Any) -> None:
