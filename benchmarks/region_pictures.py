@@ -1,4 +1,5 @@
-"""Draw the pictures of docs/regions.md: one scene in every shape and kind of file that pictures come in.
+"""Draw the pictures of docs/regions.md: one scene in every shape and kind of file that pictures come in. And
+results.png, which the README begins with: answers of the demo.
 
     python -m benchmarks.region_pictures docs/pictures
 
@@ -12,8 +13,10 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
+import pg_mlx
+from pg_mlx.demo import CHECKPOINT
 from pg_mlx.processor.images import load_image
 from pg_mlx.regions import Region
 from pg_mlx.regions.draw import annotate
@@ -40,6 +43,15 @@ KINDS = {
 
 SHOWN = 480
 """Longest side of what is written."""
+
+ANSWERED = (
+    ("scene.png", "detect red circle ; blue star"),
+    ("scene.png", "segment red circle"),
+    ("clutter.png", "segment green cross"),
+    ("dog.png", "ocr"),
+)
+"""Pictures of the demo, and what results.png shows of them."""
+HEIGHT, TEXT = 400, 18
 
 
 def outline(label: str, size: tuple[int, int]) -> Image.Image:
@@ -93,6 +105,24 @@ def file_of(kind: str) -> bytes:
     return file.getvalue()
 
 
+def results() -> Image.Image:
+    """The demo's answers to ANSWERED, drawn, each with its prompt below."""
+    model, processor = pg_mlx.load()
+    drawn = []
+    for name, prompt in ANSWERED:
+        generation = pg_mlx.generate(model, processor, prompt, CHECKPOINT.parent / name)
+        image = generation.draw()
+        image.thumbnail((image.width, HEIGHT))
+        drawn.append((image, prompt if generation.regions else f'{prompt}: "{generation.text}"'))
+    canvas = Image.new("RGB", (sum(image.width + 12 for image, _ in drawn), HEIGHT + 2 * TEXT), "white")
+    draw, left = ImageDraw.Draw(canvas), 0
+    for image, words in drawn:
+        canvas.paste(image, (left, 0))
+        draw.text((left, HEIGHT + 8), words, fill=(60, 60, 60), font=ImageFont.load_default(TEXT))
+        left += image.width + 12
+    return canvas.quantize(256, dither=Image.Dither.NONE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("target", type=Path, metavar="FOLDER")
@@ -107,6 +137,7 @@ def main() -> None:
         drawn.quantize(256).save(target / f"{kind}.png", optimize=True)
         kilobytes = (target / f"{kind}.png").stat().st_size / 1000
         print(f"{kind}: {image.size} drawn as {size}, shown as {drawn.size}, {kilobytes:.0f} kB; no font for {unknown}")
+    results().save(target / "results.png", optimize=True)
 
 
 if __name__ == "__main__":

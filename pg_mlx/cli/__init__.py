@@ -15,6 +15,7 @@ from ..ops.watchdog import explained
 
 COMMANDS = {
     "generate": "ask about pictures",
+    "chat": "ask about a picture, question after question",
     "batch": "ask about very many pictures, on one machine or several",
     "train": "fine-tune a model on your pictures",
     "eval": "score models and adapters on examples",

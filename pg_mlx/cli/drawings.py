@@ -6,12 +6,13 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, PgMlxError
 from .pictures import Item
-from .writers import Success
+from .writers import Success, View
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +22,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 """What looks like the suffix of a file, as .svg; not that of a folder called photos.2024."""
 
 
-class Drawings:
+class Drawings(View):
     """Writes what --annotate and --masks ask for, each file whole or not at all; one of the same name is replaced."""
 
     def __init__(self, annotate: str | None, masks: str | None, soft: bool, items: list[Item], many: bool):
@@ -49,7 +50,7 @@ class Drawings:
             unknown: list[str] = []
             drawn = annotate(answer.item.load(), answer.generation.regions, unknown)
             self._warn(unknown)
-            _save(drawn, self._targets[name])
+            save_image(drawn, self._targets[name])
         if self._masks:
             for number, region in enumerate(answer.generation.regions, 1):
                 mask = _mask_image(region.soft_mask if self._soft else region.mask)
@@ -57,7 +58,7 @@ class Drawings:
                     label = re.sub(r"[^\w-]+", "_", region.label).strip("_")[:_LABEL_CHARACTERS]
                     target = self._masks / f"{'-'.join(filter(None, (name, str(number), label)))}.png"
                     self._spare(target)
-                    _save(mask, target)
+                    save_image(mask, target)
                     self._written += 1
 
     def _spare(self, target: Path) -> None:
@@ -128,15 +129,22 @@ def _mask_image(mask: object) -> Image.Image | None:
     return Image.fromarray(scaled)
 
 
-def _save(image: Image.Image, target: Path) -> None:
+def save_image(image: Image.Image, target: Path) -> None:
+    """Write the picture, whole or not at all; its folder is made. Raises PgMlxError if that fails."""
     from PIL import Image
 
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     options = {"quality": 90} if _is_jpeg(target.name) else {}
+    kind = Image.registered_extensions()[target.suffix.lower()]
+    write_whole(target, lambda file: image.save(file, kind, **options))
+
+
+def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file, whole or not at all; its folder is made. Raises PgMlxError if that fails."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            image.save(file, Image.registered_extensions()[target.suffix.lower()], **options)
+            write(file)
         partial.replace(target)
     except (OSError, ValueError) as error:  # ValueError: a format that cannot hold such a picture
         raise PgMlxError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error

@@ -12,10 +12,10 @@ from ..threads import start
 from .drawings import Drawings
 from .hints import chat_hint
 from .options import Parser, add_answer_options, add_model_options, add_region_options, bounded
-from .pictures import expand, is_folder
+from .pictures import Item, expand, is_folder
 from .report import RunReport
 from .session import Session
-from .writers import FORMATS, Failure, Success, answer_all, output
+from .writers import FORMATS, Failure, Success, View, answer_all, output
 
 DESCRIPTION = "Ask PaliGemma about pictures. Answers go to stdout, timings and failures to stderr."
 
@@ -34,6 +34,8 @@ examples:
   cat photo.png | %(prog)s --model ./pg2-4bit --image - --prompt ocr --format json
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "segment cat" --annotate out.png --masks masks
   %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --format jsonl > found.jsonl
+  %(prog)s --model ./pg2-4bit --image photos --prompt "detect cat ; dog" --report found.html
+  %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "detect cat" --show
   %(prog)s --model ./pg2-4bit --image cat.jpg --prompt "caption en" --prompt "detect cat"
   %(prog)s --model ./pg2-4bit --image before.jpg after.jpg --together --prompt "answer en what has changed?"
   %(prog)s --model ./pg2-4bit --image scan.tif --page all --prompt ocr
@@ -90,6 +92,14 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     regions.add_argument("--raw", action="store_true", help="print the model's tokens on a terminal, too")
     regions.add_argument("--annotate", metavar="OUT", help="draw them: a .png or .jpg, for several pictures a folder")
+    regions.add_argument(
+        "--show",
+        action="store_true",
+        help="show the drawn picture in the terminal if it can (iTerm2, kitty, sixel), else in a window",
+    )
+    regions.add_argument(
+        "--report", metavar="OUT.html", help="write all answers with their pictures to one page, to look through"
+    )
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
     regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
     add_region_options(regions)
@@ -129,7 +139,7 @@ def run(argv: list[str], program: str) -> int:
     for prompt in prompts if args.constrain else ():
         RegionPrompt.required(plain_prompt(prompt))
     first = None if several else start(items[0].load)
-    drawings = Drawings(args.annotate, args.masks, args.soft_masks, items, several)
+    views = _views(args, prompts, items, several)
     out = output(args.format, items, prompts, many, args.raw)
     if first:
         import mlx.core  # noqa: F401  # takes as long as reading a picture does
@@ -144,6 +154,8 @@ def run(argv: list[str], program: str) -> int:
                 if args.debug or not several:
                     raise outcome.error
                 report.failure(outcome)
+                for view in views:
+                    view.failure(outcome)
                 continue
             generation = replace(outcome.generation, regions=kept.select(outcome.generation.regions))
             if args.logprobs is None:  # scores alone were wanted
@@ -151,12 +163,15 @@ def run(argv: list[str], program: str) -> int:
             answer = Success(outcome.item, generation)
             out.add(answer)
             report.answer(answer)
-            drawings.add(answer)
+            for view in views:
+                view.add(answer)
             if args.format == "text" and (args.verbose or not several):
                 report.summary(generation.stats)
             if generation.finish_reason == "cancelled":
                 break
     except BaseException:
+        for view in views:
+            view.abort()
         if report.answered or args.format == "text":  # what is answered is printed, and an unfinished line ended
             out.close()
         if report.answered:
@@ -164,10 +179,30 @@ def run(argv: list[str], program: str) -> int:
         raise
     if stop and not several and not report.answered:
         raise KeyboardInterrupt
-    out.close()
-    drawings.close()
+    try:
+        out.close()
+        for view in views:
+            view.close()
+    except BaseException:
+        for view in views:
+            view.abort()
+        raise
     report.close()
     return 130 if stop else int(report.failed > 0)
+
+
+def _views(args: argparse.Namespace, prompts: list[str], items: list[Item], several: bool) -> list[View]:
+    """What makes pictures of the answers. Raises InputError for a target that cannot be meant."""
+    views: list[View] = [Drawings(args.annotate, args.masks, args.soft_masks, items, several)]
+    if args.report:
+        from .gallery import Gallery
+
+        views.append(Gallery(args.report, prompts, len(items)))
+    if args.show:
+        from .show import Show
+
+        views.append(Show())
+    return views
 
 
 def _page(text: str) -> int | str:

@@ -4,6 +4,8 @@ own, and abort or report nonsense."""
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 RETRY_S = 0.02
@@ -44,3 +46,14 @@ def note_interrupts(pressed: list[int]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     signal.signal(signal.SIGINT, note)
+
+
+@contextmanager
+def interrupts_noted(pressed: list[int]) -> Iterator[None]:
+    """As `note_interrupts`, until the end of the block."""
+    before = signal.getsignal(signal.SIGINT)
+    note_interrupts(pressed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -119,6 +119,12 @@ def add_batch_size(p: argparse._ActionsContainer, default: int | None, about: st
 
 def add_answer_options(p: argparse._ActionsContainer) -> None:
     """How tokens are chosen and how many answers share a step: the same for generate and batch."""
+    add_sampling_options(p)
+    add_batch_size(p, None, "pictures answered at a time (default: 8; at 896 px 2)")
+
+
+def add_sampling_options(p: argparse._ActionsContainer) -> None:
+    """How tokens are chosen."""
     p.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     p.add_argument("--temp", "--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest P of the mass")
@@ -142,7 +148,6 @@ def add_answer_options(p: argparse._ActionsContainer) -> None:
     p.add_argument(
         "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N tokens in a row come twice (0: off)"
     )
-    add_batch_size(p, None, "pictures answered at a time (default: 8; at 896 px 2)")
     p.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
 
 

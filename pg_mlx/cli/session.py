@@ -102,7 +102,7 @@ class Session:
 
     def _request(self, index: int, item: Item, read: Callable[[], tuple[Image.Image, list[Picture], float]]) -> Request:
         image, pictures, read_s = read()
-        if self._args.annotate and (item.image or not item.path):
+        if self._draws and (item.image or not item.path):
             self._items[index] = replace(item, image=image)
 
         from ..generation import make_request
@@ -114,6 +114,11 @@ class Session:
         logprobs = self._scores if args.logprobs is None else args.logprobs
         request = make_request(processor, prompt, pictures, sampling(args), logprobs=logprobs)
         return replace(request, ready_s=request.ready_s + read_s)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether pictures are needed again once they are answered."""
+        return bool(self._args.annotate or self._args.report or self._args.show)
 
     @property
     def _scores(self) -> bool:

@@ -15,6 +15,7 @@ from .pictures import Item, stem
 
 if TYPE_CHECKING:
     from ..generation import Generation, Step
+    from ..regions import Region
     from .session import Session
 
 FORMATS = ("text", "json", "jsonl", "coco")
@@ -86,6 +87,22 @@ class Output:
         """There are no more answers."""
 
 
+class View:
+    """Receives answers beside an Output, and makes pictures of them."""
+
+    def add(self, answer: Success) -> None:
+        """One more answer. Raises PgMlxError if it cannot be written."""
+
+    def failure(self, failure: Failure) -> None:
+        """A picture that has no answer."""
+
+    def close(self) -> None:
+        """There are no more answers."""
+
+    def abort(self) -> None:
+        """The run has failed: leave nothing that is not whole."""
+
+
 def output(kind: str, items: list[Item], prompts: list[str], many: bool, raw: bool = False) -> Output:
     """The writer of a format. kind: one of FORMATS. many: whether more than one picture, or a folder, was asked for.
     raw: print boxes as the tokens that the model wrote, on a terminal too."""
@@ -129,7 +146,7 @@ class TextOutput(Output):
     def add(self, answer: Success) -> None:
         """End the line."""
         if self._hidden:
-            print(_for_people(answer.generation, self._unfinished), end="")
+            print(for_people(answer.generation, self._unfinished), end="")
         print(flush=True)
         self._unfinished = False
 
@@ -139,13 +156,16 @@ class TextOutput(Output):
             print()
 
 
-def _for_people(generation: Generation, several: bool) -> str:
+def region_line(region: Region) -> str:
+    """A region for people: its label, its box in pixels, and the size of its mask."""
+    mask = region.mask
+    box = " ".join(map(str, map(round, region.box)))
+    return f"{region.label or 'an object'}: {box}" + ("" if mask is None else f" (mask of {mask.sum()} pixels)")
+
+
+def for_people(generation: Generation, several: bool) -> str:
     """The regions of an answer, one a line; its text if it has none. several: it follows the name of its picture."""
-    lines = [
-        f"{region.label or 'an object'}: {' '.join(map(str, map(round, region.box)))}"
-        + (f" (mask of {region.mask.sum()} pixels)" if region.mask is not None else "")
-        for region in generation.regions
-    ]
+    lines = list(map(region_line, generation.regions))
     if generation.malformed:
         lines.append(f"{len(generation.malformed)} parts that are no box (--raw shows them)")
     if not lines:

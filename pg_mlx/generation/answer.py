@@ -115,4 +115,5 @@ class Answer:
             self._reader.malformed,
             image_size=row.request.pictures[0].size,
             logprobs=None if row.request.alternatives is None else self._tokens,
+            image=row.request.image,
         )

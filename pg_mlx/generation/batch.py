@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,10 +17,11 @@ from ..limits import MAX_BATCH_SIZE
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from ..threads import Prefetch, Shared
+from .asked import AskedImage
 from .features import Picture
 from .options import AnswerOptions, GenerateOptions
 from .request import Prompt, Request, make_pictures, make_prompt, make_request
-from .results import Generation
+from .results import Generation, Generations
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -44,12 +46,12 @@ def batch_generate(
     *,
     batch_size: int = 8,
     **options: Unpack[GenerateOptions],
-) -> list[Generation]:
+) -> Generations:
     """The answers to all prompts, in their order. Arguments and errors as `stream_batch`, which also yields what was
     answered before an error. Once `cancelled` returns True, no further answer begins, and the list holds only those
-    that had begun."""
+    that had begun. A notebook shows the list as a grid of pictures."""
     done = dict(stream_batch(model, processor, prompts, images, batch_size=batch_size, **options))
-    return [done[index] for index in range(len(done))]
+    return Generations(done[index] for index in range(len(done)))
 
 
 def stream_batch(
@@ -133,15 +135,16 @@ def _requests(
         with lock:
             return make_pictures(processor, image)
 
-    def request(prompt: Shared[Prompt], pictures: Shared[list[Picture]]) -> Request:
-        return make_request(processor, prompt, pictures, options.sampling, logprobs=options.logprobs)
+    def request(prompt: Shared[Prompt], pictures: Shared[list[Picture]], asked: AskedImage) -> Request:
+        made = make_request(processor, prompt, pictures, options.sampling, logprobs=options.logprobs)
+        return replace(made, image=asked)
 
     last, pictures = None, None
     for text, image in pairs:
         if pictures is None or image is not last:
             mx.eval([one for one in _listed(image) if isinstance(one, mx.array)])  # other threads may not
             last, pictures = image, Shared(partial(read, image))
-        yield partial(request, made[text], pictures)
+        yield partial(request, made[text], pictures, AskedImage(image))
 
 
 def _listed(image: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..processor import Processor, images
 from ..threads import Shared
 from ..timeline import timed
+from .asked import AskedImage
 from .features import Picture
 from .grammar import grammar_for
 from .sampling import Allowed, SamplingOptions, alternatives
@@ -56,6 +57,8 @@ class Request:
     """Seconds that making the request took. They belong to the time to the first token."""
     stops: StopStrings | None = None
     """options.stop, with the tokenizer that makes text of tokens; an engine does not look at options.stop."""
+    image: AskedImage | None = None
+    """The (first) picture as it was asked about, for those who want to see the answer."""
     alternatives: int | None = field(init=False, default=None)
     """How many likely tokens are reported with each log-probability; None for no log-probabilities."""
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import InputError
 from ..memory.size import format_size
 from ..regions import Malformed, Region
+from .asked import AskedImage
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+_SHOWN = 24
+"""Answers of a list that a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,84 @@ class Generation:
     """Width and height in pixels of the picture, or of the first one: the pixels in which regions are given."""
     logprobs: list[TokenLogprob] | None = field(default=None, kw_only=True)
     """One for each of token_ids, if log-probabilities were asked for."""
+    image: AskedImage | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """The (first) picture that was asked about: a path or address is opened again when the answer is drawn, an object
+    is referred to weakly. None in a server, and after `dataclasses.replace(generation, image=None)`."""
+
+    def draw(self, image: Any = None) -> Image.Image:
+        """The picture with the regions drawn in, RGB; see `regions.draw.annotate`.
+
+        image: anything that `load_image` takes, of any size; by default the picture that was asked about. Raises
+        InputError if that cannot be read, is no longer in memory, or has another size now.
+        """
+        from ..processor import load_image
+        from ..regions.draw import annotate
+
+        return annotate(self._picture() if image is None else load_image(image), self.regions)
+
+    def _picture(self) -> Image.Image:
+        if self.image is None:
+            raise InputError("this answer does not know its picture; draw(image) takes it")
+        return self.image.load(self.image_size)
+
+    def to_supervision(self, labels: Sequence[str] | None = None) -> Any:
+        """The regions as `supervision.Detections`, for its annotators, trackers and metrics.
+
+        labels: `class_id` is a position in it; by default in the labels found, in the order in which they first appear.
+        Raises InputError if the package supervision is not installed, which pg_mlx does not depend on.
+        """
+        try:
+            from supervision import Detections
+        except ImportError:
+            raise InputError("to_supervision needs the package supervision: pip install supervision") from None
+        from ..regions.export import arrays
+
+        return Detections(**arrays(self.regions, labels))
+
+    def to_coco(
+        self, image_id: int = 1, categories: MutableMapping[str, int] | None = None, first_id: int = 1
+    ) -> list[dict[str, Any]]:
+        """The regions as COCO annotations: bbox [x, y, width, height], area, category_id, segmentation as run lengths
+        where there is a mask, iscrowd 0, and, beyond COCO, label and score (if it was computed).
+
+        categories: ids by label. A label that is not in it gets the next number and is added, so one dict can serve
+        many answers. By default labels are numbered from 1 as they appear. first_id: the id of the first annotation;
+        the others follow.
+        """
+        from ..regions.export import to_annotation
+
+        numbers: MutableMapping[str, int] = {} if categories is None else categories
+        return [
+            to_annotation(
+                region, number, image_id, numbers.setdefault(region.label, max(numbers.values(), default=0) + 1)
+            )
+            for number, region in enumerate(self.regions, first_id)
+        ]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture with its regions, and the text."""
+        from ..regions.notebook import SIDE
+
+        return self._html(SIDE)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture for notebooks that show no HTML; None if it cannot be had."""
+        from ..regions.notebook import to_png
+
+        image = self._picture_or_reason()
+        return None if isinstance(image, str) else to_png(image, self.regions)
+
+    def _html(self, side: int) -> str:
+        from ..regions.notebook import to_html
+
+        note = "" if self.finish_reason == "stop" else f"ended by: {self.finish_reason}"
+        return to_html(self._picture_or_reason(), self.regions, self.text, note, side)
+
+    def _picture_or_reason(self) -> Image.Image | str:
+        try:
+            return self._picture()
+        except InputError as error:
+            return str(error)
 
     def to_json(self) -> dict[str, Any]:
         """The answer in JSON types, as `generate --format json`, the worker and its clients have it."""
@@ -109,6 +195,15 @@ class Generation:
             **logprobs,
             "stats": asdict(self.stats),
         }
+
+
+class Generations(list[Generation]):
+    """A list of answers, which a notebook shows as a grid of pictures."""
+
+    def _repr_html_(self) -> str:
+        from ..regions.notebook import GRID_SIDE, side_by_side
+
+        return side_by_side([one._html(GRID_SIDE) for one in self[:_SHOWN]], max(0, len(self) - _SHOWN))
 
 
 @dataclass(frozen=True)

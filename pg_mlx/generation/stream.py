@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from .answer import Answer
+from .asked import AskedImage
 from .engine import engine_for
+from .features import FeatureCache
 from .options import AnswerOptions, GenerateOptions
 from .request import Request, make_request
 from .results import Generation, Step
@@ -57,15 +60,22 @@ def stream_generate(
         constrain=read.constrain,
         max_regions=read.max_regions,
     )
-    return _run(model, processor, request, read)
+    return answer_request(model, processor, replace(request, image=AskedImage(image)), read.cancelled)
 
 
-def _run(model: PaliGemma, processor: Processor, request: Request, options: AnswerOptions) -> Iterator[Step]:
-    engine = engine_for(model, processor)
+def answer_request(
+    model: PaliGemma,
+    processor: Processor,
+    request: Request,
+    cancelled: Callable[[], bool],
+    features: FeatureCache | None = None,
+) -> Iterator[Step]:
+    """The Steps of one request, as `stream_generate` yields them. features: of pictures that were encoded before."""
+    engine = engine_for(model, processor, features=features)
     row = engine.add(request)
     answer = Answer(row, model, processor, time.perf_counter() - request.ready_s)
     while engine.busy:
         for progress in engine.step():
             yield from answer.push(progress.token_ids)
-        if row.finish_reason is None and options.cancelled():
+        if row.finish_reason is None and cancelled():
             row.cancel()

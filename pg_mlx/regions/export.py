@@ -1,4 +1,4 @@
-"""Regions as other programs want them: plain JSON, COCO results, and the arrays of `supervision`."""
+"""Regions as other programs want them: plain JSON, COCO's results and annotations, the arrays of `supervision`."""
 
 from __future__ import annotations
 
@@ -32,17 +32,41 @@ def to_coco(region: Region, image_id: int, category_id: int, file_name: str) -> 
 
     score: 1.0 where none was computed, since COCO's evaluation needs one.
     """
-    x0, y0, x1, y1 = region.box
     entry = {
         "image_id": image_id,
         "category_id": category_id,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "bbox": _bbox(region),
         "score": 1.0 if region.score is None else region.score,
         "label": region.label,
         "file_name": file_name,
     }
     mask = _rle(region)
     return entry if mask is None else {**entry, "segmentation": mask}
+
+
+def to_annotation(region: Region, id: int, image_id: int, category_id: int) -> dict[str, Any]:
+    """One annotation of a COCO data set. area: the pixels of the mask, or of the box where there is none. `label`, and
+    `score` if it is known, are our additions."""
+    bbox, mask = _bbox(region), region.mask
+    entry = {
+        "id": id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "area": float(bbox[2] * bbox[3] if mask is None else mask.sum()),
+        "iscrowd": 0,
+        "label": region.label,
+    }
+    if region.score is not None:
+        entry["score"] = region.score
+    if mask is not None:
+        entry["segmentation"] = _rle(region)
+    return entry
+
+
+def _bbox(region: Region) -> list[float]:
+    x0, y0, x1, y1 = region.box
+    return [x0, y0, x1 - x0, y1 - y0]
 
 
 def arrays(regions: Sequence[Region], labels: Sequence[str] | None = None) -> dict[str, Any]:
