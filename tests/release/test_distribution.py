@@ -27,7 +27,9 @@ NOT_SOURCE = shutil.ignore_patterns(
     ".*_cache", ".git", ".venv", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info"
 )
 ALONE = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-SOURCE_SUFFIXES = {*".py .json .png .html .css .js .md .model .safetensors .weights .typed".split()}
+SOURCE_SUFFIXES = {
+    ".py", ".json", ".png", ".html", ".css", ".js", ".md", ".model", ".safetensors", ".weights", ".typed",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
