@@ -108,7 +108,9 @@ def test_one_prompt_is_for_labels_without_one(source: Path, labelled: Path, tmp_
     asked = read_labelled(texts, "caption en")
     assert {sample.prompt for sample in asked.samples} == {"caption en"}
     base = ["--hf-path", source, "--mlx-path", tmp_path / "out", "--q-bits", 3, "--q-method", "gptq", "--calibration"]
-    with one_line_error("holds pictures with texts, which are the answers; --prefix gives the prompt"):
+    with one_line_error(
+        "holds pictures with texts, which are the answers; --prefix (convert: --calibration-prompt) gives the prompt"
+    ):
         command.run([*map(str, [*base, texts])], "convert")
     with one_line_error("is labelled and so has its own prompts"):
         command.run([*map(str, [*base, labelled, "--calibration-prompt", "a", "--calibration-prompt", "b"])], "convert")
