@@ -25,7 +25,7 @@ from .affine import Grid, fit
 from .codes import pack_codes
 from .modes import Quantization
 
-DAMPING = 0.1
+DAMPING = 0.2
 """Added to the diagonal of H, as a share of its mean. So much keeps pictures unlike the user's from doing harm."""
 
 MAX_COLUMNS = 9216

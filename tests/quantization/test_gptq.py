@@ -22,8 +22,10 @@ def weights(outputs: int = 48, columns: int = 128) -> mx.array:
     return mx.random.normal((outputs, columns), key=mx.random.key(7)) * 0.1
 
 
-def packed_for(hessian: mx.array, weight: mx.array, quantization: Quantization, cores: int = 1) -> dict[str, mx.array]:
-    factor = inverse_factor(hessian)
+def packed_for(
+    hessian: mx.array, weight: mx.array, quantization: Quantization, cores: int = 1, damping: float = DAMPING
+) -> dict[str, mx.array]:
+    factor = inverse_factor(hessian, damping)
     return gptq.gptq(weight, hessian, factor, quantization, mx.bfloat16, cores)
 
 
@@ -40,10 +42,14 @@ def test_the_factor_is_of_the_damped_inverse() -> None:
     np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(64), atol=1e-3)
 
 
-@pytest.mark.parametrize(("bits", "share"), [(2, 0.7), (3, 0.7), (4, 0.7), (5, 0.7), (6, 0.7), (8, 0.8)])
-def test_outputs_are_kept_better_than_by_the_nearest_codes(bits: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("bits", "share", "damping"),
+    [(2, 0.7, DAMPING), (3, 0.7, DAMPING), (4, 0.7, DAMPING), (5, 0.7, DAMPING), (6, 0.7, DAMPING), (8, 0.8, 0.1)],
+)
+def test_outputs_are_kept_better_than_by_the_nearest_codes(bits: int, share: float, damping: float) -> None:
+    """At 8 bits, where errors are small anyway, the damping costs the most."""
     x, weight, quantization = inputs(), weights(), Quantization(bits, 64)
-    arrays = packed_for(x.T @ x, weight, quantization)
+    arrays = packed_for(x.T @ x, weight, quantization, damping=damping)
     packed = quantization.pack(weight.astype(mx.bfloat16))
     assert all((arrays[part].shape, arrays[part].dtype) == (a.shape, a.dtype) for part, a in packed.items())
     error = output_error(weight, quantization.unpack(arrays), x)
