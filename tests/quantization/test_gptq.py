@@ -75,6 +75,14 @@ def test_outputs_are_independent_and_so_is_the_number_of_cores() -> None:
     assert all(mx.array_equal(whole[name][64:128], part[name]) for name in whole)
 
 
+def test_matrix_after_matrix_starts_no_new_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX starts one for each new stream, and never ends it."""
+    x, weight, quantization = inputs(), weights(256), Quantization(4, 64)
+    packed_for(x.T @ x, weight, quantization, 3)
+    monkeypatch.setattr(mx, "new_thread_local_stream", None)
+    packed_for(x.T @ x, weight, quantization, 3)
+
+
 def test_moved_inputs_are_made_good() -> None:
     """The packed path's inputs are another mixture; the corrected weight gives nearly the outputs of the float path."""
     f, weight = inputs(), weights()
