@@ -1,8 +1,9 @@
 """What calibrated packing keeps of the demo checkpoint: python -m benchmarks.calibration --work DIR.
 
-The demo checkpoint, unpacked to float32, is the source. Scenes of the validation set calibrate, each with one question;
-scenes of the test set judge. KL(float32 || packed) is taken on each token of the float32 model's own greedy answers to
-five questions about each test scene. Every figure is kept in DIR/results.json, so a run that was stopped goes on.
+The demo checkpoint, unpacked to float32, is the source. Scenes of the validation set calibrate, each with five
+questions unless a setting says one; scenes of the test set judge. KL(float32 || packed) is taken on each token of the
+float32 model's own greedy answers to five questions about each test scene, <eos> included, as in quality.json. Every
+figure is kept in DIR/results.json, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from PIL import Image
 
 import pg_mlx
 from demo.drift import box_sides
-from demo.evaluate import Case, answer, cases, score
+from demo.evaluate import MAX_TOKENS, Case, answer, cases, score
 from demo.scenes import VALIDATION_SEEDS, make_scene
 from demo.tasks import ask
 from pg_mlx.attention_mask import prefix_lm_mask
 from pg_mlx.conversion.layerwise import AnsweredPrompt
+from pg_mlx.conversion.samples import AskedPictures, Sample
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.ops.device import mx
 
@@ -37,10 +39,12 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Setting:
-    """A conversion. pictures: the folder that calibrates. scored: whether task scores are wanted too."""
+    """A conversion. pictures: the folder that calibrates. questions: about each of them. scored: whether task scores
+    are wanted too."""
 
     options: dict[str, Any]
     pictures: str = "scenes-128"
+    questions: int = len(TASKS)
     scored: bool = False
 
 
@@ -54,8 +58,8 @@ SETTINGS = {
     **_methods("2 bits", {"q_bits": 2}, ("rtn", "mse", "gptq"), scored=True),
     **_methods("tiny", {"q_recipe": "tiny"}, ("rtn", "mse", "gptq")),
     **_methods("8/3/4", {"q_bits": 3, "q_overrides": TOWER_8_DECODER_3}, ("rtn", "gptq")),
-    "3 bits, 64 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-64"),
-    "3 bits, 16 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-16"),
+    "3 bits, 64 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-64", 1),
+    "3 bits, 16 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-16", 1),
     "3 bits, noise": Setting({"q_bits": 3, "q_method": "gptq"}, "noise"),
     "3 bits, crops of a photograph": Setting({"q_bits": 3, "q_method": "gptq"}, "crops"),
 }
@@ -91,6 +95,9 @@ class Bench:
                     case.text, case.token_ids = text, ids
             else:
                 answer(model, processor, self.todo, 16)
+                for case in self.todo:
+                    if len(case.token_ids) < MAX_TOKENS:  # else it was cut off
+                        case.token_ids = [*case.token_ids, processor.tokenizer.eos_id]
                 stored.write_text(json.dumps([[case.text, list(case.token_ids)] for case in self.todo]))
             self._reference = self.todo, log_probabilities(model, processor, self.todo)
         return self._reference
@@ -103,10 +110,9 @@ class Bench:
         folder = self.work / "packed" / name.replace("/", "-").replace(", ", "-").replace(" ", "_")
         if not folder.exists():
             folder.parent.mkdir(exist_ok=True)
-            pictures, prompts = self.pictures(setting.pictures)
             calibration: dict[str, Any] = {}
             if setting.options["q_method"] == "gptq":
-                calibration = {"calibration": pictures, "calibration_prompts": prompts}
+                calibration = {"calibration": self.pictures(setting.pictures, setting.questions)}
             start = time.process_time()
             report = pg_mlx.convert(self.source, folder, check=False, **setting.options, **calibration)
             known |= {"seconds": time.process_time() - start, "bytes": report.bytes_after}
@@ -138,22 +144,23 @@ class Bench:
             "no partner": lonely / max(total, 1),
         }
 
-    def pictures(self, name: str) -> tuple[Path, list[str]]:
-        """A folder that calibrates on so many pictures, with as many that judge as come with them, and its prompts."""
+    def pictures(self, name: str, questions: int) -> AskedPictures:
+        """So many pictures that calibrate, as many that judge as come with them, and questions about each scene."""
         folder = self.work / name
         count = int(name.partition("-")[2] or 16)
         total = count + (count - 1) // 3  # every fourth judges
         seeds = VALIDATION_SEEDS[:total]
-        calibrating = [seed for index, seed in enumerate(seeds) if index % 4 != 3]
-        prompts = []
-        for index, seed in enumerate(calibrating):
-            rng = np.random.default_rng((seed, 2))
-            prompts.append(ask(make_scene(seed), TASKS[index % len(TASKS)], rng, lambda item: [0] * 16).prompt)
         if not folder.exists():
             folder.mkdir()
             for index, image in enumerate(_images(name, seeds)):
                 image.save(folder / f"{index:04}.png")
-        return folder, prompts
+        samples = []
+        for index, seed in enumerate(seeds):
+            scene, rng = make_scene(seed), np.random.default_rng((seed, 2))
+            for turn in range(questions):
+                prompt = ask(scene, TASKS[(index + turn) % len(TASKS)], rng, lambda item: [0] * 16).prompt
+                samples.append(Sample(folder / f"{index:04}.png", prompt))
+        return AskedPictures(folder, samples)
 
 
 def _images(name: str, seeds: Sequence[int]) -> list[Image.Image]:

@@ -31,6 +31,8 @@ from pg_mlx.regions.reader import read_answer
 from pg_mlx.regions.region import Box
 from pg_mlx.regions.select import iou
 
+MAX_TOKENS = 160
+"""Of an answer."""
 NAMES = re.compile(f"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
 
@@ -138,7 +140,9 @@ def answer(model: Any, processor: Any, todo: Sequence[Case], batch_size: int) ->
         for start in range(0, len(todo), 8 * batch_size):
             part = todo[start : start + 8 * batch_size]
             prompts, images = [c.question.prompt for c in part], [c.scene.image for c in part]
-            answers = pg_mlx.batch_generate(model, processor, prompts, images, batch_size=batch_size, max_tokens=160)
+            answers = pg_mlx.batch_generate(
+                model, processor, prompts, images, batch_size=batch_size, max_tokens=MAX_TOKENS
+            )
             for case, generation in zip(part, answers, strict=True):
                 case.text, case.token_ids = generation.text, generation.token_ids
             bar.update(len(part))

@@ -15,6 +15,7 @@ from .options import Parser
 if TYPE_CHECKING:
     from ..conversion.pipeline import Conversion
     from ..conversion.report import Report
+    from ..conversion.samples import AskedPictures
     from ..conversion.weights import Progress
 
 DESCRIPTION = "Convert a PaliGemma checkpoint for MLX, quantized if wanted, whatever its size and your memory."
@@ -84,15 +85,16 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--calibration",
         metavar="DIR",
-        help="pictures on which the result is compared with the source; with gptq three of four calibrate, the rest "
-        "judge",
+        help="pictures on which the result is compared with the source, or labelled ones in a format that training "
+        "reads, on which it is scored too; with gptq three of four calibrate, the rest judge",
     )
     p.add_argument(
         "--calibration-prompt",
         action="append",
         default=[],
         metavar="P",
-        help="what the calibration asks (default: the comparison's prompts); repeatable, they take turns",
+        help="what the calibration asks (default: the labelled data's prompts, or the comparison's); repeatable, they "
+        "take turns",
     )
     p.add_argument("--no-check", action="store_true", help="do not compare the result with the source")
     p.add_argument(
@@ -123,6 +125,7 @@ def run(argv: list[str], program: str) -> int:
 
     from ..conversion import pipeline, upload
     from ..conversion.choose import calibration_of
+    from ..conversion.samples import AskedPictures
     from ..conversion.written import owned
     from ..files.folder import check_target
     from ..files.regular import expanded
@@ -138,7 +141,9 @@ def run(argv: list[str], program: str) -> int:
         _overrides(args.q_override),
         args.q_method,
     )
-    samples = calibration_of(recipe, args.calibration, args.calibration_prompt)
+    calibration = _calibration(args.calibration, args.calibration_prompt)
+    prompts = [] if isinstance(calibration, AskedPictures) else args.calibration_prompt
+    samples = calibration_of(recipe, calibration, prompts)
     if args.in_place:
         args.mlx_path = expanded(args.hf_path)
         if not args.mlx_path.is_dir():
@@ -173,8 +178,8 @@ def run(argv: list[str], program: str) -> int:
             force=args.force,
             in_place=args.in_place,
             check=not args.no_check,
-            calibration=args.calibration,
-            calibration_prompts=args.calibration_prompt,
+            calibration=calibration,
+            calibration_prompts=prompts,
             progress=progress,
         )
     finally:
@@ -183,6 +188,21 @@ def run(argv: list[str], program: str) -> int:
     if upload_to:
         print(upload.upload(args.mlx_path, upload_to))
     return 0
+
+
+def _calibration(given: str | None, prompts: list[str]) -> str | AskedPictures | None:
+    """The pictures; with questions of their own and right answers, where they are labelled."""
+    if given is None:
+        return None
+    from ..training.labelled import holds_labels, read_labelled
+
+    if not holds_labels(given):
+        return given
+    if len(prompts) > 1:
+        raise InputError(
+            f"{given} is labelled and so has its own prompts; one --calibration-prompt is for rows without"
+        )
+    return read_labelled(given, prompts[0] if prompts else None)
 
 
 def _overrides(texts: list[str]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -76,11 +75,12 @@ def run(argv: list[str], program: str) -> int:
     if not args.data:
         raise InputError("no data was given: --data FOLDER or FILE (--help explains)")
     models = [_asked(name, args.adapter_path) for name in args.model or [""]]
-    metrics = tuple(args.metrics.split(",")) if args.metrics else _metrics()
 
     from ..training.dataset import read_dataset
+    from ..training.scores import possible_metrics
     from ..training.settings import TrainSettings
 
+    metrics = tuple(args.metrics.split(",")) if args.metrics else ("loss", *possible_metrics())
     settings = TrainSettings(
         data=args.data, prefix=args.prefix, task=args.task, images=args.images, per_class=args.per_class,
         classes=args.classes, label=args.label, lowercase=args.lowercase, metrics=metrics,
@@ -118,11 +118,6 @@ def _asked(name: str, adapters: Sequence[str]) -> Asked:
     if not mark or Path(name).expanduser().exists():
         return Asked(name or "the demo", name or None, tuple(adapters))
     return Asked(name, model or None, (adapter, *adapters))
-
-
-def _metrics() -> tuple[str, ...]:
-    known = importlib.util.find_spec("pycocotools") is not None
-    return tuple(name for name in ("loss", "exact", "map", "iou") if known or name != "map")
 
 
 def _score(asked: Asked, args: argparse.Namespace, rows: Sequence[Example], metrics: Sequence[str]) -> Evaluation:

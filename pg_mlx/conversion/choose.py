@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ..checkpoint.adapters.base import lacks_tokenizer
 from ..checkpoint.open import Checkpoint
 from ..errors import InputError
 from ..quantization import RECIPES, Recipe, uniform
 from .plan import Plan
-from .samples import Sample, calibration_samples
+from .samples import Calibration, Sample, calibration_samples
 
 
 def choose_recipe(
@@ -46,7 +45,7 @@ def check_method(recipe: Recipe | None, plan: Plan) -> None:
 
 
 def calibration_of(
-    recipe: Recipe | None, folder: str | Path | None, prompts: Sequence[str] = ()
+    recipe: Recipe | None, folder: Calibration | None, prompts: Sequence[str] = ()
 ) -> tuple[list[Sample], list[Sample]] | None:
     """The samples that calibrate and those that judge, if the recipe's method needs some.
 
@@ -58,7 +57,7 @@ def calibration_of(
         return None
     if folder is None:
         raise InputError("method gptq needs pictures to calibrate on (--calibration DIR); --q-method mse needs none")
-    return calibration_samples(Path(folder), prompts)
+    return calibration_samples(folder, prompts)
 
 
 def check_tokenizer(checkpoint: Checkpoint) -> None:

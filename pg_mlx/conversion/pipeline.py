@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from ..regions.mask_vae import read_masks
 from .choose import calibration_of, check_method, check_tokenizer, choose_recipe
 from .plan import make_plan
 from .report import Report, model_card
-from .samples import Sample, default_samples
+from .samples import AskedPictures, Calibration, Sample, default_samples
 from .side_files import write_side_files
 from .tokenizer_json import JSON_PER_MODEL_BYTE
 from .weights import FittedPacker, Packer, Progress, working_bytes, write_weights
@@ -131,7 +131,7 @@ class Conversion:
         force: bool = False,
         in_place: bool = False,
         check: bool = True,
-        calibration: str | Path | None = None,
+        calibration: Calibration | None = None,
         calibration_prompts: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Report:
@@ -175,7 +175,7 @@ class Conversion:
         return result
 
     def check_target(
-        self, target: Path, force: bool, calibration: str | Path | None = None, in_place: bool = False
+        self, target: Path, force: bool, calibration: Calibration | None = None, in_place: bool = False
     ) -> None:
         """Raises InputError if `target` may not be written: see `convert`."""
         place = check_target(target, force, owned)
@@ -206,36 +206,36 @@ class Conversion:
         return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
 
     def _require_space(self, folder: Path) -> None:
-        needed, free = self._needed_space(), shutil.disk_usage(folder).free
-        if needed > free:
+        if (needed := self._needed_space()) > (free := shutil.disk_usage(folder).free):
             raise PgMlxError(f"the result needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free")
 
     def _needed_space(self) -> int:
         """Bytes of everything that will be written: weights, their header, and the files beside them."""
         given = {name: path.stat().st_size for name, path in self.checkpoint.side_files.items()}
-        made = 0
-        if "tokenizer.json" not in given:
-            made = given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
+        made = 0 if "tokenizer.json" in given else given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
         masks = sum(array.nbytes for array in self.masks.values())
         results = 2 if self.recipe and self.recipe.method == "gptq" else 1
         weights = results * (self.expected_bytes() + self._header_bytes())
         return weights + sum(given.values()) + made + masks + SMALL_FILES_BYTES
 
     def _compare(
-        self, folder: Path, calibration: str | Path | None, samples: Sequence[Sample] | None, report: Progress
+        self, folder: Path, calibration: Calibration | None, samples: Sequence[Sample] | None, report: Progress
     ) -> Quality | None:
         """The quality card on the samples, or on the default ones; None without a tokenizer, which answers need."""
         if self.checkpoint.tokenizer is None:
             return None
         from .quality import compare
+        from .task_scores import task_scores
 
-        samples = samples or default_samples(Path(calibration) if calibration else None)
+        samples = samples or default_samples(calibration)
         size = self.expected_bytes()
 
         def progress(done: int, total: int) -> None:
             report(f"comparing with the source, {done} of {total}", size, size)
 
-        return compare(self.checkpoint, folder, samples=samples, progress=progress)
+        quality = compare(self.checkpoint, folder, samples=samples, progress=progress)
+        score = calibration.scores if isinstance(calibration, AskedPictures) else None
+        return replace(quality, scores=task_scores(self.checkpoint, folder, score, samples)) if score else quality
 
 
 def convert(
@@ -259,7 +259,7 @@ def convert(
     force: bool = False,
     in_place: bool = False,
     check: bool = True,
-    calibration: str | Path | None = None,
+    calibration: Calibration | None = None,
     calibration_prompts: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -268,9 +268,9 @@ def convert(
     Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
     stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
     (see quality.py) on the pictures in `calibration`, or on a few drawn ones. q_method: how codes are chosen, one of
-    quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with `calibration_prompts` or
-    the card's, and compares on the others. mask_decoder: a file of the decoder of
-    <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
+    quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with `calibration_prompts`, the
+    pictures' own or the card's, and compares on the others. mask_decoder: a file of the decoder of <seg> codes
+    (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
     force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
     holds anything else, the source or the working directory is never replaced. in_place: `target` is `source`, which
     the result replaces when it is complete; as with force, only what a conversion wrote is.
@@ -288,9 +288,8 @@ def convert(
         mask_decoder=mask_decoder,
         revision=revision,
     )
-    target = Path(target).expanduser()
     return conversion.run(
-        target,
+        Path(target).expanduser(),
         force=force,
         in_place=in_place,
         check=check,

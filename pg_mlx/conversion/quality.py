@@ -30,6 +30,7 @@ from ..processor import Processor, load_image
 from .layerwise import AnsweredPrompt, Streamed
 from .metrics import Reading, box_drifts, feature_error, mean_and_error, predict
 from .samples import Sample, default_samples
+from .task_scores import score_table
 
 __all__ = ["Quality", "Sample", "compare", "default_samples"]
 
@@ -74,6 +75,8 @@ class Quality:
     outweigh all others."""
     coordinates_within_pixel: float | None = None
     """Share of the coordinates that drift by at most one pixel."""
+    scores: dict[str, dict[str, float]] | None = None
+    """Task scores in 0..1 by name, of "source" and "result", where right answers were given (see task_scores.py)."""
 
     def to_markdown(self) -> str:
         """The body of a section in the model card."""
@@ -102,7 +105,7 @@ class Quality:
             f"tokens before it ({self.dtype} activations)."
         )
         table = ["| Figure | Value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-        return "\n".join([method, "", *table])
+        return "\n".join([method, "", *table, *score_table(self.scores)])
 
 
 def compare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,13 @@ from ..processor.formats import PICTURE_SUFFIXES
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..paligemma import PaliGemma
+    from ..processor import Processor
+
 PROMPTS = ("caption en", "detect object", "ocr", "answer en what is in the picture?")
 MAX_PICTURES = 32
+MAX_QUESTIONS = 5
+"""About one picture that calibrates. Other pictures say more than more questions."""
 
 MIN_CALIBRATION, MAX_CALIBRATION = 16, 256
 """Pictures of a calibration. Fewer do harm; more take longer than they are worth."""
@@ -33,41 +38,87 @@ class Sample:
     prompt: str
 
 
-def default_samples(folder: Path | None = None) -> list[Sample]:
+@dataclass(frozen=True)
+class AskedPictures:
+    """Pictures with questions of their own, in the place of a folder of pictures."""
+
+    folder: Path
+    """Where the pictures are."""
+    samples: Sequence[Sample]
+    """Each image a path. A picture may have several."""
+    scores: Callable[[PaliGemma, Processor, Sequence[Sample]], dict[str, float]] | None = None
+    """What a model scores on some of the samples, by name in 0..1, where their right answers are known."""
+
+    def __fspath__(self) -> str:
+        """The folder, where a path is wanted."""
+        return str(self.folder)
+
+    def by_picture(self) -> list[list[Sample]]:
+        """The samples of each picture, the pictures by name."""
+        found: dict[str, list[Sample]] = {}
+        for sample in sorted(self.samples, key=lambda sample: str(sample.image)):
+            found.setdefault(str(sample.image), []).append(sample)
+        return list(found.values())
+
+
+Calibration = str | Path | AskedPictures
+"""A folder of pictures, or pictures with questions of their own."""
+
+
+def default_samples(folder: Calibration | None = None) -> list[Sample]:
     """Every prompt of PROMPTS about each picture: the first MAX_PICTURES image files of the folder, by name, or,
-    without a folder, four drawings that are the same everywhere.
+    without a folder, four drawings that are the same everywhere. Pictures with questions of their own have up to
+    as many of those.
 
     Photographs say more than drawings. Raises InputError if there is no picture, and one that names all pictures that
     cannot be read.
     """
+    if isinstance(folder, AskedPictures):
+        return _judging(folder.by_picture())
     pictures = (
-        [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(folder)[:MAX_PICTURES]
+        [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(Path(folder))[:MAX_PICTURES]
     )
     _check(pictures)
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]
 
 
-def calibration_samples(folder: Path, prompts: Sequence[str] = ()) -> tuple[list[Sample], list[Sample]]:
+def calibration_samples(folder: Calibration, prompts: Sequence[str] = ()) -> tuple[list[Sample], list[Sample]]:
     """What calibrates and what judges: three of four pictures of the folder, by name, and every fourth.
 
-    A picture that calibrates has one of the prompts, which take turns; one that judges has up to four of them. There
-    are at most MAX_CALIBRATION pictures, and MAX_PICTURES that judge. Raises InputError if there are fewer than
-    MIN_CALIBRATION, and one that names all pictures that cannot be read.
+    A picture that calibrates has one of the prompts, which take turns; one that judges has up to four of them. Pictures
+    with questions of their own have up to MAX_QUESTIONS and four of those. There are at most MAX_CALIBRATION pictures,
+    and MAX_PICTURES that judge. Raises InputError if there are fewer than MIN_CALIBRATION, for prompts beside the
+    pictures' own questions, and one that names all pictures that cannot be read.
     """
+    if isinstance(folder, AskedPictures):
+        if prompts:
+            raise InputError("calibration prompts are for pictures without questions of their own")
+        asked = folder.by_picture()[:MAX_CALIBRATION]
+        _check_enough(folder.folder, len(asked))
+        ours = [each[:MAX_QUESTIONS] for index, each in enumerate(asked) if index % 4 != 3]
+        return list(itertools.chain.from_iterable(ours)), _judging(asked[3::4])
     prompts = tuple(prompts) or PROMPTS
-    paths = _image_files(folder)[:MAX_CALIBRATION]
-    if len(paths) < MIN_CALIBRATION:
-        raise InputError(
-            f"{folder} holds {len(paths)} picture{'s' if len(paths) > 1 else ''}; "
-            f"gptq needs {MIN_CALIBRATION} or more, --q-method mse needs none"
-        )
+    paths = _image_files(Path(folder))[:MAX_CALIBRATION]
+    _check_enough(folder, len(paths))
     _check(paths)
     judging = paths[3::4]
     calibrating = [path for path in paths if path not in set(judging)]
     turns = itertools.cycle(prompts)
-    ours = [Sample(path, next(turns)) for path in calibrating]
+    one_each = [Sample(path, next(turns)) for path in calibrating]
     some = min(len(PROMPTS), len(prompts))
-    return ours, [Sample(path, next(turns)) for path in judging[:MAX_PICTURES] for _ in range(some)]
+    return one_each, [Sample(path, next(turns)) for path in judging[:MAX_PICTURES] for _ in range(some)]
+
+
+def _judging(asked: Sequence[Sequence[Sample]]) -> list[Sample]:
+    return [sample for samples in asked[:MAX_PICTURES] for sample in samples[: len(PROMPTS)]]
+
+
+def _check_enough(folder: str | Path, count: int) -> None:
+    if count < MIN_CALIBRATION:
+        raise InputError(
+            f"{folder} holds {count} picture{'s' if count > 1 else ''}; "
+            f"gptq needs {MIN_CALIBRATION} or more, --q-method mse needs none"
+        )
 
 
 def _image_files(folder: Path) -> list[Path]:

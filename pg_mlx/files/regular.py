@@ -54,7 +54,7 @@ def refuse_pointer(path: Path) -> None:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """A path as people give it, with the home folder in place of "~"."""
     with contextlib.suppress(RuntimeError):  # "~nobody/x" has no home to expand to: it stays, and is then not found
         return Path(path).expanduser()

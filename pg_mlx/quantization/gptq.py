@@ -15,6 +15,7 @@ Every output is rounded alone. On the CPU the cores share the outputs, on a GPU 
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from .affine import Grid, fit
 from .codes import pack_codes
 from .modes import Quantization
 
-DAMPING = 0.1
+DAMPING = 0.2
 """Added to the diagonal of H, as a share of its mean. So much keeps pictures unlike the user's from doing harm."""
 
 MAX_COLUMNS = 9216
@@ -98,8 +99,7 @@ def gptq(
     importance = importance + importance.sum() / mx.maximum((importance > 0).sum(), 1)  # half its own, half the mean
     parts = max(1, min(cores, outputs // _LEAST_OUTPUTS))
     bounds = list(pairwise(outputs * part // parts for part in range(parts + 1)))
-    streams: list[Any] = [mx.default_stream(mx.default_device())]
-    streams += [mx.new_thread_local_stream(mx.cpu) for _ in bounds[1:]]
+    streams: list[Any] = [mx.default_stream(mx.default_device()), *map(_stream, range(len(bounds) - 1))]
     rest = [mx.contiguous(weight[first:last].T) for first, last in bounds]  # columns first: [columns, outputs]
     mx.eval(rest, factor, importance)
     codes: list[list[mx.array]] = [[] for _ in bounds]
@@ -126,6 +126,12 @@ def gptq(
         "scales": mx.contiguous(scales),
         "biases": mx.contiguous(biases),
     }
+
+
+@functools.cache
+def _stream(number: int) -> Any:
+    """A stream of the CPU beside the default one. It is kept: each has a thread, which MLX does not end."""
+    return mx.new_thread_local_stream(mx.cpu)
 
 
 def _round(columns: mx.array, factor: mx.array, grid: Grid) -> tuple[mx.array, mx.array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -16,6 +17,12 @@ from .coco_eval import ClassScores, Detections, evaluate
 from .example import Example
 
 METRICS = ("exact", "map", "iou")
+
+
+def possible_metrics() -> tuple[str, ...]:
+    """Those of METRICS that can be computed here: "map" needs pycocotools."""
+    known = importlib.util.find_spec("pycocotools") is not None
+    return tuple(name for name in METRICS if known or name != "map")
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def test_circles_and_one_label_for_all(folder: Path) -> None:
 
 def test_texts(folder: Path) -> None:
     (folder / "b.txt").write_text("a cat")
-    assert "--prefix gives the prompt" in refusal(folder)
+    assert "gives the prompt" in refusal(folder)
     lines = refusal(folder, DataOptions(prefix="caption en")).splitlines()
     assert "a.png: the picture has no a.txt" in lines[0] and "b.txt: there is no picture" in lines[1]
     (folder / "b.txt").rename(folder / "a.txt")

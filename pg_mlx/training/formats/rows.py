@@ -44,7 +44,9 @@ def _of_keys(row: dict[str, Any], options: DataOptions) -> tuple[Any, Any, Any]:
         raise InputError(f"the row has no key image, only {_keys(row)}")
     prefix = row.get("prefix", options.prefix)
     if prefix is None:
-        raise InputError(f"the row has no key prefix, only {_keys(row)}; --prefix gives one to all rows")
+        raise InputError(
+            f"the row has no key prefix, only {_keys(row)}; --prefix (convert: --calibration-prompt) gives one to all"
+        )
     answers = [row[key] for key in _ANSWERS if key in row]
     if not answers:
         raise InputError(f"the row has no key suffix, only {_keys(row)}")

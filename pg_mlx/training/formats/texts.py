@@ -22,7 +22,10 @@ def _is_texts(source: DataSource) -> bool:
 
 def _read(source: DataSource, options: DataOptions, pictures: Pictures, faults: Faults) -> Contents:
     if options.prefix is None:
-        raise InputError(f"{source.path} holds pictures with texts, which are the answers; --prefix gives the prompt")
+        raise InputError(
+            f"{source.path} holds pictures with texts, which are the answers; --prefix (convert: --calibration-prompt) "
+            "gives the prompt"
+        )
     prefix = checked_prefix(options.prefix, options)
     texts = {path.stem: path for path in visible(source.path) if path.suffix.lower() == ".txt"}
     images = _pictures_by_stem(source.folder(options), faults)
