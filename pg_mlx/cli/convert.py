@@ -49,7 +49,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--mlx-path", type=Path, default=Path("mlx_model"), metavar="DST", help="folder to write")
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     p.add_argument("-q", "--quantize", action="store_true", help="pack the weights (recipe: balanced)")
-    p.add_argument("--q-recipe", metavar="NAME", help="tiny, balanced or quality")
+    p.add_argument("--q-recipe", metavar="NAME", help="tiny, balanced, quality, one for a shape, or FILE.json (below)")
     p.add_argument("--q-bits", type=int, metavar="N", help="the same bits everywhere: 2, 3, 4, 5, 6 or 8")
     p.add_argument("--q-group-size", type=int, metavar="N", help="columns that share a scale: 32, 64 or 128")
     p.add_argument("--q-mode", metavar="MODE", help="affine (default), mxfp4, mxfp8 or nvfp4")
@@ -60,6 +60,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="GLOB=PACKING",
         help="for some modules: bits (8), bits/group (4/32), a floating mode, or float; repeatable, first match wins",
     )
+    p.add_argument("--target-size", metavar="SIZE", help="choose each matrix's bits for a file of this size (1.6GB)")
+    p.add_argument("--target-per-token", metavar="SIZE", help="the same for what each token reads; SigLIP gets 8 bits")
+    p.add_argument("--target-bits", type=float, metavar="N", help="the same for so many bits a weight, with scales")
     p.add_argument("-d", "--dequantize", action="store_true", help="unpack what is packed")
     p.add_argument("--dtype", metavar="D", help="of what stays float: float32, bfloat16 or float16")
     p.add_argument(
@@ -122,23 +125,18 @@ def run(argv: list[str], program: str) -> int:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
     from ..conversion import pipeline, upload
-    from ..conversion.choose import calibration_of
+    from ..conversion.target import choose_packing, packing_samples
     from ..conversion.written import owned
     from ..files.folder import check_target
     from ..files.regular import expanded
 
     if args.private and not args.upload_repo:
         raise InputError("--private is about --upload-repo, which is not given")
-    recipe = pipeline.choose_recipe(
-        args.quantize,
-        args.q_bits,
-        args.q_group_size,
-        args.q_mode,
-        args.q_recipe,
-        _overrides(args.q_override),
-        args.q_method,
+    recipe = choose_packing(
+        *(args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)),
+        *(args.q_method, args.target_size, args.target_per_token, args.target_bits),
     )
-    samples = calibration_of(recipe, args.calibration, args.calibration_prompt)
+    samples = packing_samples(recipe, args.calibration, args.calibration_prompt)
     if args.in_place:
         args.mlx_path = expanded(args.hf_path)
         if not args.mlx_path.is_dir():

@@ -74,6 +74,8 @@ class Quality:
     outweigh all others."""
     coordinates_within_pixel: float | None = None
     """Share of the coordinates that drift by at most one pixel."""
+    tried: list[dict[str, Any]] | None = None
+    """What was tried, each with its name, bytes, kl and standard error (see tried.py); None if nothing else was."""
 
     def to_markdown(self) -> str:
         """The body of a section in the model card."""

@@ -47,19 +47,20 @@ def default_samples(folder: Path | None = None) -> list[Sample]:
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]
 
 
-def calibration_samples(folder: Path, prompts: Sequence[str] = ()) -> tuple[list[Sample], list[Sample]]:
+def calibration_samples(
+    folder: Path, prompts: Sequence[str] = (), needed: str = "gptq needs {} or more, --q-method mse needs none"
+) -> tuple[list[Sample], list[Sample]]:
     """What calibrates and what judges: three of four pictures of the folder, by name, and every fourth.
 
     A picture that calibrates has one of the prompts, which take turns; one that judges has up to four of them. There
-    are at most MAX_CALIBRATION pictures, and MAX_PICTURES that judge. Raises InputError if there are fewer than
-    MIN_CALIBRATION, and one that names all pictures that cannot be read.
+    are at most MAX_CALIBRATION pictures, and MAX_PICTURES that judge. needed: what a message says if there are fewer
+    than MIN_CALIBRATION. Raises InputError then, and one that names all pictures that cannot be read.
     """
     prompts = tuple(prompts) or PROMPTS
     paths = _image_files(folder)[:MAX_CALIBRATION]
     if len(paths) < MIN_CALIBRATION:
         raise InputError(
-            f"{folder} holds {len(paths)} picture{'s' if len(paths) > 1 else ''}; "
-            f"gptq needs {MIN_CALIBRATION} or more, --q-method mse needs none"
+            f"{folder} holds {len(paths)} picture{'s' if len(paths) > 1 else ''}; " + needed.format(MIN_CALIBRATION)
         )
     _check(paths)
     judging = paths[3::4]
