@@ -27,12 +27,16 @@ recipes (--q-recipe), in bits:
   tiny       decoder 4, embedding/head 4, SigLIP 8      the fewest bytes a token
   balanced   decoder 4, embedding/head 6, SigLIP 8      what -q alone means
   quality    8 everywhere
+  and for the published shapes, bits computed layer by layer, not measured on real weights (--dry-run shows them):
+  paligemma-3b-4bit, paligemma2-3b-4bit, paligemma2-10b-4bit, paligemma2-28b-4bit
 
 examples:
   %(prog)s --hf-path google/paligemma2-3b-mix-448 --mlx-path ./pg2-4bit -q
   %(prog)s --hf-path ./paligemma.npz --tokenizer ./tokenizer.model --mlx-path ./pg --dtype bfloat16
   %(prog)s --hf-path ./pg2 --adapter-path ./lora --mlx-path ./mine -q --q-override '*.embed_tokens=8'
   %(prog)s --hf-path ./pg2 --mlx-path ./pg2-4bit -q --dry-run
+  %(prog)s --hf-path ./pg2 --mlx-path ./pg2-small --target-size 1.6GB --q-method gptq --calibration ./photos
+  %(prog)s --hf-path ./pg2-tuned --mlx-path ./pg2-tuned-small --q-recipe ./pg2-small/bits.json
   %(prog)s --validate ./pg2-4bit
 """
 
@@ -221,6 +225,12 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
 
 def table(conversion: Conversion, calibrating: int = 0) -> str:
     """What would be written, by component, as text for people. calibrating: the pictures that do."""
+    peak = f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}"
+    if conversion.budget and conversion.target:
+        return "\n".join([*conversion.budget.plan_of(conversion.target, conversion.dtype.size, calibrating), "", peak])
+    from ..conversion.bit_table import table_of
+    from ..conversion.target import read_by_tokens
+
     rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "size before", "after")]
     modules = conversion.plan.modules
     parts = list(dict.fromkeys(module.component for module in modules))
@@ -236,15 +246,11 @@ def table(conversion: Conversion, calibrating: int = 0) -> str:
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-    head = "head of its own" if "head of its own" in parts else "embedding/head"
-    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in (head, "decoder"))
+    tokens = read_by_tokens(modules)
+    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in tokens)
+    bits = ["", table_of(conversion.plan.modules).text()] if conversion.recipe and conversion.recipe.complete else []
     return "\n".join(
-        [
-            *lines,
-            "",
-            f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}",
-            f"read from memory for each token decoded: {format_size(read)} and the cache",
-        ]
+        [*lines, *bits, "", peak, f"read from memory for each token decoded: {format_size(read)} and the cache"]
     )
 
 
@@ -255,6 +261,8 @@ def summary(report: Report) -> str:
         f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "
         f"peak {format_size(report.peak_memory_bytes)}"
     ]
+    if report.bits:
+        lines.append(report.bits.to_markdown())
     if report.choice:
         lines.append(report.choice.to_markdown())
     if report.quality:

@@ -19,6 +19,7 @@ from ..files.json import read_json
 from ..quantization import RECIPES, Quantization, Recipe
 from ..quantization.modes import AFFINE_BITS, AFFINE_GROUPS
 from ..quantization.recipes import Rule
+from .plan import Module
 
 GROUP_SIZE = 64
 PUBLISHED = Path(__file__).parent / "recipes"
@@ -101,6 +102,16 @@ def grouped(modules: Iterable[str]) -> dict[tuple[str, int], list[str]]:
                 layer = name.partition(".layers.")[2].partition(".")[0] if ".layers.*" in pattern else "0"
                 found.setdefault((kind, int(layer)), []).append(name)
     return found
+
+
+def table_of(modules: Iterable[Module]) -> BitTable:
+    """The bits that a plan's modules will have, those of each kind's first module in a layer."""
+    known = {module.name: module for module in modules}
+    bits: dict[str, list[int | None]] = {}
+    for (kind, _), names in grouped(known).items():
+        target = known[names[0]].target
+        bits.setdefault(kind, []).append(target.bits if target else None)
+    return BitTable("bits", "", bits)
 
 
 def published() -> list[str]:

@@ -30,12 +30,12 @@ from .allocate import MEASURED_BITS, Allocation, Sensitive, allocate, allocate_f
 from .bit_table import BitTable
 from .layerwise import AnsweredPrompt, Streamed
 from .metrics import mean_and_error, predict
-from .plan import Plan, make_plan
+from .plan import make_plan
 from .quality import answer, prepare, read
 from .samples import Sample
 from .sensitivity import sensitivities
 from .side_files import write_side_files
-from .target import MAX_MEASURING, MOST, Budget, Group, SizeTarget
+from .target import FEWEST, MAX_MEASURING, MOST, Budget, Group, SizeTarget
 from .tried import Tried
 from .weights import Packer, Progress, write_weights
 
@@ -159,7 +159,7 @@ def choose_bits(
         vocabulary,
         lambda done, total: at("measured", "measuring what each matrix is worth", done, total),
     )
-    return chosen(target, budget, found, plan, dtype.size, len(pictures), tried)
+    return chosen(target, budget, found, dtype.size, len(pictures), tried)
 
 
 def _answered(
@@ -185,14 +185,15 @@ def chosen(
     target: SizeTarget,
     budget: Budget,
     found: Sequence[float],
-    plan: Plan,
     item_bytes: int,
     pictures: int,
     tried: Sequence[Tried] = (),
+    fewest: int = FEWEST,
 ) -> ChosenBits:
-    """The bits for a budget by the sensitivities `found` of its groups. plan: for any packing."""
+    """The bits, `fewest` or more, for a budget by the sensitivities `found` of its groups. pictures: how many measured
+    them."""
     items = [
-        Sensitive(kl, {bits: group.bytes_at(bits, item_bytes) for bits in AFFINE_BITS})
+        Sensitive(kl, {bits: group.bytes_at(bits, item_bytes) for bits in AFFINE_BITS if bits >= fewest})
         for kl, group in zip(found, budget.groups, strict=True)
     ]
     best = allocate_fast(items, [group.fast for group in budget.groups], budget.limit)

@@ -64,7 +64,8 @@ def measuring_peak(modules: Sequence[Module], config: PaliGemmaConfig, pictures:
             largest = max(largest, _FLOAT * module.rows * module.columns)
     count = min(pictures, MAX_MEASURING)
     one = held_bytes(config, count, [TEXT_TOKENS] * count)
+    held = max(one, min(HELD_BYTES, len(modules) * one))
     text, tokens = config.text, config.vision.num_patches + TEXT_TOKENS
     work = _FLOAT * tokens * (3 * 2 * text.intermediate_size + 2 * text.num_attention_heads * tokens)
     heads = _FLOAT * ROWS * (4 * text.hidden_size + 6 * POSITIONS)
-    return table + max(blocks.values(), default=0) + 3 * largest + max(HELD_BYTES, one) + 3 * one + max(work, heads)
+    return table + max(blocks.values(), default=0) + 3 * largest + held + 3 * one + max(work, heads)

@@ -15,8 +15,8 @@ SMALL_FILES_BYTES = 1 << 17
 
 
 def header_bytes(plan: Plan) -> int:
-    """Room for the head of a shard that held every tensor."""
-    return 4096 + sum(4 * (len(module.name) + 120) for module in plan.modules)
+    """Room for the head of a shard that held every tensor, as ShardWriter rounds it."""
+    return -(-(4096 + sum(4 * (len(module.name) + 120) for module in plan.modules)) // 64) * 64
 
 
 def side_bytes(checkpoint: Checkpoint, masks: Mapping[str, mx.array]) -> int:

@@ -33,13 +33,9 @@ class SizeTarget:
 
     what: str
     amount: float
+    option: str
+    """As it was given on the command line."""
     method: str = "rtn"
-
-    @property
-    def option(self) -> str:
-        """As it was given on the command line."""
-        amount = f"{self.amount:g}" if self.what == "bits" else format_size(self.amount).replace(" ", "")
-        return f"--target-{self.what} {amount}"
 
     def recipe(self, bits: int) -> Recipe:
         """The same bits everywhere, in groups as the result will have them."""
@@ -81,11 +77,11 @@ def choose_packing(
         raise InputError(f"no method {q_method!r}; there are {', '.join(METHODS)}")
     method = q_method or "rtn"
     if target_bits is None:
-        return SizeTarget(what, parse_size(str(value)), method)
+        return SizeTarget(what, parse_size(str(value)), f"--target-{what} {value}", method)
     bits = float(target_bits)
     if not (math.isfinite(bits) and FEWEST <= bits <= MOST):
         raise InputError(f"--target-bits {bits:g} is not between {FEWEST} and {MOST}")
-    return SizeTarget(what, bits, method)
+    return SizeTarget(what, bits, f"--target-{what} {bits:g}", method)
 
 
 def packing_samples(
@@ -152,6 +148,23 @@ class Budget:
     def answering_bytes(self, item_bytes: int) -> int:
         """Its files, about."""
         return self.file_rest + self._uniform(self.answering_bits(item_bytes), item_bytes)
+
+    def plan_of(self, target: SizeTarget, item_bytes: int, pictures: int) -> list[str]:
+        """What is known before anything is measured, as lines for people. pictures: those that calibrate."""
+        values = sum(module.rows * module.columns for group in self.groups for module in group.modules)
+        measuring = min(pictures, MAX_MEASURING)
+        lines = [
+            f"{target.option}: {format_size(self.limit)} for {len(self.groups)} groups of matrices, "
+            f"{self.limit * 8 / values:.2f} bits a weight with scales; {format_size(self.rest)} for the rest",
+            f"{self.answering_bits(item_bytes)} bits everywhere answer about the pictures first; then each group is "
+            f"packed alone, and its divergence is measured on {measuring} of the pictures",
+        ]
+        if self.settled:
+            lines.append(
+                f"{len(self.settled)} groups that no token reads get {MOST} bits; the file has at most "
+                f"{format_size(self.file_bytes)}"
+            )
+        return lines
 
     def _uniform(self, bits: int, item_bytes: int) -> int:
         return sum(group.bytes_at(bits, item_bytes) for group in self.groups)
