@@ -30,12 +30,11 @@ from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
 from .choose import check_method, check_tokenizer
 from .plan import make_plan
-from .report import Report, write_cards
+from .report import Report, all_tried, write_cards
 from .room import header_bytes, side_bytes
 from .samples import Sample, default_samples
 from .side_files import write_side_files
 from .target import MOST, Budget, Packing, SizeTarget, packing_samples
-from .tried import all_tried
 from .weights import FittedPacker, Packer, Progress, working_bytes, write_weights
 from .written import check_inputs_outside, owned, write_manifest
 

@@ -33,6 +33,19 @@ class Report:
     """What it tried, if it had a choice."""
 
 
+def all_tried(
+    bits: ChosenBits | None, choice: Chosen | None, quality: Quality | None, written: int
+) -> list[tried.Tried]:
+    """Everything that a conversion with a choice measured or predicted; nothing for one without. written: bytes."""
+    name = "chosen bits" if bits else "these bits"
+    found = list(bits.tried) if bits else []
+    if choice:
+        found += [tried.Tried(f"{name}, {one.method}", written, one.kl_mean, one.kl_error) for one in choice.judgements]
+    elif bits and quality:
+        found.append(tried.Tried(f"{name}, {bits.target.method}", written, quality.kl_mean, quality.kl_error or 0.0))
+    return found
+
+
 def model_card(source: str, recipe: Recipe | None, report: Report) -> str:
     """Markdown with the front matter that the hub reads."""
     is_repo = source.count("/") == 1 and not source.startswith((".", "/", "~"))

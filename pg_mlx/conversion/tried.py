@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
 from ..chart import Series, draw_panels
-
-if TYPE_CHECKING:
-    from .by_budget import ChosenBits
-    from .candidates import Chosen
-    from .quality import Quality
 
 FILE = "kl_by_bytes.png"
 """The picture, in the folder that is written."""
@@ -31,17 +26,6 @@ class Tried(NamedTuple):
     """KL(source || result) in nats."""
     error: float | None
     """Its standard error; None if it is predicted, not measured."""
-
-
-def all_tried(bits: ChosenBits | None, choice: Chosen | None, quality: Quality | None, written: int) -> list[Tried]:
-    """Everything that a conversion with a choice measured or predicted; nothing for one without. written: bytes."""
-    name = "chosen bits" if bits else "these bits"
-    found = list(bits.tried) if bits else []
-    if choice:
-        found += [Tried(f"{name}, {one.method}", written, one.kl_mean, one.kl_error) for one in choice.judgements]
-    elif bits and quality:
-        found.append(Tried(f"{name}, {bits.target.method}", written, quality.kl_mean, quality.kl_error or 0.0))
-    return found
 
 
 def draw_tried(tried: Sequence[Tried]) -> Image.Image:

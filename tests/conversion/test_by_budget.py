@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from helpers.checkpoints import WEIGHTS, contents, names
 from helpers.commands import KILLED_CONVERSION, ROOT
+from helpers.conversions import fitted
 from PIL import Image
 
 import pg_mlx
-from pg_mlx.checkpoint.open import Checkpoint, open_local
+from pg_mlx.checkpoint.open import open_local
 from pg_mlx.conversion import by_budget, candidates, sensitivity
 from pg_mlx.conversion.bit_table import KINDS, grouped
-from pg_mlx.conversion.calibrate import is_calibrated
 from pg_mlx.conversion.layerwise import AnsweredPrompt, Streamed
 from pg_mlx.conversion.metrics import predict
 from pg_mlx.conversion.peak import measuring_peak
-from pg_mlx.conversion.plan import Module, make_plan
+from pg_mlx.conversion.plan import make_plan
 from pg_mlx.conversion.quality import read
 from pg_mlx.conversion.report import Report
-from pg_mlx.quantization import pack_fitted, pad_columns, pad_rows, uniform
+from pg_mlx.quantization import uniform
 
 MEASURING, MAX_TOKENS = 2, 2
 
@@ -153,12 +153,6 @@ def test_gptq_packs_the_chosen_bits(
     tiny: Path, pictures: Path, four: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The codes are those of "mse" here, and the sensitivities are given, to be quick."""
-
-    def fitted(checkpoint: Checkpoint, modules: list[Module], pictures: list, texts: list, dtype: mx.Dtype) -> Iterator:
-        for module in filter(is_calibrated, modules):
-            weight = checkpoint.source.read(f"{module.name}.weight")
-            padded = pad_columns(pad_rows(weight, module.padded[0]), module.padded[1])
-            yield module.name, pack_fitted(padded, module.target, dtype)
 
     monkeypatch.setattr(candidates, "calibrated", fitted)
     monkeypatch.setattr(by_budget, "sensitivities", lambda c, groups, *_: [1 / (1 + i) for i in range(len(groups))])

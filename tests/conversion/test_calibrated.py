@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from helpers.checkpoints import WEIGHTS, contents, names
 from helpers.commands import KILLED_CONVERSION, ROOT, tiny_checkpoint
+from helpers.conversions import fitted
 from helpers.models import one_line_error
 from PIL import Image
 
@@ -159,6 +160,7 @@ def test_what_is_worse_is_not_written(
 ) -> None:
     """Whatever the judging says: of equally good ones the simpler is kept."""
     values = iter(found)
+    monkeypatch.setattr(candidates, "calibrated", fitted)  # it will not be kept
     monkeypatch.setattr(candidates, "mean_and_error", lambda kl, lengths: (float(next(values)), 0.1))
     report = convert(source, tmp_path / "out", calibration=pictures, calibration_prompts=["ocr"])
     assert report.choice is not None and report.choice.method == best
@@ -167,7 +169,10 @@ def test_what_is_worse_is_not_written(
     assert names(report.target) == names(rtn)
 
 
-def test_the_card_is_made_on_the_pictures_that_judge(source: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_card_is_made_on_the_pictures_that_judge(
+    source: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "calibrated", fitted)
     report = convert(source, tmp_path / "out", calibration=pictures, calibration_prompts=["ocr"], check=True)
     assert report.quality is not None and (report.quality.pictures, report.quality.samples) == (4, 4)
 
