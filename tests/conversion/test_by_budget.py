@@ -16,6 +16,7 @@ import pytest
 from helpers.checkpoints import WEIGHTS, contents, names
 from helpers.commands import KILLED_CONVERSION, ROOT
 from helpers.conversions import fitted
+from helpers.convert_command import assert_refused, call
 from PIL import Image
 
 import pg_mlx
@@ -107,6 +108,32 @@ def test_sensitivities_are_those_of_checkpoints_with_one_group_packed(
         packed = read("result", Streamed(open_local(out), mx.float32), pixels, texts)
         kl = float(predict(source, packed, 1792).kl.mean())
         assert kl > 1e-7 and found[some.index(key)] == pytest.approx(kl, rel=1e-3)
+
+
+# --- what is said before --------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_is_known(tiny: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--hf-path", tiny, "--target-size", "900kB", "--dry-run", "--calibration", pictures]
+    done = call(capsys, *options, "--q-method", "gptq")
+    assert done.returncode == 0
+    assert done.stdout.startswith("--target-size 900kB: ") and "for 26 groups of matrices" in done.stdout
+    assert "4 bits everywhere answer" in done.stdout and "measured on 12 of the pictures" in done.stdout
+    assert "peak memory of the conversion: about " in done.stdout
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(
+    tiny: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--hf-path", tiny, "--mlx-path", tmp_path / "out"]
+    assert_refused(call(capsys, *options, "--target-bits", "4"), 2, "--target-bits needs pictures", "--calibration DIR")
+    assert_refused(
+        call(capsys, *options, "--target-bits", "4", "-d", "--calibration", pictures), 2, "exclude each other"
+    )
+    for size in ("100kB", "10MB"):
+        done = call(capsys, *options, "--target-size", size, "--calibration", pictures)
+        assert_refused(done, 2, f"--target-size {size} is ", "2 bits everywhere take 581 kB, 8 bits 1.5 MB")
+    assert names(tmp_path) == []
 
 
 # --- what is written ------------------------------------------------------------------------------------
