@@ -262,7 +262,7 @@ def summary(report: Report) -> str:
         f"peak {format_size(report.peak_memory_bytes)}"
     ]
     if report.bits:
-        lines.append(report.bits.to_markdown())
+        lines += [report.bits.to_markdown(), "", report.bits.table.text(), ""]
     if report.choice:
         lines.append(report.choice.to_markdown())
     if report.quality:

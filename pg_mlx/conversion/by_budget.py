@@ -71,15 +71,18 @@ class ChosenBits:
         return self.table.recipe().by(self.target.method)
 
     def to_markdown(self) -> str:
-        """For the model card: a list item and the table."""
+        """A line for the model card."""
         slow = f"; without Metal's fast kernel for one token: {', '.join(self.slow)}" if self.slow else ""
         read = " read for each token" if self.target.what == "per-token" else ""
-        table = self.table.text().replace("\n", "\n    ")
         return (
             f"bits chosen for {self.target.option}: {format_size(self.reached)}{read}, by the divergence that each "
-            f"matrix makes alone at {MEASURED_BITS} bits on {self.measured_on} pictures{slow}. Layers from left to "
-            f"right; {FILE} is the same as a recipe (--q-recipe {FILE})\n\n    {table}"
+            f"matrix makes alone at {MEASURED_BITS} bits on {self.measured_on} pictures{slow}"
         )
+
+    def table_to_markdown(self) -> str:
+        """The table with a line about it."""
+        how = f"Bits of each layer, from left to right; as a recipe for the same shape: `--q-recipe {FILE}`."
+        return f"{how}\n\n```\n{self.table.text()}\n```"
 
     def to_json(self, source: str) -> dict[str, Any]:
         """What goes into FILE. source: the name of the source."""

@@ -75,6 +75,8 @@ def model_card(source: str, recipe: Recipe | None, report: Report) -> str:
     if report.left_float:
         body.append(f"- left float, because no whole groups fit: {len(report.left_float)} modules")
     body += ["", '    python generate.py --model THIS_FOLDER --image photo.jpg --prompt "caption en"', ""]
+    if report.bits:
+        body += ["## Bits", "", report.bits.table_to_markdown(), ""]
     if report.tried:
         body += [f"![Divergence against the size of the weights, for what was tried]({tried.FILE})", ""]
     if report.quality:

@@ -29,19 +29,16 @@ class Tried(NamedTuple):
 
 
 def draw_tried(tried: Sequence[Tried]) -> Image.Image:
-    """RGB: divergence against megabytes. Measured ones are dots, what is predicted is a line."""
+    """RGB: divergence against the size in MB or GB. Measured ones are dots, what is predicted is a line."""
     measured = [one for one in tried if one.error is not None]
-    names = dict.fromkeys(one.name for one in tried)
+    dots = {one.name for one in measured}
+    largest = max((one.bytes for one in tried), default=0)
+    scale, unit = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")
+    names = sorted(dict.fromkeys(one.name for one in tried), key=lambda name: name in dots)  # dots lie over lines
     series = [
-        Series(
-            name,
-            [(one.bytes / 1e6, one.kl) for one in tried if one.name == name],
-            dots=any(one.name == name for one in measured),
-        )
+        Series(name, [(one.bytes / scale, one.kl) for one in tried if one.name == name], dots=name in dots)
         for name in names
     ]
     top = _ABOVE * max((one.kl for one in measured), default=0.0)
-    right = max((one.bytes for one in tried), default=0) / 1e6
-    return draw_panels(
-        [("KL(source ‖ result), nats, against the size of the weights", series, top or None)], right, "MB"
-    )
+    title = "KL of the result from the source, in nats, against the size of the weights"
+    return draw_panels([(title, series, top or None)], largest / scale, unit)

@@ -100,5 +100,5 @@ def test_what_was_tried_is_drawn() -> None:
     pixels = np.asarray(image)
     assert all((pixels == color).all(axis=-1).any() for color in ((31, 119, 180), (214, 39, 40)))
     column = [image.getpixel((70 + 700 * 3 // 4, y)) for y in range(34, 294)]
-    assert (31, 119, 180) in column, "3 of 4 MB to the right"
+    assert (214, 39, 40) in column, "3 of 4 MB to the right"
     assert draw_tried([]).size == image.size
