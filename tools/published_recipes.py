@@ -129,7 +129,7 @@ def main() -> None:
     if args.measure:
         chance = np.random.default_rng(0)
         size = open_local(args.measure).config.vision.image_size
-        coarse = chance.uniform(-1, 1, (4, 1, 8, 8, 3)).astype(np.float32)
+        coarse = chance.uniform(-1, 1, (1, 1, 8, 8, 3)).astype(np.float32)
         images = [mx.array(image.repeat(size // 8, axis=1).repeat(size // 8, axis=2)) for image in coarse]
         WIDE.write_text(json.dumps({"measured": {"bits": 3, "kl": measure(args.measure, images, 8)}}, indent=1) + "\n")
     demo, wide = (json.loads(path.read_text())["measured"]["kl"] for path in (DEMO, WIDE))
