@@ -34,6 +34,8 @@ from pg_mlx.ops.device import mx
 TASKS = ("detect", "segment", "answer", "caption", "ocr")
 CAT = Path(__file__).parent.parent / "tests" / "cat.jpg"
 TOWER_8_DECODER_3 = {"vision_tower.*": "8", "multi_modal_projector.*": "8", "*.embed_tokens": "4"}
+SIZES = {3: 2_638_336, 4: 3_284_992}
+"""Bytes of the demo checkpoint with the same bits everywhere."""
 BATCH = 32
 
 
@@ -58,6 +60,8 @@ SETTINGS = {
     **_methods("2 bits", {"q_bits": 2}, ("rtn", "mse", "gptq"), scored=True),
     **_methods("tiny", {"q_recipe": "tiny"}, ("rtn", "mse", "gptq")),
     **_methods("8/3/4", {"q_bits": 3, "q_overrides": TOWER_8_DECODER_3}, ("rtn", "gptq")),
+    **_methods("size of 4 bits", {"target_size": SIZES[4]}, ("rtn", "mse", "gptq")),
+    **_methods("size of 3 bits", {"target_size": SIZES[3]}, ("rtn", "mse", "gptq")),
     "3 bits, 64 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-64", 1),
     "3 bits, 16 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-16", 1),
     "3 bits, noise": Setting({"q_bits": 3, "q_method": "gptq"}, "noise"),
@@ -111,13 +115,15 @@ class Bench:
         if not folder.exists():
             folder.parent.mkdir(exist_ok=True)
             calibration: dict[str, Any] = {}
-            if setting.options["q_method"] == "gptq":
+            if setting.options["q_method"] == "gptq" or "target_size" in setting.options:
                 calibration = {"calibration": self.pictures(setting.pictures, setting.questions)}
             start = time.process_time()
             report = pg_mlx.convert(self.source, folder, check=False, **setting.options, **calibration)
             known |= {"seconds": time.process_time() - start, "bytes": report.bytes_after}
             if report.choice:
                 known["chosen"] = report.choice.to_markdown()
+            if report.bits:
+                known["of the target"] = report.bytes_after / setting.options["target_size"]
         cases_, reference = self.reference
         model, processor = pg_mlx.load(folder, dtype="float32")
         if "kl" not in known:
@@ -230,6 +236,9 @@ DONE_WHEN: tuple[tuple[int, tuple[Bound, ...]], ...] = (
     (3, (("2 bits, gptq", "kl", "<=", 0.10), ("2 bits, gptq", "recall", ">=", 0.87),
          ("2 bits, gptq", "caption", ">=", 0.85), ("2 bits, gptq", "answers", ">=", 0.94))),
     (4, (("tiny, gptq", "kl", "<=", 0.0025), ("8/3/4, gptq", "kl", "<=", 0.0050))),
+    (5, (("size of 4 bits, gptq", "kl", "<=", 0.0025), ("size of 3 bits, gptq", "kl", "<=", 0.010),
+         ("size of 4 bits, gptq", "of the target", ">=", 0.99), ("size of 4 bits, gptq", "of the target", "<=", 1),
+         ("size of 3 bits, gptq", "of the target", ">=", 0.99), ("size of 3 bits, gptq", "of the target", "<=", 1))),
     (6, (("3 bits, mse", "kl", "<=", 0.037), ("4 bits, mse", "kl", "<=", 0.0085), ("2 bits, mse", "kl", "<=", 0.32))),
     (8, (("3 bits, 16 pictures", "kl", "<=", 0.027), ("3 bits, 64 pictures", "kl", "<=", 0.018),
          ("3 bits, 64 pictures", "seconds", "<=", 60))),

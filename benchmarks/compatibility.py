@@ -22,7 +22,7 @@ from typing import Any
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
 from pg_mlx.checkpoint.load import load
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
-from pg_mlx.conversion.pipeline import convert
+from pg_mlx.conversion import convert
 from pg_mlx.conversion.side_files import preprocessor_json, tokenizer_config_json
 from pg_mlx.conversion.tokenizer_json import write_tokenizer_json
 from pg_mlx.generation import generate

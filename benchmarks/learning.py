@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.learning_data import captions, hearts, largest, outlines
 from pg_mlx import load
-from pg_mlx.conversion.pipeline import convert
+from pg_mlx.conversion import convert
 from pg_mlx.demo import CHECKPOINT
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from pg_mlx.checkpoint.layouts import PATCH_KERNEL
-from pg_mlx.conversion.pipeline import convert
+from pg_mlx.conversion import convert
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
 from pg_mlx.quantization.modes import Quantization

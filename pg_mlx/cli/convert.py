@@ -28,12 +28,16 @@ recipes (--q-recipe), in bits:
   tiny       decoder 4, embedding/head 4, SigLIP 8      the fewest bytes a token
   balanced   decoder 4, embedding/head 6, SigLIP 8      what -q alone means
   quality    8 everywhere
+  and for the published shapes, bits computed layer by layer, not measured on real weights (--dry-run shows them):
+  paligemma-3b-4bit, paligemma2-3b-4bit, paligemma2-10b-4bit, paligemma2-28b-4bit
 
 examples:
   %(prog)s --hf-path google/paligemma2-3b-mix-448 --mlx-path ./pg2-4bit -q
   %(prog)s --hf-path ./paligemma.npz --tokenizer ./tokenizer.model --mlx-path ./pg --dtype bfloat16
   %(prog)s --hf-path ./pg2 --adapter-path ./lora --mlx-path ./mine -q --q-override '*.embed_tokens=8'
   %(prog)s --hf-path ./pg2 --mlx-path ./pg2-4bit -q --dry-run
+  %(prog)s --hf-path ./pg2 --mlx-path ./pg2-small --target-size 1.6GB --q-method gptq --calibration ./photos
+  %(prog)s --hf-path ./pg2-tuned --mlx-path ./pg2-tuned-small --q-recipe ./pg2-small/bits.json
   %(prog)s --validate ./pg2-4bit
 """
 
@@ -50,7 +54,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--mlx-path", type=Path, default=Path("mlx_model"), metavar="DST", help="folder to write")
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub repository")
     p.add_argument("-q", "--quantize", action="store_true", help="pack the weights (recipe: balanced)")
-    p.add_argument("--q-recipe", metavar="NAME", help="tiny, balanced or quality")
+    p.add_argument("--q-recipe", metavar="NAME", help="tiny, balanced, quality, one for a shape, or FILE.json (below)")
     p.add_argument("--q-bits", type=int, metavar="N", help="the same bits everywhere: 2, 3, 4, 5, 6 or 8")
     p.add_argument("--q-group-size", type=int, metavar="N", help="columns that share a scale: 32, 64 or 128")
     p.add_argument("--q-mode", metavar="MODE", help="affine (default), mxfp4, mxfp8 or nvfp4")
@@ -61,6 +65,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="GLOB=PACKING",
         help="for some modules: bits (8), bits/group (4/32), a floating mode, or float; repeatable, first match wins",
     )
+    p.add_argument("--target-size", metavar="SIZE", help="choose each matrix's bits for a file of this size (1.6GB)")
+    p.add_argument("--target-per-token", metavar="SIZE", help="the same for what each token reads; SigLIP gets 8 bits")
+    p.add_argument("--target-bits", type=float, metavar="N", help="the same for so many bits a weight, with scales")
     p.add_argument("-d", "--dequantize", action="store_true", help="unpack what is packed")
     p.add_argument("--dtype", metavar="D", help="of what stays float: float32, bfloat16 or float16")
     p.add_argument(
@@ -124,26 +131,21 @@ def run(argv: list[str], program: str) -> int:
         raise InputError("nothing to convert: --hf-path FOLDER, REPO or FILE.npz (--help explains)")
 
     from ..conversion import pipeline, upload
-    from ..conversion.choose import calibration_of
     from ..conversion.samples import AskedPictures
+    from ..conversion.target import choose_packing, packing_samples
     from ..conversion.written import owned
     from ..files.folder import check_target
     from ..files.regular import expanded
 
     if args.private and not args.upload_repo:
         raise InputError("--private is about --upload-repo, which is not given")
-    recipe = pipeline.choose_recipe(
-        args.quantize,
-        args.q_bits,
-        args.q_group_size,
-        args.q_mode,
-        args.q_recipe,
-        _overrides(args.q_override),
-        args.q_method,
+    recipe = choose_packing(
+        *(args.quantize, args.q_bits, args.q_group_size, args.q_mode, args.q_recipe, _overrides(args.q_override)),
+        *(args.q_method, args.target_size, args.target_per_token, args.target_bits),
     )
     calibration = _calibration(args.calibration, args.calibration_prompt)
     prompts = [] if isinstance(calibration, AskedPictures) else args.calibration_prompt
-    samples = calibration_of(recipe, calibration, prompts)
+    samples = packing_samples(recipe, calibration, prompts)
     if args.in_place:
         args.mlx_path = expanded(args.hf_path)
         if not args.mlx_path.is_dir():
@@ -243,6 +245,12 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
 
 def table(conversion: Conversion, calibrating: int = 0) -> str:
     """What would be written, by component, as text for people. calibrating: the pictures that do."""
+    peak = f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}"
+    if conversion.budget and conversion.target:
+        return "\n".join([*conversion.budget.plan_of(conversion.target, conversion.dtype.size, calibrating), "", peak])
+    from ..conversion.bit_table import table_of
+    from ..conversion.target import read_by_tokens
+
     rows: list[tuple[str, ...]] = [("component", "parameters", "bits before", "after", "size before", "after")]
     modules = conversion.plan.modules
     parts = list(dict.fromkeys(module.component for module in modules))
@@ -258,15 +266,11 @@ def table(conversion: Conversion, calibrating: int = 0) -> str:
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]
-    head = "head of its own" if "head of its own" in parts else "embedding/head"
-    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in (head, "decoder"))
+    tokens = read_by_tokens(modules)
+    read = sum(m.bytes_after(conversion.dtype.size) for m in modules if m.component in tokens)
+    bits = ["", table_of(conversion.plan.modules).text()] if conversion.recipe and conversion.recipe.complete else []
     return "\n".join(
-        [
-            *lines,
-            "",
-            f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}",
-            f"read from memory for each token decoded: {format_size(read)} and the cache",
-        ]
+        [*lines, *bits, "", peak, f"read from memory for each token decoded: {format_size(read)} and the cache"]
     )
 
 
@@ -277,6 +281,8 @@ def summary(report: Report) -> str:
         f"{report.bits_per_weight:.2f} bits a weight; {report.seconds:.1f} s, "
         f"peak {format_size(report.peak_memory_bytes)}"
     ]
+    if report.bits:
+        lines += [report.bits.to_markdown(), "", report.bits.table.text(), ""]
     if report.choice:
         lines.append(report.choice.to_markdown())
     if report.quality:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from ..checkpoint.adapters.base import lacks_tokenizer
 from ..checkpoint.open import Checkpoint
 from ..errors import InputError
-from ..quantization import RECIPES, Recipe, uniform
+from ..quantization import Recipe, uniform
+from .bit_table import find_recipe
 from .plan import Plan
 from .samples import Calibration, Sample, calibration_samples
 
@@ -27,9 +28,7 @@ def choose_recipe(
         raise InputError("a recipe and bits, group size or mode exclude each other")
     if not (quantize or by_numbers or q_recipe or q_overrides or q_method):
         return None
-    if q_recipe and q_recipe not in RECIPES:
-        raise InputError(f"no recipe {q_recipe!r}; there are {', '.join(RECIPES)}")
-    recipe = uniform(q_bits, q_group_size, q_mode) if by_numbers else RECIPES[q_recipe or "balanced"]
+    recipe = uniform(q_bits, q_group_size, q_mode) if by_numbers else find_recipe(q_recipe or "balanced")
     return recipe.with_overrides(q_overrides or {}).by(q_method or "rtn")
 
 

@@ -43,6 +43,12 @@ class AnsweredPrompt(NamedTuple):
         return [*self.prefix, *self.answer[:-1]]
 
 
+def mask_of(text: AnsweredPrompt, length: int) -> mx.array:
+    """The mask of a text of `length` tokens, its picture's included: [1, 1, length, length], or as `prefix_lm_mask`."""
+    prefix = length - len(text.answer) + 1
+    return prefix_lm_mask(length, mx.array([prefix]), mx.array([length]))
+
+
 class Streamed:
     """The computation of PaliGemma in three calls, to be made in this order, the first two once, `head` any number of
     times:
@@ -79,18 +85,19 @@ class Streamed:
     def hidden(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
         """For each text the final-normed states [len(answer), D] that predict its answer's tokens, each given the
         picture, the prompt and the answer before it."""
-        decoder = self._model.language_model
-        self._fill_at("language_model.norm")
-        rows = self._rows(features, texts)
+        rows = self.decoder_inputs(features, texts)
 
         def run(block: gemma.Block, index: int, x: mx.array) -> mx.array:
-            text, length = texts[index], x.shape[1]
-            prefix = length - len(text.answer) + 1
-            mask = prefix_lm_mask(length, mx.array([prefix]), mx.array([length]))
-            return block(x, mask)
+            return block(x, mask_of(texts[index], x.shape[1]))
 
         self._through("language_model", rows, run)
-        hidden = [decoder.norm(x[0, -len(text.answer) :]) for text, x in zip(texts, rows, strict=True)]
+        return self.decoder_outputs(rows, texts)
+
+    def decoder_outputs(self, rows: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
+        """The last block's outputs [1, N + T, D] -> what `hidden` returns."""
+        self._fill_at("language_model.norm")
+        norm = self._model.language_model.norm
+        hidden = [norm(x[0, -len(text.answer) :]) for text, x in zip(texts, rows, strict=True)]
         mx.eval(hidden)
         return hidden
 
@@ -137,7 +144,7 @@ class Streamed:
         decoder[name] = self._rows_of(name, slice(start, stop))
         return decoder.head
 
-    def _rows(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
+    def decoder_inputs(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
         """What the decoder's first block reads, [1, N + T, D] a text."""
         ids = [text.read for text in texts]
         known = sorted({token for row in ids for token in row})

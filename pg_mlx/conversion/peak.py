@@ -1,4 +1,4 @@
-"""The memory of a calibration, counted from shapes."""
+"""The memory of a calibration, and of measuring what each matrix is worth, counted from shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from ..checkpoint.layouts import EMBEDDING
 from ..config import PaliGemmaConfig
 from ..quantization.gptq import column_blocks
 from .calibrate import is_calibrated, tokens_at_once
+from .metrics import POSITIONS, ROWS
 from .plan import Module
+from .sensitivity import HELD_BYTES, held_bytes
+from .target import MAX_MEASURING
 
 TEXT_TOKENS = 96
 """Tokens of a prompt and its answer, at most about."""
@@ -45,3 +48,24 @@ def calibration_peak(modules: Sequence[Module], config: PaliGemmaConfig, picture
     tokens = min(max(tokens_at_once(config), images + TEXT_TOKENS), pictures * (images + TEXT_TOKENS))
     work = 3 * _FLOAT * tokens * 2 * text.intermediate_size
     return table + max(blocks.values(), default=0) + max(squares + work, copies) + inputs
+
+
+def measuring_peak(modules: Sequence[Module], config: PaliGemmaConfig, pictures: int, item_bytes: int) -> int:
+    """Bytes at the most while sensitivities are measured: the embedding as stored, the largest block in float32 and
+    three more of its largest matrix, the variants and the source's own inputs, and a slice of both heads with its
+    logits. item_bytes: of a stored float."""
+    table = sum(module.bytes_before(item_bytes) for module in modules if module.name == EMBEDDING)
+    blocks: dict[str, int] = {}
+    largest = 0
+    for module in modules:
+        if module.kind == "linear":
+            block = module.name.rsplit(".", 2)[0]
+            blocks[block] = blocks.get(block, 0) + _FLOAT * module.rows * module.columns
+            largest = max(largest, _FLOAT * module.rows * module.columns)
+    count = min(pictures, MAX_MEASURING)
+    one = held_bytes(config, count, [TEXT_TOKENS] * count)
+    held = max(one, min(HELD_BYTES, len(modules) * one))
+    text, tokens = config.text, config.vision.num_patches + TEXT_TOKENS
+    work = _FLOAT * tokens * (3 * 2 * text.intermediate_size + 2 * text.num_attention_heads * tokens)
+    heads = _FLOAT * ROWS * (4 * text.hidden_size + 6 * POSITIONS)
+    return table + max(blocks.values(), default=0) + 3 * largest + held + 3 * one + max(work, heads)

@@ -7,11 +7,10 @@ peak is about the largest tensor (the embedding) and its packed copy, whatever t
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,35 +29,34 @@ from ..ops.device import dtype_name
 from ..processor import Processor
 from ..quantization import Recipe
 from ..regions.mask_vae import read_masks
-from .choose import calibration_of, check_method, check_tokenizer, choose_recipe
+from .choose import check_method, check_tokenizer
 from .plan import make_plan
-from .report import Report, model_card
+from .report import Report, all_tried, write_cards
+from .room import header_bytes, side_bytes
 from .samples import AskedPictures, Calibration, Sample, default_samples
 from .side_files import write_side_files
-from .tokenizer_json import JSON_PER_MODEL_BYTE
+from .target import MOST, Budget, Packing, SizeTarget, packing_samples
 from .weights import FittedPacker, Packer, Progress, working_bytes, write_weights
 from .written import check_inputs_outside, owned, write_manifest
 
 if TYPE_CHECKING:
+    from .by_budget import ChosenBits
     from .candidates import Chosen
     from .quality import Quality
-
-
-SMALL_FILES_BYTES = 1 << 16
-"""More than config.json, the model card, the index and the other small files take together."""
 
 
 class Conversion:
     """A conversion ready to run: everything that can be wrong without reading weights has been checked.
 
-    source, recipe and the options are those of `convert`. headers_only: of a hub repository download no weights and no
-    tokenizer; such a conversion cannot be run. Raises InputError for everything that shapes and small files show.
+    recipe: or a size, for which `run` chooses the bits. The other options are those of `convert` (one_call.py).
+    headers_only: of a hub repository download no weights and no tokenizer; such a conversion cannot be run. Raises
+    InputError for everything that shapes and small files show.
     """
 
     def __init__(
         self,
         source: str | Path,
-        recipe: Recipe | None = None,
+        recipe: Packing | None = None,
         *,
         dequantize: bool = False,
         dtype: str | None = None,
@@ -95,20 +93,28 @@ class Conversion:
         stored = mx.bfloat16 if recipe and checkpoint.dtype == mx.float32 else checkpoint.dtype
         masks = mask_decoder or checkpoint.mask_decoder
         self.checkpoint = checkpoint
-        self.recipe = recipe
+        self.target = recipe if isinstance(recipe, SizeTarget) else None
+        self.recipe: Recipe | None = recipe.recipe(MOST) if isinstance(recipe, SizeTarget) else recipe
         folders = (adapter.folder for adapter in adapters)
         inputs = (source, named.checkpoint, *folders, *(path for path in (tokenizer, mask_decoder) if path))
         self._source = expanded(source)
         self._inputs = [path for path in map(expanded, inputs) if path.exists()]
-        self.plan = make_plan(checkpoint, recipe, dequantize)
-        check_method(recipe, self.plan)
+        self.plan = make_plan(checkpoint, self.recipe, dequantize)
+        check_method(self.recipe, self.plan)
         self.dtype = DTYPES[dtype] if dtype else stored
         """The dtype in which float tensors and affine scales are written."""
+        size = self.dtype.size
+        self.budget = Budget.of(self.target, self.plan, size, header_bytes(self.plan)) if self.target else None
+        """What a size means; until the bits are chosen for it, the plan has the most bits."""
+        self.bits: ChosenBits | None = None
+        """The bits that `run` has chosen for a size."""
         self.masks: dict[str, mx.array] = read_masks(masks) if masks else {}
         """Weights of the decoder of <seg> codes, and of its encoder where the file had it; empty if there is none."""
 
     def expected_bytes(self) -> int:
-        """Size of the weights that will be written."""
+        """Size of the weights that will be written; the most, as long as the bits for a size are to be chosen."""
+        if self.budget and not self.bits:
+            return self.budget.file_bytes
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
 
     def expected_peak(self, calibrating: int = 0) -> int:
@@ -119,10 +125,15 @@ class Conversion:
         plain = max(both) + working_bytes()
         if not calibrating:
             return plain
-        from .peak import calibration_peak
+        from .peak import calibration_peak, measuring_peak
 
-        peak = calibration_peak(self.plan.modules, self.checkpoint.config, calibrating, before)
-        return max(plain, peak, self.expected_bytes())
+        modules, config = self.plan.modules, self.checkpoint.config
+        peaks = [plain, self.expected_bytes()]
+        if self.budget:
+            peaks += [self.budget.answering_bytes(after), measuring_peak(modules, config, calibrating, before)]
+        if self.recipe and self.recipe.method == "gptq":
+            peaks.append(calibration_peak(modules, config, calibrating, before))
+        return max(peaks)
 
     def run(
         self,
@@ -138,20 +149,27 @@ class Conversion:
         """Write the folder `target`. Options and errors are those of `convert`."""
         force = force or in_place
         self.check_target(target, force, calibration, in_place)
-        samples = calibration_of(self.recipe, calibration, calibration_prompts)
+        samples = packing_samples(self.target or self.recipe, calibration, calibration_prompts)
         if samples and self.checkpoint.tokenizer is None:
-            raise InputError("method gptq needs a tokenizer, for prompts and answers; --q-method mse needs none")
+            raise InputError(
+                f"{self.target.option.partition(' ')[0]} needs a tokenizer, for prompts and answers"
+                if self.target
+                else "method gptq needs a tokenizer, for prompts and answers; --q-method mse needs none"
+            )
         start = time.perf_counter()
         mx.reset_peak_memory()
         report = progress or (lambda what, done, total: None)
         try:
             with whole_folder(target, force, owned) as folder:
                 self._require_space(folder)
+                if self.target and samples:
+                    report = self._choose_bits(folder, samples, report)
                 write_side_files(folder, self.checkpoint, self.plan.config, dtype_name(self.dtype), self.masks)
                 choice = self._write_weights(folder, samples, report)
                 judging = samples[1] if samples else None
                 quality = self._compare(folder, calibration, judging, report) if check else None
                 written = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+                tried = all_tried(self.bits, choice, quality, written)
                 result = Report(
                     target=target,
                     bytes_before=self.checkpoint.num_bytes,
@@ -162,10 +180,10 @@ class Conversion:
                     peak_memory_bytes=mx.get_peak_memory(),
                     quality=quality,
                     choice=choice,
+                    bits=self.bits,
+                    tried=tried,
                 )
-                if quality:
-                    (folder / "quality.json").write_text(json.dumps(asdict(quality), indent=1) + "\n")
-                (folder / "README.md").write_text(model_card(self.checkpoint.name, self.recipe, result))
+                write_cards(folder, self.checkpoint.name, self.recipe, result)
                 write_manifest(folder)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -186,12 +204,34 @@ class Conversion:
             inputs = [path for path in inputs if not path.samefile(place)]
         check_inputs_outside(place, inputs)
 
+    def _choose_bits(self, folder: Path, samples: tuple[list[Sample], list[Sample]], report: Progress) -> Progress:
+        """Settle recipe and plan for a size. Returns the progress of what follows."""
+        from .by_budget import choose_bits
+
+        assert self.target and self.budget
+        self.bits, total = None, 2 * self.budget.file_bytes  # half of the time, about
+        first = total // 2
+        self.bits = choose_bits(
+            self.checkpoint,
+            self.target,
+            self.budget,
+            folder,
+            self.dtype,
+            samples,
+            header_bytes(self.plan),
+            lambda what, share: report(what, int(share * first), total),
+        )
+        self.recipe = self.bits.recipe
+        self.plan = make_plan(self.checkpoint, self.recipe)
+        self.bits.write(folder, self.checkpoint.name)
+        return lambda what, done, size: report(what, first + done, total)
+
     def _write_weights(
         self, folder: Path, samples: tuple[list[Sample], list[Sample]] | None, report: Progress
     ) -> Chosen | None:
-        """By GPTQ, if there are samples and it proves best; else by the recipe's method, which needs none."""
-        header, size = self._header_bytes(), self.expected_bytes()
-        if samples:
+        """By GPTQ, if there are samples for it and it proves best; else by the recipe's method, which needs none."""
+        header, size = header_bytes(self.plan), self.expected_bytes()
+        if samples and self.recipe and self.recipe.method == "gptq":
             from .candidates import write_best
 
             processor = Processor.from_folder(folder, self.plan.config.vision.image_size)
@@ -201,22 +241,17 @@ class Conversion:
         write_weights(self.plan, self.checkpoint.source, writer, packer, report, size)
         return None
 
-    def _header_bytes(self) -> int:
-        """Room for the head of a shard that held every tensor."""
-        return 4096 + sum(4 * (len(module.name) + 120) for module in self.plan.modules)
-
     def _require_space(self, folder: Path) -> None:
         if (needed := self._needed_space()) > (free := shutil.disk_usage(folder).free):
             raise PgMlxError(f"the result needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free")
 
     def _needed_space(self) -> int:
         """Bytes of everything that will be written: weights, their header, and the files beside them."""
-        given = {name: path.stat().st_size for name, path in self.checkpoint.side_files.items()}
-        made = 0 if "tokenizer.json" in given else given.get("tokenizer.model", 0) * JSON_PER_MODEL_BYTE
-        masks = sum(array.nbytes for array in self.masks.values())
         results = 2 if self.recipe and self.recipe.method == "gptq" else 1
-        weights = results * (self.expected_bytes() + self._header_bytes())
-        return weights + sum(given.values()) + made + masks + SMALL_FILES_BYTES
+        size = self.expected_bytes()
+        if self.budget:  # the packed model that answers is gone before the others are written
+            size = max(size, self.budget.answering_bytes(self.dtype.size))
+        return results * (size + header_bytes(self.plan)) + side_bytes(self.checkpoint, self.masks)
 
     def _compare(
         self, folder: Path, calibration: Calibration | None, samples: Sequence[Sample] | None, report: Progress
@@ -236,64 +271,3 @@ class Conversion:
         quality = compare(self.checkpoint, folder, samples=samples, progress=progress)
         score = calibration.scores if isinstance(calibration, AskedPictures) else None
         return replace(quality, scores=task_scores(self.checkpoint, folder, score, samples)) if score else quality
-
-
-def convert(
-    source: str | Path,
-    target: str | Path,
-    *,
-    quantize: bool = False,
-    q_bits: int | None = None,
-    q_group_size: int | None = None,
-    q_mode: str | None = None,
-    q_recipe: str | None = None,
-    q_overrides: Mapping[str, str] | None = None,
-    q_method: str | None = None,
-    dequantize: bool = False,
-    dtype: str | None = None,
-    adapter_path: AdapterPath = None,
-    tokenizer: str | Path | None = None,
-    need_tokenizer: bool = True,
-    mask_decoder: str | Path | None = None,
-    revision: str | None = None,
-    force: bool = False,
-    in_place: bool = False,
-    check: bool = True,
-    calibration: Calibration | None = None,
-    calibration_prompts: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Report:
-    """Convert `source` (folder, hub repository or big_vision .npz) into the folder `target`.
-
-    Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
-    stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
-    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. q_method: how codes are chosen, one of
-    quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with `calibration_prompts`, the
-    pictures' own or the card's, and compares on the others. mask_decoder: a file of the decoder of <seg> codes
-    (vae-oid.npz) to put into the folder; one that is in the source's folder is copied anyway.
-    force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
-    holds anything else, the source or the working directory is never replaced. in_place: `target` is `source`, which
-    the result replaces when it is complete; as with force, only what a conversion wrote is.
-    Raises InputError for wrong options or sources, PgMlxError if the disk is full; the target then is as it was before.
-    """
-    recipe = choose_recipe(quantize, q_bits, q_group_size, q_mode, q_recipe, q_overrides, q_method)
-    conversion = Conversion(
-        source,
-        recipe,
-        dequantize=dequantize,
-        dtype=dtype,
-        adapter_path=adapter_path,
-        tokenizer=tokenizer,
-        need_tokenizer=need_tokenizer,
-        mask_decoder=mask_decoder,
-        revision=revision,
-    )
-    return conversion.run(
-        Path(target).expanduser(),
-        force=force,
-        in_place=in_place,
-        check=check,
-        calibration=calibration,
-        calibration_prompts=calibration_prompts,
-        progress=progress,
-    )

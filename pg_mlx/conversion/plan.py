@@ -114,7 +114,12 @@ def _require_matches(recipe: Recipe, modules: list[Module]) -> None:
     names = [*(module.name for module in modules), HEAD]
     for rule in recipe.rules:
         if not any(fnmatchcase(name, rule.pattern) for name in names):
+            if recipe.complete:
+                raise InputError(f"{recipe.name} is for another shape: no module here is called {rule.pattern!r}")
             raise InputError(f"no module is called {rule.pattern!r}; names look like {example}")
+    for module in modules if recipe.complete else ():
+        if _packable(module) and not any(rule.matches(module.name, module.columns) for rule in recipe.rules):
+            raise InputError(f"{recipe.name} is for another shape: it has no bits for {module.name}")
 
 
 def _vocabulary_rows(config: PaliGemmaConfig) -> int:

@@ -77,6 +77,8 @@ class Quality:
     """Share of the coordinates that drift by at most one pixel."""
     scores: dict[str, dict[str, float]] | None = None
     """Task scores in 0..1 by name, of "source" and "result", where right answers were given (see task_scores.py)."""
+    tried: list[dict[str, Any]] | None = None
+    """What was tried, each with its name, bytes, kl and standard error (see tried.py); None if nothing else was."""
 
     def to_markdown(self) -> str:
         """The body of a section in the model card."""

@@ -82,24 +82,26 @@ def default_samples(folder: Calibration | None = None) -> list[Sample]:
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]
 
 
-def calibration_samples(folder: Calibration, prompts: Sequence[str] = ()) -> tuple[list[Sample], list[Sample]]:
+def calibration_samples(
+    folder: Calibration, prompts: Sequence[str] = (), needed: str = "gptq needs {} or more, --q-method mse needs none"
+) -> tuple[list[Sample], list[Sample]]:
     """What calibrates and what judges: three of four pictures of the folder, by name, and every fourth.
 
     A picture that calibrates has one of the prompts, which take turns; one that judges has up to four of them. Pictures
     with questions of their own have up to MAX_QUESTIONS and four of those. There are at most MAX_CALIBRATION pictures,
-    and MAX_PICTURES that judge. Raises InputError if there are fewer than MIN_CALIBRATION, for prompts beside the
-    pictures' own questions, and one that names all pictures that cannot be read.
+    and MAX_PICTURES that judge. needed: what a message says if there are fewer than MIN_CALIBRATION. Raises InputError
+    then, for prompts beside the pictures' own questions, and one that names all pictures that cannot be read.
     """
     if isinstance(folder, AskedPictures):
         if prompts:
             raise InputError("calibration prompts are for pictures without questions of their own")
         asked = folder.by_picture()[:MAX_CALIBRATION]
-        _check_enough(folder.folder, len(asked))
+        _check_enough(folder.folder, len(asked), needed)
         ours = [each[:MAX_QUESTIONS] for index, each in enumerate(asked) if index % 4 != 3]
         return list(itertools.chain.from_iterable(ours)), _judging(asked[3::4])
     prompts = tuple(prompts) or PROMPTS
     paths = _image_files(Path(folder))[:MAX_CALIBRATION]
-    _check_enough(folder, len(paths))
+    _check_enough(folder, len(paths), needed)
     _check(paths)
     judging = paths[3::4]
     calibrating = [path for path in paths if path not in set(judging)]
@@ -113,12 +115,9 @@ def _judging(asked: Sequence[Sequence[Sample]]) -> list[Sample]:
     return [sample for samples in asked[:MAX_PICTURES] for sample in samples[: len(PROMPTS)]]
 
 
-def _check_enough(folder: str | Path, count: int) -> None:
+def _check_enough(folder: str | Path, count: int, needed: str) -> None:
     if count < MIN_CALIBRATION:
-        raise InputError(
-            f"{folder} holds {count} picture{'s' if count > 1 else ''}; "
-            f"gptq needs {MIN_CALIBRATION} or more, --q-method mse needs none"
-        )
+        raise InputError(f"{folder} holds {count} picture{'s' if count > 1 else ''}; {needed.format(MIN_CALIBRATION)}")
 
 
 def _image_files(folder: Path) -> list[Path]:

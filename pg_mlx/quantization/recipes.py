@@ -40,13 +40,15 @@ class Rule:
 class Recipe:
     """How to pack each module of a model. The first rule that matches decides.
 
-    about: one line for people. A module that no rule matches stays float. method: one of METHODS.
+    about: one line for people. A module that no rule matches stays float. method: one of METHODS. complete: it is made
+    for one shape, so every matrix has a rule and every rule a matrix; for any other shape it is refused.
     """
 
     name: str
     about: str
     rules: tuple[Rule, ...]
     method: str = "rtn"
+    complete: bool = False
 
     def choose(self, module: str, columns: int) -> Quantization | None:
         """The packing of a module, by its canonical name; None for float."""

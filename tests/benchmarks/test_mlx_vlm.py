@@ -18,7 +18,7 @@ from benchmarks import compatibility
 from benchmarks.compatibility import FAMILIES, OURS, STEPS, THEIRS, Row
 from pg_mlx import load_model
 from pg_mlx.checkpoint.validate import validate
-from pg_mlx.conversion.pipeline import convert
+from pg_mlx.conversion import convert
 from pg_mlx.measure import decode_work
 
 PEER = os.environ.get("PG_MLX_PEER_PYTHON") or (sys.executable if importlib.util.find_spec("mlx_vlm") else None)

@@ -11,7 +11,8 @@ from helpers.models import one_line_error
 from pg_mlx.checkpoint.layouts import weight_specs
 from pg_mlx.checkpoint.open import Checkpoint
 from pg_mlx.checkpoint.tensors import Source
-from pg_mlx.config import PaliGemmaConfig
+from pg_mlx.config import SIZES, PaliGemmaConfig
+from pg_mlx.conversion.bit_table import find_recipe, published
 from pg_mlx.conversion.plan import Module, Plan, make_plan
 from pg_mlx.quantization import RECIPES, Quantization, Recipe, uniform
 from pg_mlx.quantization.recipes import Rule, parse_packing
@@ -65,6 +66,21 @@ def test_parameters_are_counted_as_published(model: str, count: int):
     """Padding SigLIP's MLP for packing does not count."""
     assert sum(module.parameters for module in plan_of(model).modules) == count
     assert sum(module.parameters for module in plan_of(model, RECIPES["quality"]).modules) == count
+
+
+@pytest.mark.parametrize("name", published())
+@pytest.mark.parametrize("pixels", [224, 896])
+def test_recipes_of_published_shapes_fit_them(name: str, pixels: int) -> None:
+    """In the size of 4 bits everywhere, with the positions of any resolution; and they say what they are."""
+    recipe = find_recipe(name)
+    plan = plan_of(f"{name.removesuffix('-4bit')}-{pixels}", recipe)
+    widths = {module.target.bits for module in plan.modules if module.target}
+    assert bits(plan.modules) == pytest.approx(4.5, abs=0.03) and min(widths) >= 3 and len(widths) >= 3
+    assert plan.left_float == [] and "not measured on real" in recipe.about
+
+
+def test_every_published_shape_has_a_recipe() -> None:
+    assert published() == sorted(f"{size}-4bit" for size in SIZES)
 
 
 BITS = [  # by hand: 4, 6 and 8 bits in groups of 64 are 4.5, 6.5 and 8.5 with scale and bias

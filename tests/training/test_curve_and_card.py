@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pg_mlx.chart import PANEL, WIDTH
 from pg_mlx.training.card import model_card
-from pg_mlx.training.curve import PANEL, WIDTH, draw_curve
+from pg_mlx.training.curve import draw_curve
 from pg_mlx.training.settings import TrainSettings
 from pg_mlx.training.state import RunProgress
 
