@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from .options import Parser, add_model_options, bounded, load_options, load_progress
+from .ranks import add_parallel_options, with_ranks
 
 DESCRIPTION = "Time each stage of an answer, beside the least work it needs and the machine's own speed."
 
@@ -39,6 +40,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_positive, default=16, metavar="N", help="decode steps (default: 16)")
     p.add_argument("--no-questions", action="store_true", help="on a Mac, leave out the experiments")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
+    add_parallel_options(p)
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -46,7 +48,10 @@ def parser(program: str) -> argparse.ArgumentParser:
 def run(argv: list[str], program: str) -> int:
     """Measure and print; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
+    return with_ranks(args, lambda: _measure(args, program))
 
+
+def _measure(args: argparse.Namespace, program: str) -> int:
     import mlx.core as mx
 
     from ..checkpoint.load import load_with
