@@ -182,16 +182,18 @@ class Found:
     """When opening began, by time.perf_counter."""
 
 
-def find(path_or_repo: str | Path, options: LoadOptions) -> Found:
-    """Download a checkpoint unless it is here, and open it. Raises InputError for anything wrong with it or with an
-    option, and PgMlxError if the hub cannot be reached."""
+def find(path_or_repo: str | Path, options: LoadOptions, need_tokenizer: bool = True) -> Found:
+    """Download a checkpoint unless it is here, and open it. need_tokenizer: it must have one, or be given one. Raises
+    InputError for anything wrong with it or with an option, and PgMlxError if the hub cannot be reached."""
     from ..regions.mask_vae import MaskDecoder
 
     # What is wrong with these is said before any weights are downloaded.
     adapters = open_adapters(options.adapter_path)
     if options.tokenizer is not None:
         tokenizer_files(options.tokenizer)
-    needed = options.tokenizer is None and not any(has_tokenizer(adapter.folder) for adapter in adapters)
+    needed = (
+        need_tokenizer and options.tokenizer is None and not any(has_tokenizer(adapter.folder) for adapter in adapters)
+    )
     named = find_base(path_or_repo, options.revision, needed)
     adapters = [*open_adapters(named.adapters), *adapters]
     given = MaskDecoder.load(options.mask_decoder) if options.mask_decoder else None
@@ -199,7 +201,7 @@ def find(path_or_repo: str | Path, options: LoadOptions) -> Found:
     begin = time.perf_counter()
     compare_bases(adapters, str(named.checkpoint))
     checkpoint = _open(path, options, adapters)
-    if checkpoint.tokenizer is None:
+    if need_tokenizer and checkpoint.tokenizer is None:
         raise InputError(lacks_tokenizer(checkpoint.name))
     return Found(checkpoint, given, begin)
 

@@ -78,7 +78,10 @@ def _dry_run(args: argparse.Namespace) -> int:
     size = len(args.shares) if args.shares else group.size() if group else 2
     ask = Ask.of(args.model or CHECKPOINT, args.parallel, args.shares, load_options(args))
     for rank in range(size):
-        _, facts = prepare(ask, rank, size)
+        try:
+            _, facts = prepare(ask, rank, size)
+        except InputError as error:
+            raise InputError(f"rank {rank}: {error}") from None
         print(
             f"rank {rank}: {facts.about}; weights {format_size(facts.weight_bytes)}, "
             f"needs {format_size(facts.needed_bytes)} in {facts.dtype}"

@@ -93,10 +93,10 @@ class Agreed:
     options: LoadOptions
 
 
-def agree(link: Link, ask: Ask) -> Agreed:
-    """Find this rank's part, and compare with the others. Raises InputError on all ranks if one of them refuses or they
-    differ: what rank 0 prints."""
-    result, failure = link.together(lambda: prepare(ask, link.rank, link.size))
+def agree(link: Link, ask: Ask, need_tokenizer: bool = False) -> Agreed:
+    """Find this rank's part, and compare with the others. need_tokenizer: whether this rank does. Raises InputError on
+    all ranks if one of them refuses or they differ: what rank 0 prints."""
+    result, failure = link.together(lambda: prepare(ask, link.rank, link.size, need_tokenizer))
     facts = Facts(socket.gethostname(), error=_error(failure)) if result is None else result[1]
     everybody = [Facts(**json.loads(text)) for text in link.exchange(json.dumps(asdict(facts)))]
     if (why := disagreement(everybody, ask.model)) is not None:
@@ -105,11 +105,11 @@ def agree(link: Link, ask: Ask) -> Agreed:
     return result[0]
 
 
-def prepare(ask: Ask, rank: int, size: int) -> tuple[Agreed, Facts]:
+def prepare(ask: Ask, rank: int, size: int, need_tokenizer: bool = False) -> tuple[Agreed, Facts]:
     """A rank's part and the facts about it, from headers only. Raises InputError for what this rank cannot do."""
     options = ask.load
     shares = checked_shares(ask.shares, size)
-    found = find(ask.model, options)
+    found = find(ask.model, options, need_tokenizer)
     dtype = compute_dtype(options.dtype)
     if float_bytes(found.checkpoint) - weight_bytes(found.checkpoint, dtype) > SMALL_BYTES:
         options = replace(options, keep_quantized=True)  # as one process would do with the whole model

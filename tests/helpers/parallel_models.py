@@ -1,0 +1,151 @@
+"""What rank 0 does in tests of parallel/: a model on several ranks beside the same model in one process."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from helpers.paths import ROOT
+from pg_mlx.checkpoint.load import LoadOptions, load_model
+from pg_mlx.demo import CHECKPOINT
+from pg_mlx.errors import InputError
+from pg_mlx.generation import Engine, Picture, Request, SamplingOptions
+from pg_mlx.paligemma import PaliGemma
+from pg_mlx.parallel.leader import Leader
+from pg_mlx.parallel.link import Link
+
+GOLDEN = ROOT / "tests" / "golden"
+STEPS = 24
+
+
+def golden(family: str) -> tuple[Path, mx.array, mx.array, list[int]]:
+    """A golden model's folder, the pixels and prompt of its first dump, and the greedy answer of the original code."""
+    dump = mx.load(str(GOLDEN / f"{family}_batch1.safetensors"))
+    assert isinstance(dump, dict)
+    tokens = dump["greedy_tokens_no_sliding" if family == "pg2" else "greedy_tokens"]
+    folder = GOLDEN / {"pg1": "pg1_classic", "pg2": "pg2_new"}[family]
+    return folder, dump["pixel_values"].transpose(0, 2, 3, 1), dump["input_ids"][:, 16:], tokens[0].tolist()
+
+
+def answer(model: PaliGemma, pixels: mx.array, ids: mx.array) -> tuple[list[mx.array], list[int]]:
+    """Logits [1, V] of a prefix and 24 greedy steps, and the chosen tokens."""
+    features = model.encode_image(pixels)
+    logits, cache = model.prefill(features, ids, capacity=features.shape[1] + ids.shape[1] + STEPS)
+    every, tokens = [logits], [mx.argmax(logits, axis=-1)]
+    for _ in range(STEPS):
+        logits, cache = model.step(tokens[-1], cache)
+        every.append(logits)
+        tokens.append(mx.argmax(logits, axis=-1))
+    mx.eval(every, tokens)
+    return every, [token.item() for token in tokens]
+
+
+def loaded(link: Link, mode: str, shares: str, path: Path, **options: object) -> PaliGemma:
+    """A model on all ranks. shares: "" for equal ones."""
+    given = tuple(map(int, shares.split(":"))) if shares else None
+    return Leader(link, mode, given).load_model(path, LoadOptions(dtype="float32", **options))  # type: ignore[arg-type]
+
+
+def worst(ours: list[mx.array], theirs: list[mx.array]) -> float:
+    """By how much logits differ at most."""
+    return max(float(mx.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def demo_inputs(seed: int = 1) -> tuple[mx.array, mx.array]:
+    """Pixels and prompt ids for the demo."""
+    mx.random.seed(seed)
+    return mx.random.uniform(-1, 1, (1, 112, 112, 3)), mx.array([[2, 410, 533, 108]])
+
+
+# --- what rank 0 runs ----------------------------------------------------------------------------------
+
+
+def pipeline_is_exact(link: Link, *shares: str) -> None:
+    """Logits are those of one process bit by bit, and a pass takes one message more than there are ranks."""
+    for share in shares:
+        for family in ("pg1", "pg2"):
+            folder, pixels, ids, tokens = golden(family)
+            theirs, chosen = answer(load_model(folder, dtype="float32"), pixels, ids)
+            assert chosen[: len(tokens)] == tokens
+            exact(link, share, folder, pixels, ids, theirs)
+        theirs, _ = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
+        exact(link, share, CHECKPOINT, *demo_inputs(), theirs, keep_quantized=True)
+
+
+def exact(
+    link: Link, shares: str, folder: Path, pixels: mx.array, ids: mx.array, theirs: list[mx.array], **options: object
+) -> None:
+    model = loaded(link, "pipeline", shares, folder, **options)
+    before = link.messages
+    ours, _ = answer(model, pixels, ids)
+    for one, other in zip(ours, theirs, strict=True):
+        assert mx.array_equal(one, other), (folder, shares, worst(ours, theirs))
+    assert link.messages - before == 3 * (STEPS + 1)  # the command, to the next rank, back from the last one
+
+
+def order_law(link: Link, mode: str, schedules: str, shares: str = "") -> None:
+    """Requests that enter and leave at random get the answers that they get alone from one process."""
+    folder, _, _, _ = golden("pg2")
+    alone, model = load_model(folder, dtype="float32"), loaded(link, mode, shares, folder)
+    for seed in range(int(schedules)):
+        random = np.random.default_rng(seed)
+        requests = [request(random) for _ in range(int(random.integers(2, 6)))]
+        expected = [run(alone, [one], random, 1)[0] for one in requests]
+        found = run(model, requests, random, int(random.integers(1, 4)))
+        assert found == expected, (seed, found, expected)
+
+
+def request(random: np.random.Generator) -> Request:
+    """A random picture, prompt and length."""
+    picture = Picture(random.uniform(-1, 1, (56, 56, 3)).astype(np.float32))
+    prompt = random.integers(3, 280, int(random.integers(1, 6))).tolist()
+    return Request([picture], prompt, SamplingOptions(max_tokens=int(random.integers(1, 7))))
+
+
+def run(model: PaliGemma, requests: list[Request], random: np.random.Generator, rows: int) -> list[list[int]]:
+    """Answers of an engine to which requests come between its steps."""
+    engine = Engine(model, eos_id=1, vocab_size=280, batch_size=rows)
+    waiting, answers = list(requests), []
+    for _ in itertools.count():
+        while waiting and (not engine.busy or random.random() < 0.4):
+            answers.append(engine.add(waiting.pop(0)))
+        if not engine.busy and not waiting:
+            return [row.token_ids for row in answers]
+        engine.step()
+    raise AssertionError
+
+
+def endless(link: Link, mode: str) -> None:
+    """Answer until the process is ended; says when the first step is done."""
+    folder, pixels, ids, _ = golden("pg2")
+    model = loaded(link, mode, "", folder)
+    features = model.encode_image(pixels)
+    for number in itertools.count():
+        logits, cache = model.prefill(features, ids, capacity=1000)
+        for _ in range(900):
+            logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+            mx.eval(logits)
+            if number == 0:
+                print("answering", flush=True)
+
+
+def idle(link: Link, seconds: str) -> None:
+    """Load, ask for nothing for some time, then step once."""
+    folder, pixels, ids, _ = golden("pg2")
+    model = loaded(link, "pipeline", "", folder)
+    print("idle", flush=True)
+    time.sleep(float(seconds))
+    logits, _ = model.prefill(model.encode_image(pixels), ids, capacity=100)
+    mx.eval(logits)
+
+
+def refusal(link: Link, mode: str) -> None:
+    """Print why nothing is loaded."""
+    try:
+        loaded(link, mode, "", golden("pg2")[0])
+    except InputError as error:
+        print(error)

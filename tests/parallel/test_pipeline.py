@@ -1,0 +1,22 @@
+"""The layers of a decoder on several ranks."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.ranks import lead
+
+pytestmark = pytest.mark.xdist_group("ranks")
+MODELS = "helpers.parallel_models"
+
+
+@pytest.mark.parametrize(("ops_of_ranks", "shares"), [("cpu", ("", "1:3")), ("gpu", ("",))])
+def test_logits_are_those_of_one_process(ops_of_ranks: str, shares: tuple[str, ...]) -> None:
+    lead(2, MODELS, "pipeline_is_exact", *shares, ops=ops_of_ranks)
+
+
+def test_three_ranks() -> None:
+    lead(3, MODELS, "pipeline_is_exact", "1:2:1")
+
+
+def test_requests_enter_and_leave() -> None:
+    lead(2, MODELS, "order_law", "pipeline", "6")
