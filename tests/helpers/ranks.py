@@ -48,7 +48,7 @@ class Ranks:
     likewise, in which they run."""
 
     def __init__(
-        self, commands: Sequence[Sequence[str]], size: int = 2, folders: Sequence[Path] = (ROOT,), **more: str
+        self, commands: Sequence[Sequence[str]], size: int = 2, folders: Sequence[Path] = (ROOT,), **environment: str
     ):
         self._folder = tempfile.TemporaryDirectory()
         hosts = Path(self._folder.name) / "hosts.json"
@@ -60,7 +60,7 @@ class Ranks:
                 commands[rank % len(commands)],
                 env={**shared, **environment, "MLX_RANK": str(rank)},
                 cwd=folders[rank % len(folders)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if rank else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -111,3 +111,9 @@ def run(size: int, *arguments: str, folders: Sequence[Path] = (ROOT,)) -> list[s
 def command(*arguments: str) -> list[str]:
     """A command of pg_mlx."""
     return [sys.executable, "-m", "pg_mlx", *arguments]
+
+
+def run_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of pg_mlx in one process, with as many threads as a rank has."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*arguments), cwd=ROOT, env=one_thread, capture_output=True, text=True, check=False)

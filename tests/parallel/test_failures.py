@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from helpers.paths import ROOT
-from helpers.ranks import Ranks, command, leading, run
+from helpers.ranks import Ranks, leading, run, run_alone
 
 from pg_mlx.demo import CHECKPOINT
 
@@ -105,7 +104,6 @@ def test_what_cannot_be_shared() -> None:
 
 def one_line(*arguments: str) -> str:
     """The error of a dry run."""
-    dry = command("generate", "--parallel", "pipeline", "--dry-run", *arguments)
-    done = subprocess.run(dry, capture_output=True, text=True, check=False)
+    done = run_alone("generate", "--parallel", "pipeline", "--dry-run", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done
     return done.stderr
