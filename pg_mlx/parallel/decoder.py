@@ -21,6 +21,10 @@ Read = Callable[[mx.array], tuple[mx.array, KVCache]]
 class Mode(Protocol):
     """How a pass is divided: pipeline.py and tensor.py each have one."""
 
+    def make(self, link: Link, config: PaliGemmaConfig, *, dtype: mx.Dtype) -> PaliGemma:
+        """Rank 0's model, with a LeadingDecoder. Its weights are placeholders."""
+        ...
+
     def prepare(self, link: Link, decoder: Gemma) -> None:
         """Make a loaded decoder a part of the whole. On all ranks."""
         ...
@@ -70,13 +74,6 @@ class LeadingDecoder(Gemma):
             given, read = [cache.take()], super().extend
             hidden, part = self.mode.lead(self.link, x, lambda x: read(x, given.pop(), counts), x.shape[1])
         return hidden, SharedCache(self.link, part, handle)
-
-
-def leading_model(link: Link, mode: Mode, config: PaliGemmaConfig, *, dtype: mx.Dtype) -> PaliGemma:
-    """A model with rank 0's decoder, whose weights are placeholders."""
-    model = PaliGemma(config, dtype=dtype)
-    model.language_model = LeadingDecoder(link, mode, config.text, dtype=dtype, tied=config.tie_word_embeddings)
-    return model
 
 
 def _listed(numbers: Sequence[int] | None) -> list[int]:

@@ -90,7 +90,14 @@ class Follower:
         assert self._mode is not None
         shape, rest = values[:3], values[3:]
         numbers = read_list(rest)
-        return self._mode.follow(self._link, shape, self._decoder.dtype, lambda x: read(x, numbers), None)
+        rows, tokens = rest[::2], rest[1::2]
+
+        def head(hidden: mx.array) -> mx.array:
+            return self._decoder.head_table.as_head(hidden[mx.array(rows), mx.array(tokens)])
+
+        return self._mode.follow(
+            self._link, shape, self._decoder.dtype, lambda x: read(x, numbers), head if rest else None
+        )
 
     @property
     def _decoder(self) -> Gemma:

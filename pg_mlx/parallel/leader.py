@@ -11,7 +11,6 @@ from ..checkpoint.load import LoadOptions, Progress, load_weights, with_processo
 from ..errors import PgMlxError
 from ..paligemma import PaliGemma
 from .agreement import Agreed, Ask, agree
-from .decoder import leading_model
 from .link import Command, Link, first_line
 from .modes import mode_of
 
@@ -68,7 +67,7 @@ class Leader:
 
     def _weights(self, agreed: Agreed, progress: Progress | None) -> PaliGemma:
         mode = mode_of(agreed.part)
-        make = partial(leading_model, self.link, mode)
+        make = partial(mode.make, self.link)
         model = load_weights(agreed.part.checkpoint, agreed.options, progress, make)
         mode.prepare(self.link, model.language_model)
         return model

@@ -11,13 +11,21 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from ..cache import KVCache
+from ..config import PaliGemmaConfig
 from ..gemma import Gemma
-from .decoder import Head, Read
+from ..paligemma import PaliGemma
+from .decoder import Head, LeadingDecoder, Read
 from .link import Link
 
 
 class Pipeline:
     """The pipeline's side of a pass (decoder.Mode)."""
+
+    def make(self, link: Link, config: PaliGemmaConfig, *, dtype: mx.Dtype) -> PaliGemma:
+        """As Mode.make."""
+        model = PaliGemma(config, dtype=dtype)
+        model.language_model = LeadingDecoder(link, self, config.text, dtype=dtype, tied=config.tie_word_embeddings)
+        return model
 
     def prepare(self, link: Link, decoder: Gemma) -> None:
         """As Mode.prepare: the last rank alone has the final norm."""

@@ -87,6 +87,58 @@ def exact(
     assert link.messages - before == 3 * (STEPS + 1)  # the command, to the next rank, back from the last one
 
 
+def tensor_is_near(link: Link, *shares: str) -> None:
+    """Logits are those of one process but for rounding, tokens are the original code's, and a pass takes two messages a
+    layer and three more."""
+    for share in shares:
+        for family in ("pg1", "pg2") if link.size < 3 else ("pg1",):
+            folder, pixels, ids, tokens = golden(family)
+            theirs, _ = answer(load_model(folder, dtype="float32"), pixels, ids)
+            near(link, share, folder, pixels, ids, theirs, tokens)
+    if link.size < 4:
+        theirs, chosen = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
+        near(link, "2:1" if link.size == 2 else "", CHECKPOINT, *demo_inputs(), theirs, chosen, keep_quantized=True)
+
+
+def near(
+    link: Link,
+    shares: str,
+    folder: Path,
+    pixels: mx.array,
+    ids: mx.array,
+    theirs: list[mx.array],
+    tokens: list[int],
+    **options: object,
+) -> None:
+    model = loaded(link, "tensor", shares, folder, **options)
+    before = link.messages
+    ours, chosen = answer(model, pixels, ids)
+    off = worst(ours, theirs)
+    assert off <= 1e-4 and chosen[: len(tokens)] == tokens, (folder, shares, off)
+    assert link.messages - before == (STEPS + 1) * (2 * model.config.text.num_hidden_layers + 3)
+    print(f"{folder.name} on {link.size} ranks, shares {shares or 'equal'}: off by {off:.1e}", flush=True)
+
+
+def few_ids_need_no_message(link: Link) -> None:
+    """Of a few ids rank 0 computes the logits alone; of some tokens of a pass all ranks do."""
+    folder, pixels, ids, _ = golden("pg2")
+    alone, model = load_model(folder, dtype="float32"), loaded(link, "tensor", "3:1", folder)
+    layers = model.config.text.num_hidden_layers
+    for vocab in ([3, 200, 17], range(5, 25), range(3, 280), None):
+        results = []
+        for one in (alone, model):
+            features = one.encode_image(mx.concatenate([pixels, -pixels]))
+            before = link.messages
+            logits, cache = one.prefill(features, mx.repeat(ids, 2, axis=0), capacity=60, vocab=vocab)
+            tokens = mx.array([[5, 6, 7], [8, 9, 0]])
+            again, cache = one.extend(tokens, cache, [3, 2], vocab=vocab, after=[(0, 0), (0, 2), (1, 1)])
+            last, cache = one.extend(tokens, cache.select([1, 0]), [1, 3], vocab=vocab)
+            results.append([logits, again, last])
+        assert worst(*results) <= 1e-4
+        divided = vocab is None or 2 * len(vocab) > model.config.text.vocab_size
+        assert link.messages - before == 3 * (2 * layers + 2 + divided) + 1
+
+
 def order_law(link: Link, mode: str, schedules: str, shares: str = "") -> None:
     """Requests that enter and leave at random get the answers that they get alone from one process."""
     folder, _, _, _ = golden("pg2")
