@@ -72,6 +72,9 @@ def pipeline_is_exact(link: Link, *shares: str) -> None:
             theirs, chosen = answer(load_model(folder, dtype="float32"), pixels, ids)
             assert chosen[: len(tokens)] == tokens
             exact(link, share, folder, pixels, ids, theirs)
+        adapter = {"adapter_path": str(GOLDEN / "pg2_lora_new")}
+        theirs, _ = answer(load_model(folder, dtype="float32", adapter_path=adapter["adapter_path"]), pixels, ids)
+        exact(link, share, folder, pixels, ids, theirs, **adapter)
         theirs, _ = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
         exact(link, share, CHECKPOINT, *demo_inputs(), theirs, keep_quantized=True)
 
