@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from pathlib import Path
 
@@ -204,3 +205,49 @@ def refusal(link: Link, mode: str) -> None:
         loaded(link, mode, "", golden("pg2")[0])
     except InputError as error:
         print(error)
+
+
+def fastest_step(link: Link, mode: str) -> None:
+    """Print the seconds of the fastest of 100 steps of the demo, which other work of the machine disturbs least, and
+    the messages of a step."""
+    model = loaded(link, mode, "2:1" if mode == "tensor" else "", CHECKPOINT)
+    pixels, ids = demo_inputs()
+    features = model.encode_image(pixels)
+    logits, cache = model.prefill(features, ids, capacity=200)
+    times, before = [], link.messages
+    for _ in range(100):
+        start = time.perf_counter()
+        logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+        mx.eval(logits)
+        times.append(time.perf_counter() - start)
+    print(json.dumps({"step_s": min(times), "messages": (link.messages - before) // 100}))
+
+
+def what_is_held(link: Link, mode: str, shares: str, folder: str) -> None:
+    """Print what each rank reads from disk and holds, and what five steps allocate beside that."""
+    leader = Leader(link, mode, tuple(map(int, shares.split(":"))))
+    before = bytes_of_process()
+    model = leader.load_model(Path(folder), LoadOptions(keep_quantized=True))
+    held_line("rank 0", before)
+    features = mx.zeros((1, model.config.vision.num_patches, model.config.text.hidden_size))
+    logits, cache = model.prefill(features, mx.array([[2, 10, 20, 108]]), capacity=1000)
+    for step in range(6):
+        if step == 1:  # of the first one the caller still has the prefix's logits
+            mx.reset_peak_memory()
+            active, layer = mx.get_active_memory(), cache.layers[0].nbytes
+        logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+        mx.eval(logits, cache.layers)
+    more = mx.get_peak_memory() - active
+    print(
+        f"rank 0: five steps allocate {more / 1e6:.2f} MB beside what is held; a layer's cache is {layer / 1e6:.2f} MB"
+    )
+
+
+def bytes_of_process() -> int:
+    """Bytes that this process has read so far, from files or their cache."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+
+
+def held_line(who: str, before: int) -> None:
+    read, active, peak = bytes_of_process() - before, mx.get_active_memory(), mx.get_peak_memory()
+    print(f"{who}: read {read / 1e6:.0f} MB, holds {active / 1e6:.0f} MB, peak {peak / active:.3f} of that", flush=True)
