@@ -26,12 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+from benchmarks.parallel_ranks import ROOT, Ranks, command, free_ports, leading
 
-from helpers.ranks import Ranks, command, free_ports, leading  # noqa: E402
-
-MODELS = "helpers.parallel_models"
+MODELS = "benchmarks.parallel_cases"
 SCENES = 24
 TASKS = {
     "caption": ("caption en",),
@@ -55,14 +52,15 @@ def ran(size: int, function: str, *arguments: str, **environment: str) -> str:
 
 
 def exact(_: argparse.Namespace) -> None:
-    for size, shares in ((2, ("", "1:3")), (3, ("", "1:2:1"))):
+    several: dict[int, tuple[str, ...]] = {2: ("", "1:3"), 3: ("", "1:2:1")}
+    for size, shares in several.items():
         for ops in ("cpu", "gpu"):
             ran(size, "pipeline_is_exact", *shares, PG_MLX_OPS=ops)
             print(
                 f"pipeline, {size} ranks, shares {' '.join(s or 'equal' for s in shares)}, {ops}: bit by bit",
                 flush=True,
             )
-    for size, shares in ((2, ("", "3:1")), (3, ("",)), (4, ("",))):
+    for size, shares in {**several, 2: ("", "3:1"), 3: ("",), 4: ("",)}.items():
         print(ran(size, "tensor_is_near", *shares), end="", flush=True)
 
 
@@ -74,7 +72,7 @@ def order(args: argparse.Namespace) -> None:
 
 def commands(args: argparse.Namespace) -> None:
     """Compares JSON lines, but for times."""
-    from demo.scenes import TEST_SEEDS, make_scene  # type: ignore[attr-defined]
+    from demo.scenes import TEST_SEEDS, make_scene
 
     with tempfile.TemporaryDirectory() as folder:
         for index, seed in enumerate(TEST_SEEDS[:SCENES]):
@@ -134,8 +132,7 @@ def timed_step(folder: Path, mode: str, own: list[int], between: list[int]) -> d
     for rank in (0, 1):
         ports = [own[one] if one == rank else between[one] for one in (0, 1)]
         (folder / f"{rank}.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "MLX_RANK": str(rank)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLX_RANK": str(rank)}
         environment["MLX_HOSTFILE"] = str(folder / f"{rank}.json")
         ask = leading(MODELS, "fastest_step", mode)
         processes.append(subprocess.Popen(ask, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))

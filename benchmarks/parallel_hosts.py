@@ -22,10 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from helpers.ranks import leading  # noqa: E402
+from benchmarks.parallel_ranks import ROOT, leading
 
 PAGE = ROOT / "docs" / "parallel.md"
 HOSTS = {"mini1": "10.0.0.1", "mini2": "10.0.0.2"}
@@ -191,10 +188,9 @@ def serve(hosts: Hosts, line: str) -> None:
 
 def failures(hosts: Hosts) -> None:
     """Two ranks at work; what is done to them, how long it takes until none is left, and what is said."""
-    program = shlex.join(leading("helpers.parallel_models", "endless", "pipeline", silence=SILENCE))
+    program = shlex.join(leading("benchmarks.parallel_cases", "endless", "pipeline", silence=SILENCE))
     program = program.replace(sys.executable, "/opt/pg/bin/python", 1)
-    paths = f"{ROOT}:{ROOT / 'tests'}"
-    line = f"/opt/pg/bin/mlx.launch --hostfile lan.json --env PYTHONPATH={paths} --env OMP_NUM_THREADS=1 -- {program}"
+    line = f"/opt/pg/bin/mlx.launch --hostfile lan.json --env PYTHONPATH={ROOT} --env OMP_NUM_THREADS=1 -- {program}"
     for what, host, harm in (
         ("kill -9 of rank 1", "mini2", signal.SIGKILL),
         ("kill -9 of rank 0", "mini1", signal.SIGKILL),

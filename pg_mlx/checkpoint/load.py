@@ -172,7 +172,7 @@ def load_with(
 
 
 @dataclass(frozen=True)
-class Found:
+class Opened:
     """A checkpoint that is here, opened, with its adapters put onto it. No weight has been read."""
 
     checkpoint: Checkpoint
@@ -182,7 +182,7 @@ class Found:
     """When opening began, by time.perf_counter."""
 
 
-def find(path_or_repo: str | Path, options: LoadOptions, need_tokenizer: bool = True) -> Found:
+def find(path_or_repo: str | Path, options: LoadOptions, need_tokenizer: bool = True) -> Opened:
     """Download a checkpoint unless it is here, and open it. need_tokenizer: it must have one, or be given one. Raises
     InputError for anything wrong with it or with an option, and PgMlxError if the hub cannot be reached."""
     from ..regions.mask_vae import MaskDecoder
@@ -203,10 +203,10 @@ def find(path_or_repo: str | Path, options: LoadOptions, need_tokenizer: bool = 
     checkpoint = _open(path, options, adapters)
     if need_tokenizer and checkpoint.tokenizer is None:
         raise InputError(lacks_tokenizer(checkpoint.name))
-    return Found(checkpoint, given, begin)
+    return Opened(checkpoint, given, begin)
 
 
-def with_processor(found: Found, read: Callable[[], PaliGemma]) -> tuple[PaliGemma, Processor]:
+def with_processor(found: Opened, read: Callable[[], PaliGemma]) -> tuple[PaliGemma, Processor]:
     """A model and its processor, which is made while `read` reads the weights. Raises InputError."""
     from ..processor import Processor
 

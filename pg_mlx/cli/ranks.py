@@ -68,7 +68,7 @@ def with_ranks(args: argparse.Namespace, work: Callable[[], int]) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     from ..demo import CHECKPOINT
     from ..memory.size import format_size
-    from ..parallel.agreement import Ask, prepare
+    from ..parallel.agreement import LoadRequest, prepare
     from ..parallel.group import processes
     from .options import load_options
 
@@ -76,7 +76,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     if group is not None and group.rank():
         return 0
     size = len(args.shares) if args.shares else group.size() if group else 2
-    ask = Ask.of(args.model or CHECKPOINT, args.parallel, args.shares, load_options(args))
+    ask = LoadRequest.of(args.model or CHECKPOINT, args.parallel, args.shares, load_options(args))
     for rank in range(size):
         try:
             _, facts = prepare(ask, rank, size)

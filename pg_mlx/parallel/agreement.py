@@ -15,20 +15,20 @@ import mlx.core as mx
 from .. import __version__
 from ..checkpoint.fingerprint import fingerprint
 from ..checkpoint.footprint import float_bytes, needed_bytes, weight_bytes
-from ..checkpoint.load import Found, LoadOptions, compute_dtype, find
+from ..checkpoint.load import LoadOptions, Opened, compute_dtype, find
 from ..errors import InputError, PgMlxError
 from ..memory.estimate import check_fits
 from ..memory.residency import SMALL_BYTES
 from ..ops.device import dtype_name
 from .link import Link, first_line
-from .plan import Part, part_of
+from .plan import RankPart, part_of
 from .shares import checked_shares
 
 _LOCAL = ("team", "progress")
 
 
 @dataclass(frozen=True)
-class Ask:
+class LoadRequest:
     """What rank 0 wants to be loaded, as it is sent to the others."""
 
     model: str
@@ -38,7 +38,7 @@ class Ask:
     """Fields of LoadOptions."""
 
     @classmethod
-    def of(cls, model: str | Path, mode: str, shares: Sequence[int] | None, options: LoadOptions) -> Ask:
+    def of(cls, model: str | Path, mode: str, shares: Sequence[int] | None, options: LoadOptions) -> LoadRequest:
         """From what `load_with` is given."""
         given = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _LOCAL}
         plain = {name: _plain(value) for name, value in given.items()}
@@ -49,7 +49,7 @@ class Ask:
         return list(json.dumps(asdict(self)).encode())
 
     @classmethod
-    def from_numbers(cls, numbers: list[int]) -> Ask:
+    def from_numbers(cls, numbers: list[int]) -> LoadRequest:
         """The inverse of `to_numbers`."""
         return cls(**json.loads(bytes(numbers)))
 
@@ -88,12 +88,12 @@ class Facts:
 class Agreed:
     """What this rank is to load, once all ranks agree."""
 
-    found: Found
-    part: Part
+    found: Opened
+    part: RankPart
     options: LoadOptions
 
 
-def agree(link: Link, ask: Ask, need_tokenizer: bool = False) -> Agreed:
+def agree(link: Link, ask: LoadRequest, need_tokenizer: bool = False) -> Agreed:
     """Find this rank's part, and compare with the others. need_tokenizer: whether this rank does. Raises InputError on
     all ranks if one of them refuses or they differ: what rank 0 prints."""
     result, failure = link.together(lambda: prepare(ask, link.rank, link.size, need_tokenizer))
@@ -105,7 +105,7 @@ def agree(link: Link, ask: Ask, need_tokenizer: bool = False) -> Agreed:
     return result[0]
 
 
-def prepare(ask: Ask, rank: int, size: int, need_tokenizer: bool = False) -> tuple[Agreed, Facts]:
+def prepare(ask: LoadRequest, rank: int, size: int, need_tokenizer: bool = False) -> tuple[Agreed, Facts]:
     """A rank's part and the facts about it, from headers only. Raises InputError for what this rank cannot do."""
     options = ask.load
     shares = checked_shares(ask.shares, size)

@@ -12,7 +12,7 @@ from ..checkpoint.load import load_weights
 from ..errors import InputError
 from ..gemma import Gemma
 from ..memory.residency import release
-from .agreement import Agreed, Ask, agree
+from .agreement import Agreed, LoadRequest, agree
 from .decoder import Mode, read_list
 from .link import Command, Link, first_line
 from .modes import mode_of
@@ -39,13 +39,13 @@ class Follower:
             if command is Command.STOP:
                 return
             if command is Command.LOAD:
-                self._load(Ask.from_numbers(values))
+                self._load(LoadRequest.from_numbers(values))
                 continue
             tokens = values[2] * values[3] if command in (Command.PREFILL, Command.EXTEND) else 0
             with self._link.waiting(self._link.silence_s + 1, tokens=tokens):
                 self._obey(command, values)
 
-    def _load(self, ask: Ask) -> None:
+    def _load(self, ask: LoadRequest) -> None:
         self._gemma, self._mode, self._caches = None, None, {}
         release()
         try:

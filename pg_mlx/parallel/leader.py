@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..checkpoint.load import LoadOptions, Progress, load_weights, with_processor
 from ..errors import PgMlxError
 from ..paligemma import PaliGemma
-from .agreement import Agreed, Ask, agree
+from .agreement import Agreed, LoadRequest, agree
 from .link import Command, Link, first_line
 from .modes import mode_of
 
@@ -50,7 +50,7 @@ class Leader:
     def _together(
         self, path_or_repo: str | Path, options: LoadOptions, read: Callable[[Agreed], R], need_tokenizer: bool
     ) -> R:
-        ask, link = Ask.of(path_or_repo, self._mode, self._shares, options), self.link
+        ask, link = LoadRequest.of(path_or_repo, self._mode, self._shares, options), self.link
         with link.lock:
             with link.command(Command.LOAD, ask.to_numbers()):
                 pass

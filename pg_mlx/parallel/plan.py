@@ -33,7 +33,7 @@ _LAYER = re.compile(r"(language_model\.layers\.)([0-9]+)(\..+)")
 
 
 @dataclass(frozen=True)
-class Part:
+class RankPart:
     """What a rank holds of a checkpoint."""
 
     checkpoint: Checkpoint
@@ -43,7 +43,7 @@ class Part:
     """Which rows of the head each rank has, if they are divided."""
 
 
-def pipeline_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> Part:
+def pipeline_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> RankPart:
     """Some layers. shares: one number for each rank. Raises InputError if there are fewer layers than ranks."""
     config = checkpoint.config
     layers = cut(config.text.num_hidden_layers, 1, shares, "layers")[rank]
@@ -61,7 +61,7 @@ def pipeline_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> P
         elif last if spec.target == "language_model.norm" else first:
             specs.append(spec)
     about = f"layers {layers.start + 1} to {layers.stop} of {config.text.num_hidden_layers}"
-    return Part(_with(checkpoint, text, specs, whole=first), about)
+    return RankPart(_with(checkpoint, text, specs, whole=first), about)
 
 
 def _with(checkpoint: Checkpoint, text: TextConfig, specs: Sequence[WeightSpec], whole: bool) -> Checkpoint:
@@ -82,12 +82,12 @@ def followers_config(config: PaliGemmaConfig, rows: int = 1) -> PaliGemmaConfig:
     return replace(config, vision=nothing, text=replace(config.text, vocab_size=rows))
 
 
-def part_of(checkpoint: Checkpoint, mode: str, rank: int, shares: Sequence[int]) -> Part:
+def part_of(checkpoint: Checkpoint, mode: str, rank: int, shares: Sequence[int]) -> RankPart:
     """A rank's part. Raises InputError where the checkpoint cannot be cut."""
     return (pipeline_part if mode == "pipeline" else tensor_part)(checkpoint, rank, shares)
 
 
-def tensor_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> Part:
+def tensor_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> RankPart:
     """Some heads, some of the MLP and some of the head's rows. Raises InputError if they cannot be cut for so many
     ranks, and for a checkpoint with an adapter."""
     if isinstance(checkpoint.source, AdaptedSource):
@@ -128,7 +128,7 @@ def tensor_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> Par
         f"{text.num_key_value_heads} key heads, {len(mlp)} of {text.intermediate_size} columns of the MLP"
     )
     source = PartSource(checkpoint.source, cut_of)
-    return Part(replace(checkpoint, source=source, config=local, specs=tuple(specs)), about, vocabulary)
+    return RankPart(replace(checkpoint, source=source, config=local, specs=tuple(specs)), about, vocabulary)
 
 
 def _follows(spec: WeightSpec, tied: bool) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from helpers.paths import ROOT
-from helpers.ranks import Ranks, command, free_ports, run, run_alone
 from helpers.server import data_uri
 
+from benchmarks.parallel_ranks import Ranks, command, free_ports, run, run_alone
 from pg_mlx.demo import CHECKPOINT
 
 pytestmark = pytest.mark.xdist_group("ranks")

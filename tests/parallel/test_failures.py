@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from helpers.paths import ROOT
-from helpers.ranks import Ranks, leading, run, run_alone
 
+from benchmarks.parallel_ranks import Ranks, leading, run, run_alone
 from pg_mlx.demo import CHECKPOINT
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
-MODELS = "helpers.parallel_models"
+MODELS = "benchmarks.parallel_cases"
 SILENCE = 3.0
 ASK = ("generate", "--image", str(ROOT / "tests" / "cat.jpg"), "--prompt", "caption en")
 

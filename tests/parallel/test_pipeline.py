@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from helpers.ranks import lead
+
+from benchmarks.parallel_ranks import lead
 
 pytestmark = pytest.mark.xdist_group("ranks")
-MODELS = "helpers.parallel_models"
+MODELS = "benchmarks.parallel_cases"
 
 
 @pytest.mark.parametrize(("ops_of_ranks", "shares"), [("cpu", ("", "1:3")), ("gpu", ("",))])

@@ -20,7 +20,7 @@ from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
 from pg_mlx.memory.residency import held_bytes
-from pg_mlx.parallel.plan import Part, part_of
+from pg_mlx.parallel.plan import RankPart, part_of
 from pg_mlx.parallel.shares import checked_shares, cut, parse_shares
 from pg_mlx.quantization import Quantization
 
@@ -139,7 +139,7 @@ def test_parts_hold_the_checkpoint_once(folder: Path, mode: str, shares: tuple[i
         joined(checkpoint, parts)
 
 
-def joined(checkpoint: Checkpoint, parts: list[Part]) -> None:
+def joined(checkpoint: Checkpoint, parts: list[RankPart]) -> None:
     """The matrices of a layer, put together again, are the checkpoint's."""
     layer = "language_model.model.layers.1"
     names = [name for name in checkpoint.source.shapes if name.startswith(f"{layer}.") and "_proj." in name]

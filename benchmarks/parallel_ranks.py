@@ -1,4 +1,4 @@
-"""Several processes as mlx.launch starts them: ranks of one group, on 127.0.0.1."""
+"""(part of `parallel`) Several processes as mlx.launch starts them: ranks of one group, on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from helpers.paths import ROOT
+ROOT = Path(__file__).parent.parent
 
 PROGRAM = """
 import sys
@@ -31,7 +31,7 @@ else:
     finally:
         link.stop()
 """
-"""What each rank runs: rank 0 a function of a test module, the others what it asks for."""
+"""What each rank runs: rank 0 a function of a module, the others what it asks for."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -53,8 +53,7 @@ class Ranks:
         self._folder = tempfile.TemporaryDirectory()
         hosts = Path(self._folder.name) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "MLX_HOSTFILE": str(hosts)}
+        shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MLX_HOSTFILE": str(hosts)}
         self.processes = [
             subprocess.Popen(
                 commands[rank % len(commands)],
@@ -88,7 +87,7 @@ class Ranks:
 
 
 def leading(module: str, function: str, *arguments: str, silence: float = 120, before: str = "") -> list[str]:
-    """The command of ranks of which the first one runs a function of a test module with its link. before: code that
+    """The command of ranks of which the first one runs a function of a module with its link. before: code that
     runs first."""
     program = before + PROGRAM.format(module=module, function=function)
     return [sys.executable, "-c", program, str(silence), *arguments]

@@ -1,4 +1,4 @@
-"""What rank 0 does in tests of parallel/: a model on several ranks beside the same model in one process."""
+"""(part of `parallel`) What rank 0 does: a model on several ranks beside the same model in one process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from helpers.paths import ROOT
+from benchmarks.parallel_ranks import ROOT
 from pg_mlx.checkpoint.load import LoadOptions, load_model
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
@@ -29,7 +29,7 @@ def golden(family: str) -> tuple[Path, mx.array, mx.array, list[int]]:
     assert isinstance(dump, dict)
     tokens = dump["greedy_tokens_no_sliding" if family == "pg2" else "greedy_tokens"]
     folder = GOLDEN / {"pg1": "pg1_classic", "pg2": "pg2_new"}[family]
-    return folder, dump["pixel_values"].transpose(0, 2, 3, 1), dump["input_ids"][:, 16:], tokens[0].tolist()
+    return folder, dump["pixel_values"].transpose(0, 2, 3, 1), dump["input_ids"][:, 16:], np.array(tokens)[0].tolist()
 
 
 def answer(model: PaliGemma, pixels: mx.array, ids: mx.array) -> tuple[list[mx.array], list[int]]:
@@ -42,7 +42,7 @@ def answer(model: PaliGemma, pixels: mx.array, ids: mx.array) -> tuple[list[mx.a
         every.append(logits)
         tokens.append(mx.argmax(logits, axis=-1))
     mx.eval(every, tokens)
-    return every, [token.item() for token in tokens]
+    return every, [int(token.item()) for token in tokens]
 
 
 def loaded(link: Link, mode: str, shares: str, path: Path, **options: object) -> PaliGemma:
