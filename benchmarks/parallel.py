@@ -42,9 +42,9 @@ TASKS = {
 DELAY_MS = 2.0
 
 
-def ran(size: int, function: str, *arguments: str, **environment: str) -> str:
+def ran(size: int, function: str, *arguments: str, ops: str = "cpu") -> str:
     """What rank 0 printed. Ends the program if a rank failed, or another rank printed something."""
-    with Ranks([leading(MODELS, function, *arguments)], size, **environment) as ranks:
+    with Ranks([leading(MODELS, function, *arguments)], size, PG_MLX_OPS=ops) as ranks:
         first, *others = ranks.finish()
     if first.returncode or any(one.returncode or one.stdout or one.stderr for one in others):
         raise SystemExit(f"{function} on {size} ranks failed:\n{first.stderr}")
@@ -55,7 +55,7 @@ def exact(_: argparse.Namespace) -> None:
     several: dict[int, tuple[str, ...]] = {2: ("", "1:3"), 3: ("", "1:2:1")}
     for size, shares in several.items():
         for ops in ("cpu", "gpu"):
-            ran(size, "pipeline_is_exact", *shares, PG_MLX_OPS=ops)
+            ran(size, "pipeline_is_exact", *shares, ops=ops)
             print(
                 f"pipeline, {size} ranks, shares {' '.join(s or 'equal' for s in shares)}, {ops}: bit by bit",
                 flush=True,

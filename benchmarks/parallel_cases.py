@@ -42,7 +42,7 @@ def answer(model: PaliGemma, pixels: mx.array, ids: mx.array) -> tuple[list[mx.a
         every.append(logits)
         tokens.append(mx.argmax(logits, axis=-1))
     mx.eval(every, tokens)
-    return every, [int(token.item()) for token in tokens]
+    return every, np.concatenate([np.array(token) for token in tokens]).tolist()
 
 
 def loaded(link: Link, mode: str, shares: str, path: Path, **options: object) -> PaliGemma:

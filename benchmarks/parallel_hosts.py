@@ -89,7 +89,7 @@ class Hosts:
                 ["ip", "netns", "exec", name, "bash", "-c", setup], stdout=log, stderr=log
             )
         for name in HOSTS:
-            wait(lambda name=name: self.start(f"ssh {name}.local true").wait() == 0, 20)  # type: ignore[misc]
+            wait(lambda name=name: self.start(f"ssh {name}.local true").wait() == 0, 20)
         return self
 
     def __exit__(self, *_: object) -> None:

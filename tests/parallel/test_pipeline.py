@@ -10,13 +10,9 @@ pytestmark = pytest.mark.xdist_group("ranks")
 MODELS = "benchmarks.parallel_cases"
 
 
-@pytest.mark.parametrize(("ops_of_ranks", "shares"), [("cpu", ("", "1:3")), ("gpu", ("",))])
+@pytest.mark.parametrize(("ops_of_ranks", "shares"), [("cpu", ("1:3",)), ("gpu", ("",))])
 def test_logits_are_those_of_one_process(ops_of_ranks: str, shares: tuple[str, ...]) -> None:
     lead(2, MODELS, "pipeline_is_exact", *shares, ops=ops_of_ranks)
-
-
-def test_three_ranks() -> None:
-    lead(3, MODELS, "pipeline_is_exact", "1:2:1")
 
 
 def test_requests_enter_and_leave() -> None:

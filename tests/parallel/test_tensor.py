@@ -12,11 +12,7 @@ MODELS = "benchmarks.parallel_cases"
 
 @pytest.mark.parametrize("ops_of_ranks", ["cpu", "gpu"])
 def test_logits_are_near(ops_of_ranks: str) -> None:
-    lead(2, MODELS, "tensor_is_near", *(("", "3:1") if ops_of_ranks == "cpu" else ("",)), ops=ops_of_ranks)
-
-
-def test_three_ranks_hold_the_same_head_of_keys() -> None:
-    lead(3, MODELS, "tensor_is_near", "")
+    lead(2, MODELS, "tensor_is_near", "3:1" if ops_of_ranks == "cpu" else "", ops=ops_of_ranks)
 
 
 def test_which_logits_all_ranks_compute() -> None:
