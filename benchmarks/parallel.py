@@ -145,12 +145,13 @@ def bytes_read(args: argparse.Namespace) -> None:
     if args.model is None:
         print("bytes: needs --model FOLDER")
         return
-    for mode in ("pipeline", "tensor"):
-        for shares in ("1:1", "10:6"):
-            if mode == "pipeline" and shares != "1:1":
-                continue
-            print(f"{mode} {shares}:", flush=True)
-            print(ran(2, "what_is_held", mode, shares, str(args.model)), end="", flush=True)
+    before = f"from {MODELS} import MeasuredFollower"
+    for mode, shares in (("pipeline", "1:1"), ("tensor", "1:1"), ("tensor", "10:6")):
+        ask = (mode, shares, str(args.model.resolve()))
+        program = leading(MODELS, "what_is_held", *ask, before=before, follower="MeasuredFollower", silence=600)
+        with Ranks([program], 2, PG_MLX_OPS="gpu") as ranks:
+            for one in ranks.finish():
+                print("".join(f"{mode} {shares}, {line}\n" for line in one.stdout.splitlines()) or one.stderr, end="")
 
 
 PARTS = {"exact": exact, "commands": commands, "order": order, "relay": relay, "bytes": bytes_read}

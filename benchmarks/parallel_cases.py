@@ -16,8 +16,10 @@ from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
 from pg_mlx.generation import Engine, Picture, Request, SamplingOptions
 from pg_mlx.paligemma import PaliGemma
+from pg_mlx.parallel.agreement import LoadRequest
+from pg_mlx.parallel.follower import Follower
 from pg_mlx.parallel.leader import Leader
-from pg_mlx.parallel.link import Link
+from pg_mlx.parallel.link import Command, Link
 
 GOLDEN = ROOT / "tests" / "golden"
 STEPS = 24
@@ -224,23 +226,50 @@ def fastest_step(link: Link, mode: str) -> None:
 
 
 def what_is_held(link: Link, mode: str, shares: str, folder: str) -> None:
-    """Print what each rank reads from disk and holds, and what five steps allocate beside that."""
+    """Print what rank 0 reads from disk and holds, and what five steps allocate beside that."""
     leader = Leader(link, mode, tuple(map(int, shares.split(":"))))
     before = bytes_of_process()
-    model = leader.load_model(Path(folder), LoadOptions(keep_quantized=True))
+    model = leader.load_model(Path(folder), LoadOptions(dtype="float32", keep_quantized=True))
     held_line("rank 0", before)
-    features = mx.zeros((1, model.config.vision.num_patches, model.config.text.hidden_size))
-    logits, cache = model.prefill(features, mx.array([[2, 10, 20, 108]]), capacity=1000)
+    features = mx.zeros((1, 8, model.config.text.hidden_size))
+    logits, cache = model.prefill(features, mx.array([[2, 10, 20, 108]]), capacity=CAPACITY)
+    more = 0
     for step in range(6):
-        if step == 1:  # of the first one the caller still has the prefix's logits
-            mx.reset_peak_memory()
-            active, layer = mx.get_active_memory(), cache.layers[0].nbytes
-        logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+        token = mx.argmax(logits, axis=-1)
+        mx.eval(token)
+        active, layer = mx.get_active_memory(), cache.layers[0].nbytes
+        mx.reset_peak_memory()
+        logits, cache = model.step(token, cache)
         mx.eval(logits, cache.layers)
-    more = mx.get_peak_memory() - active
-    print(
-        f"rank 0: five steps allocate {more / 1e6:.2f} MB beside what is held; a layer's cache is {layer / 1e6:.2f} MB"
-    )
+        more = max(more, mx.get_peak_memory() - active) if step else 0
+    steps_line("rank 0", more, layer)
+
+
+class MeasuredFollower(Follower):
+    """A follower that prints the same."""
+
+    _before, _more, _layer, _steps = 0, 0, 0, 0
+
+    def _load(self, ask: LoadRequest) -> None:
+        self._before = bytes_of_process()
+        super()._load(ask)
+        held_line(f"rank {self._link.rank}", self._before)
+
+    def _obey(self, command: Command, values: list[int]) -> None:
+        active = mx.get_active_memory()
+        mx.reset_peak_memory()
+        super()._obey(command, values)
+        if command is Command.EXTEND:
+            self._steps += 1
+            self._more = max(self._more, mx.get_peak_memory() - active) if self._steps > 1 else 0
+            self._layer = next(iter(self._caches.values())).layers[0].nbytes
+
+    def run(self) -> None:
+        super().run()
+        steps_line(f"rank {self._link.rank}", self._more, self._layer)
+
+
+CAPACITY = 2000
 
 
 def bytes_of_process() -> int:
@@ -250,4 +279,8 @@ def bytes_of_process() -> int:
 
 def held_line(who: str, before: int) -> None:
     read, active, peak = bytes_of_process() - before, mx.get_active_memory(), mx.get_peak_memory()
-    print(f"{who}: read {read / 1e6:.0f} MB, holds {active / 1e6:.0f} MB, peak {peak / active:.3f} of that", flush=True)
+    print(f"{who}: read {read / 1e6:.1f} MB, holds {active / 1e6:.1f} MB, peak {peak / active:.3f} of that", flush=True)
+
+
+def steps_line(who: str, more: int, layer: int) -> None:
+    print(f"{who}: five steps allocate {more / 1e6:.2f} MB more; the cache of a layer takes {layer / 1e6:.2f} MB")

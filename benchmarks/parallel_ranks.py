@@ -18,12 +18,12 @@ PROGRAM = """
 import sys
 import pg_mlx
 from pg_mlx.parallel.follower import Follower
-from pg_mlx.parallel.leader import Leader
 from pg_mlx.parallel.link import join
+{before}
 
 link = join(float(sys.argv[1]))
 if link.rank:
-    Follower(link).run()
+    {follower}(link).run()
 else:
     from {module} import {function}
     try:
@@ -86,10 +86,12 @@ class Ranks:
         return done
 
 
-def leading(module: str, function: str, *arguments: str, silence: float = 120, before: str = "") -> list[str]:
-    """The command of ranks of which the first one runs a function of a module with its link. before: code that
-    runs first."""
-    program = before + PROGRAM.format(module=module, function=function)
+def leading(
+    module: str, function: str, *arguments: str, silence: float = 120, before: str = "", follower: str = "Follower"
+) -> list[str]:
+    """The command of ranks of which the first one runs a function of a module with its link. before: code that runs
+    first. follower: what the others are."""
+    program = PROGRAM.format(module=module, function=function, before=before, follower=follower)
     return [sys.executable, "-c", program, str(silence), *arguments]
 
 

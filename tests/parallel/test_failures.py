@@ -87,7 +87,7 @@ def test_other_files_on_a_rank(tmp_path: Path) -> None:
 
 
 def test_another_version_on_a_rank() -> None:
-    before = "import pg_mlx\npg_mlx.__version__ = '99'\n"
+    before = "import pg_mlx.parallel.agreement\npg_mlx.parallel.agreement.__version__ = '99'\n"
     commands = [leading(MODELS, "refusal", "pipeline", before=code) for code in ("", before)]
     with Ranks(commands) as ranks:
         first, second = ranks.finish()
