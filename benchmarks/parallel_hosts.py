@@ -199,7 +199,9 @@ def failures(hosts: Hosts) -> None:
         ("the cable is pulled", "", None),
     ):
         process = hosts.start(line)
-        assert process.stdout is not None and process.stdout.readline() == "answering\n"
+        assert process.stdout is not None
+        if (first := process.stdout.readline()) != "answering\n":
+            raise SystemExit(f"the ranks did not start: {first}{process.communicate()[1]}")
         time.sleep(0.3)
         if harm is None:
             sh("ip -n mini1 link set pg1 down")
