@@ -182,7 +182,8 @@ class Block(nn.Module):
 class Gemma(nn.Module):
     """The decoder: inputs [B, T, D] -> hidden states [B, T, D] after the final norm. Positions count from 0 in a row.
 
-    dtype: of activations and cache. use_sliding_window, layers_at_once: see the properties of PaliGemma.
+    dtype: of activations and cache. use_sliding_window, layers_at_once: see PaliGemma. continues: other layers follow
+    elsewhere (parallel/), so all of the residual stream leaves, without the norm.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Gemma(nn.Module):
         tied: bool = True,
     ):
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.continues = config, dtype, False
         self.use_sliding_window, self.layers_at_once = use_sliding_window, layers_at_once
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
@@ -253,7 +254,7 @@ class Gemma(nn.Module):
         layers, state, before = [], Residual(x), list[mx.array]()
         for index, layer in enumerate(self.layers):
             x, normed = state.then(layer.pre_attention_norm)
-            if index < len(self.layers) - 1:
+            if index < len(self.layers) - 1 or self.continues:
                 query, key, value = layer.self_attn.project(normed, 0)
             else:
                 x, normed_last = take_token(x, last), take_token(normed, last)
@@ -269,7 +270,8 @@ class Gemma(nn.Module):
             if before and unpacks_any(layer, batch * length):
                 device.evaluate(*layers[-2:-1], *before)
             before = state.arrays
-        return state.then(self.norm)[1], KVCache(tuple(layers), tuple(lengths or [length] * batch))
+        hidden = state.hidden if self.continues else state.then(self.norm)[1]
+        return hidden, KVCache(tuple(layers), tuple(lengths or [length] * batch))
 
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """Append T tokens to every row in one pass: x [B, T, D] -> their hidden states [B, T, D] and the new cache.
@@ -286,7 +288,7 @@ class Gemma(nn.Module):
             query, update = layer.self_attn.project_new(normed, angles)
             layers.append(new.write(cache.layers[index], update))
             state = layer.finish(hidden, layer.self_attn.attend_cached(query, layers[-1], new, self.window(index)))
-        hidden = state.then(self.norm)[1]
+        hidden = state.hidden if self.continues else state.then(self.norm)[1]
         return hidden, KVCache(tuple(layers), new.after, (hidden,))
 
 

@@ -30,6 +30,7 @@ LIGHT = (
         "pg_mlx.errors",
         "pg_mlx.files.json",
         "pg_mlx.memory.size",
+        "pg_mlx.parallel.shares",
     ),
     *("pg_mlx.processor", "pg_mlx.regions", "pg_mlx.serving.error_codes", "pg_mlx.threads", "pg_mlx.timeline"),
     *("pg_mlx.training.dataset", "pg_mlx.training.scores"),
@@ -37,7 +38,7 @@ LIGHT = (
 )
 """They load no MLX: it takes long to import, and a client's or supervisor's process must survive what MLX does."""
 
-EMPTY = ("ops", "memory", "serving", "serving/worker")
+EMPTY = ("ops", "memory", "parallel", "serving", "serving/worker")
 """Packages whose __init__.py imports nothing, so that a light module in them stays light."""
 
 SAME_NAME = {

@@ -50,7 +50,7 @@ class BatchJob:
     def described(self) -> dict[str, Any]:
         """What makes this job another job than others, in JSON types. Raises InputError for a source or a model that is
         not there."""
-        from .fingerprint import fingerprint
+        from ..checkpoint.fingerprint import fingerprint
 
         return {
             "checkpoint": fingerprint(self.model, self.load),

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
+from ..config import PaliGemmaConfig
 from ..demo import CHECKPOINT
 from ..errors import InputError
 from ..memory.estimate import check_fits
@@ -29,11 +30,30 @@ from .wanted import has_tokenizer
 
 if TYPE_CHECKING:
     from ..processor import Processor
+    from ..regions.mask_vae import MaskDecoder
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 Progress = Callable[[int, int], None]
 """Called with the number of modules loaded and how many there are."""
+
+
+class Maker(Protocol):
+    """What makes a model whose weights are placeholders."""
+
+    def __call__(self, config: PaliGemmaConfig, *, dtype: mx.Dtype) -> PaliGemma:
+        """As the constructor of PaliGemma."""
+        ...
+
+
+class Team(Protocol):
+    """Processes that hold one model together (parallel/)."""
+
+    def load(
+        self, path_or_repo: str | Path, options: LoadOptions, progress: Progress | None
+    ) -> tuple[PaliGemma, Processor]:
+        """As `load_with`: a model of which the other processes hold parts."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,8 @@ class LoadOptions:
     """See PaliGemma."""
     mask_decoder: str | Path | None = None
     """File of the decoder of <seg> codes, to use in place of the checkpoint's own or the published one."""
+    team: Team | None = None
+    """The processes that hold the model together; None if this one holds all of it."""
 
     def __post_init__(self) -> None:
         check_layers_at_once(self.layers_at_once)
@@ -143,14 +165,35 @@ def load_with(
     path_or_repo: str | Path, options: LoadOptions, progress: Progress | None = None
 ) -> tuple[PaliGemma, Processor]:
     """As `load`, with the options as one object."""
-    from ..processor import Processor
+    if options.team is not None:
+        return options.team.load(path_or_repo, options, progress)
+    found = find(path_or_repo, options)
+    return with_processor(found, lambda: load_weights(found.checkpoint, options, progress))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint that is here, opened, with its adapters put onto it. No weight has been read."""
+
+    checkpoint: Checkpoint
+    mask_decoder: MaskDecoder | None
+    """The one that the options name."""
+    since: float
+    """When opening began, by time.perf_counter."""
+
+
+def find(path_or_repo: str | Path, options: LoadOptions, need_tokenizer: bool = True) -> Opened:
+    """Download a checkpoint unless it is here, and open it. need_tokenizer: it must have one, or be given one. Raises
+    InputError for anything wrong with it or with an option, and PgMlxError if the hub cannot be reached."""
     from ..regions.mask_vae import MaskDecoder
 
     # What is wrong with these is said before any weights are downloaded.
     adapters = open_adapters(options.adapter_path)
     if options.tokenizer is not None:
         tokenizer_files(options.tokenizer)
-    needed = options.tokenizer is None and not any(has_tokenizer(adapter.folder) for adapter in adapters)
+    needed = (
+        need_tokenizer and options.tokenizer is None and not any(has_tokenizer(adapter.folder) for adapter in adapters)
+    )
     named = find_base(path_or_repo, options.revision, needed)
     adapters = [*open_adapters(named.adapters), *adapters]
     given = MaskDecoder.load(options.mask_decoder) if options.mask_decoder else None
@@ -158,11 +201,19 @@ def load_with(
     begin = time.perf_counter()
     compare_bases(adapters, str(named.checkpoint))
     checkpoint = _open(path, options, adapters)
-    if checkpoint.tokenizer is None:
+    if need_tokenizer and checkpoint.tokenizer is None:
         raise InputError(lacks_tokenizer(checkpoint.name))
-    with background(checkpoint.read_tokenizer) as tokenizer:  # while the weights are read
-        masks = given or open_mask_decoder(checkpoint.mask_decoder)
-        model = _load(checkpoint, options, adapters, progress)
+    return Opened(checkpoint, given, begin)
+
+
+def with_processor(found: Opened, read: Callable[[], PaliGemma]) -> tuple[PaliGemma, Processor]:
+    """A model and its processor, which is made while `read` reads the weights. Raises InputError."""
+    from ..processor import Processor
+
+    checkpoint = found.checkpoint
+    with background(checkpoint.read_tokenizer) as tokenizer:
+        masks = found.mask_decoder or open_mask_decoder(checkpoint.mask_decoder)
+        model = read()
     processor = Processor(tokenizer.result(), model.config.vision.image_size, checkpoint.resample, masks)
     rows = model.config.text.vocab_size
     if processor.tokenizer.vocab_size > rows:
@@ -170,7 +221,7 @@ def load_with(
             f"{checkpoint.name}: the tokenizer has {processor.tokenizer.vocab_size} pieces, "
             f"the embedding only {rows} rows"
         )
-    model.load_s = time.perf_counter() - begin
+    model.load_s = time.perf_counter() - found.since
     return model, processor
 
 
@@ -181,28 +232,28 @@ def load_model_with(path: str | Path, options: LoadOptions, progress: Progress |
     """
     adapters, begin = open_adapters(options.adapter_path), time.perf_counter()
     compare_bases(adapters, str(path))
-    model = _load(_open(Path(path), options, adapters), options, adapters, progress)
+    model = load_weights(_open(Path(path), options, adapters), options, progress)
     model.load_s = time.perf_counter() - begin
     return model
 
 
 def _open(path: Path, options: LoadOptions, adapters: Sequence[Adapter]) -> Checkpoint:
     checkpoint = open_local(path).with_tokens_of(adapters)
-    return checkpoint if options.tokenizer is None else checkpoint.with_tokenizer(options.tokenizer)
+    if options.tokenizer is not None:
+        checkpoint = checkpoint.with_tokenizer(options.tokenizer)
+    return checkpoint.with_adapters(adapters) if adapters else checkpoint
 
 
-def _load(
-    checkpoint: Checkpoint, options: LoadOptions, adapters: Sequence[Adapter], progress: Progress | None
+def load_weights(
+    checkpoint: Checkpoint, options: LoadOptions, progress: Progress | None = None, make: Maker = PaliGemma
 ) -> PaliGemma:
-    """The model within the memory that it may take."""
-    if adapters:
-        checkpoint = checkpoint.with_adapters(adapters)
+    """The model within the memory that it may take. make: see `build`. Raises InputError, and PgMlxError as `build`."""
     room, allowed = 0, options.allowed_bytes
     if allowed is not None:
         needed = needed_bytes(checkpoint, compute_dtype(options.dtype))
         check_fits(needed, allowed)
         room = allowed - needed
-    model = build(checkpoint, options.dtype, progress)
+    model = build(checkpoint, options.dtype, progress, make)
     model.use_sliding_window, model.layers_at_once = options.use_sliding_window, options.layers_at_once
     if options.memory is not None:
         dequantize_within(model, room)
@@ -212,12 +263,17 @@ def _load(
     return model
 
 
-def build(checkpoint: Checkpoint, dtype: mx.Dtype | str | None = None, progress: Progress | None = None) -> PaliGemma:
-    """Assemble a model: every parameter read, brought to `dtype` and evaluated. Raises InputError, and PgMlxError if a
-    file becomes shorter while it is read."""
+def build(
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype | str | None = None,
+    progress: Progress | None = None,
+    make: Maker = PaliGemma,
+) -> PaliGemma:
+    """Assemble a model: every parameter read, brought to `dtype` and evaluated. make: what the model is made by, from
+    the config and `dtype`. Raises InputError, and PgMlxError if a file becomes shorter while it is read."""
     device.warn_if_slow()
     dtype, config, source = compute_dtype(dtype), checkpoint.config, checkpoint.source
-    model = PaliGemma(config, dtype=dtype)
+    model = make(config, dtype=dtype)
     for done, spec in enumerate(checkpoint.specs):
         if progress:
             progress(done, len(checkpoint.specs))

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import InputError, PgMlxError
 from ..files.json import read_json
-from ..files.safetensors import ITEM_BYTES, Header, read_header, same_bytes
+from ..files.safetensors import ITEM_BYTES, Header, read_header, read_pieces, same_bytes, tensor_starts
 from .hub_names import snapshot_of
 from .layouts import EMBEDDING, FINAL_NORM, HEAD, canonical_name, has_channels_second, wrapper_prefix
 from .other_forms import refuse_unreadable
 from .weight_files import INDEX, choose_weight_files
+
+_READ_AS: dict[str, tuple[Any, mx.Dtype | None]] = {
+    "F32": (np.float32, None), "F16": (np.float16, None), "BF16": (np.uint16, mx.bfloat16), "U32": (np.uint32, None),
+    "U8": (np.uint8, None),
+}  # fmt: skip
+"""How NumPy reads the dtypes of matrices, and as what MLX then sees them."""
 
 _FLOAT_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 
@@ -44,6 +51,11 @@ class Source(Protocol):
         """The tensor in its stored dtype, perhaps not yet evaluated. May be called again: the source keeps nothing of
         what it has given, so a second call reads the file a second time."""
         ...
+
+    def read_part(self, name: str, axis: int, part: range) -> mx.array:
+        """Some rows (axis 0) or columns (axis 1) of a stored matrix. Where it can, it reads those bytes only."""
+        chosen = slice(part.start, part.stop)
+        return self.read(name)[chosen] if axis == 0 else self.read(name)[:, chosen]
 
     def stored_bytes(self, name: str) -> int:
         """The size of a tensor in its file, in bytes; of a Source in front of another one, what that reads for it."""
@@ -147,6 +159,7 @@ class SafetensorsFolder(SafetensorsHeaders):
         super().__init__(str(folder), ((path.name, read_header(path)) for path in self.files))
         self.num_bytes = sum(path.stat().st_size for path in self.files)
         self._opened: dict[Path, dict[str, mx.array]] = {}
+        self._starts: dict[Path, dict[str, int]] = {}
 
     def read(self, name: str) -> mx.array:
         """The tensor in its stored dtype, not yet evaluated. Raises InputError if its file has become unreadable."""
@@ -161,6 +174,25 @@ class SafetensorsFolder(SafetensorsHeaders):
         if has_channels_second(name, tensor.shape):
             tensor = tensor.transpose(0, 2, 3, 1)
         return tensor
+
+    def read_part(self, name: str, axis: int, part: range) -> mx.array:
+        """As Source.read_part; no other bytes are read."""
+        file, key = self._places[name]
+        as_read, view = _READ_AS.get(self.dtypes[key], (None, None))
+        if as_read is None or len(self.shapes[name]) != 2:
+            return super().read_part(name, axis, part)
+        path, (rows, columns) = self.folder / file, self.shapes[name]
+        if path not in self._starts:
+            self._starts[path] = tensor_starts(path)
+        start, size = self._starts[path][key], ITEM_BYTES[self.dtypes[key]]
+        if axis == 0:
+            shape = len(part), columns
+            data = read_pieces(path, start + part.start * columns * size, columns * size, len(part), columns * size)
+        else:
+            shape = rows, len(part)
+            data = read_pieces(path, start + part.start * size, columns * size, rows, len(part) * size)
+        array = mx.array(np.frombuffer(data, as_read).reshape(shape))
+        return array if view is None else array.view(view)
 
     def same(self, name: str, other: str) -> bool | None:
         """Whether two tensors hold the same bytes and have the same shape. They are compared where they lie."""

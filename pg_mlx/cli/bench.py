@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from .options import Parser, add_model_options, bounded, load_options, load_progress
+from .ranks import add_parallel_options, with_ranks
 
 DESCRIPTION = "Time each stage of an answer, beside the least work it needs and the machine's own speed."
 
@@ -39,6 +40,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_positive, default=16, metavar="N", help="decode steps (default: 16)")
     p.add_argument("--no-questions", action="store_true", help="on a Mac, leave out the experiments")
     p.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
+    add_parallel_options(p)
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -46,7 +48,10 @@ def parser(program: str) -> argparse.ArgumentParser:
 def run(argv: list[str], program: str) -> int:
     """Measure and print; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
+    return with_ranks(args, lambda: _measure(args, program))
 
+
+def _measure(args: argparse.Namespace, program: str) -> int:
     import mlx.core as mx
 
     from ..checkpoint.load import load_with
@@ -77,7 +82,7 @@ def run(argv: list[str], program: str) -> int:
     pixels = mx.array(processor.pixels(str(PICTURES[0])))[None]
     stages += measure(model, pixels, prompt_ids, rows=args.rows, repeats=args.repeats, steps=args.steps, note=note)
     answers = []
-    if experiments.on_a_mac() and not args.no_questions:
+    if experiments.on_a_mac() and not args.no_questions and args.team is None:
         note("open questions")
         answers = experiments.ask(model, pixels, prompt_ids, str(path), note)
     text, vision = model.config.text, model.config.vision
@@ -90,7 +95,7 @@ def run(argv: list[str], program: str) -> int:
             "tower": f"{vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} px",
             "dtype": machine.dtype_name(model.dtype),
             "prefix_tokens": vision.num_patches + len(prompt_ids),
-            "kernels_per_step_on_a_gpu": decode_kernels(model).total(),
+            "kernels_per_step_on_a_gpu": None if args.team else decode_kernels(model).total(),
             "peak_memory_bytes": mx.get_peak_memory(),
         },
         "stages": [stage.report(limits) for stage in stages],
@@ -103,13 +108,14 @@ def run(argv: list[str], program: str) -> int:
 def table(report: dict[str, Any]) -> str:
     """The report as text for people."""
     machine, model = report["machine"], report["model"]
+    kernels = model["kernels_per_step_on_a_gpu"] or "uncounted"
     lines = [
         f"{machine['chip']}, {machine['cpu_cores']} CPU cores, {machine['memory_bytes'] / 1e9:.0f} GB, "
         f"MLX {machine['mlx']} on {machine['backend']}, BLAS {machine['blas'] or 'not found'}",
         f"copies {machine['copied_bytes_per_second'] / 1e9:.1f} GB/s, multiplies "
         f"{machine['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s in {model['dtype']}",
         f"{model['name']}: {model['decoder']}; {model['tower']}; prefix of {model['prefix_tokens']} tokens, "
-        f"{model['kernels_per_step_on_a_gpu']} kernels a decode step on a GPU, "
+        f"{kernels} kernels a decode step on a GPU, "
         f"peak {model['peak_memory_bytes'] / 1e9:.2f} GB",
         "",
         f"{'stage':<8}{'rows':>5}{'ms':>10}{'tokens/s':>10}{'GFLOP':>10}{'GB':>9}{'of matmul':>11}{'of copy':>9}",

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 from ..errors import InputError
 from ..threads import start
@@ -13,6 +14,7 @@ from .drawings import Drawings
 from .hints import chat_hint
 from .options import Parser, add_answer_options, add_model_options, add_region_options, bounded
 from .pictures import Item, expand, is_folder
+from .ranks import add_parallel_options, with_ranks
 from .report import RunReport
 from .session import Session
 from .writers import FORMATS, Failure, Success, View, answer_all, output
@@ -103,6 +105,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     regions.add_argument("--masks", metavar="DIR", help="write each mask as a PNG of the picture's size")
     regions.add_argument("--soft-masks", action="store_true", help="those in 65536 shades, not in black and white")
     add_region_options(regions)
+    add_parallel_options(p)
     p.add_argument(
         "--verbose",
         action=argparse.BooleanOptionalAction,
@@ -116,6 +119,10 @@ def parser(program: str) -> argparse.ArgumentParser:
 def run(argv: list[str], program: str) -> int:
     """Answer, print, and return the exit code. Raises PgMlxError, which is InputError for a wrong input."""
     args = parser(program).parse_args(argv)
+    return with_ranks(args, partial(_answer, args, program))
+
+
+def _answer(args: argparse.Namespace, program: str) -> int:
     if args.logprobs is not None and args.format not in ("json", "jsonl"):
         raise InputError("--logprobs needs --format json or jsonl, which can show them")
     if args.region and args.constrain:

@@ -204,6 +204,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         layers_at_once=args.layers_at_once,
         use_sliding_window=args.sliding_window,
         mask_decoder=args.mask_decoder,
+        team=getattr(args, "team", None),
     )
 
 

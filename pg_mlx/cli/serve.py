@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..limits import MAX_PIXELS
 from .options import Parser, add_model_options, add_service_options, bounded, load_options, memory_size
+from .ranks import add_parallel_options, with_ranks
 
 DESCRIPTION = "Serve a model over HTTP: OpenAI's chat completions, boxes and masks as JSON, and a page to try it on."
 
@@ -78,6 +79,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     much.add_argument(
         "--drain", type=seconds(0, 1e6), default=30, metavar="S", help="for the last answers (default: 30)"
     )
+    add_parallel_options(p)
     p.add_argument("--verbose", action="store_true", help="a line on stderr for each request")
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
@@ -86,6 +88,10 @@ def parser(program: str) -> argparse.ArgumentParser:
 def run(argv: list[str], program: str) -> int:
     """Serve until a signal ends it; returns the exit code. Raises PgMlxError."""
     args = parser(program).parse_args(argv)
+    return with_ranks(args, partial(_serve, args))
+
+
+def _serve(args: argparse.Namespace) -> int:
     key = os.environ.get(KEY) if args.api_key is None else args.api_key
     _check(args, key)
     try:

@@ -30,8 +30,8 @@ def run(argv: list[str], program: str) -> int:
     """Train and print the scores; returns the exit code. Raises PgMlxError."""
     args, begun = _read(argv, program)
 
+    from ..parallel.group import processes
     from ..training import prepare
-    from ..training.distributed import processes
     from ..training.run import TrainingRun
     from ..training.state import Begun, RunFolder, RunProgress
     from .train_view import TrainView

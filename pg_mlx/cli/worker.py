@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .options import Parser, add_model_options, add_service_options, load_options
+from .ranks import add_parallel_options, with_ranks
 
 DESCRIPTION = "Answer a program's requests: JSON lines on stdin and stdout, as docs/protocol.md describes."
 
@@ -39,6 +40,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         action="store_true",
         help="replace a worker that crashes: only the requests in flight fail, and the model is loaded again",
     )
+    add_parallel_options(p)
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     return p
 
@@ -47,6 +49,12 @@ def run(argv: list[str], program: str) -> int:
     """Answer until stdin ends; returns the exit code. Raises PgMlxError."""
     parent = os.getppid()  # before anything that takes time, in which it may die
     args = parser(program).parse_args(argv)
+    if args.supervise and args.parallel:
+        raise InputError("--supervise cannot replace one process of several: start mlx.launch again instead")
+    return with_ranks(args, lambda: _work(args, argv, parent))
+
+
+def _work(args: argparse.Namespace, argv: list[str], parent: int) -> int:
     folders = [Path(folder) for folder in args.files] if args.files else None
     for folder in folders or ():
         if not folder.is_dir():

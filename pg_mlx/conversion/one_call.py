@@ -43,14 +43,15 @@ def convert(
 ) -> Report:
     """Convert `source` (folder, hub repository or big_vision .npz) into the folder `target`.
 
-    Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given, as
-    stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
-    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. q_method: how codes are chosen, one of
-    quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with `calibration_prompts`, the
-    pictures' own or the card's, and compares on the others. target_size, target_per_token, target_bits: choose the bits of each
-    matrix on pictures in `calibration`, for so many bytes of the file ("1.6GB" or a number), bytes read for each token, or
-    bits a weight with scales. mask_decoder: a file of the decoder of <seg> codes (vae-oid.npz) to put into the folder;
-    one that is in the source's folder is copied anyway.
+    Without any q_ option or `quantize` what is float stays float. dtype: of float tensors and scales; if not given,
+    as stored, except that float32 becomes bfloat16 in a quantized folder. check: compare the result with the source
+    (see quality.py) on the pictures in `calibration`, or on a few drawn ones. q_method: how codes are chosen, one
+    of quantization.METHODS; "gptq" calibrates on three of four pictures in `calibration`, with
+    `calibration_prompts`, the pictures' own or the card's, and compares on the others. target_size,
+    target_per_token, target_bits: choose the bits of each matrix on pictures in `calibration`, for so many bytes of
+    the file ("1.6GB" or a number), bytes read for each token, or bits a weight with scales. mask_decoder: a file of
+    the decoder of <seg> codes (vae-oid.npz) to put into the folder; one that is in the source's folder is copied
+    anyway.
     force: replace `target` if it is a folder that a conversion wrote and nothing in it has changed since. A folder that
     holds anything else, the source or the working directory is never replaced. in_place: `target` is `source`, which
     the result replaces when it is complete; as with force, only what a conversion wrote is.

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,8 @@ _MAX_RANK = 8
 _MAX_DIGITS = 19
 _LIMIT = 1 << 63
 _PIECE_BYTES = 1 << 20
+_READERS = 8
+"""Threads that read pieces: a disk answers several small reads at a time."""
 
 
 def read_header(path: Path) -> Header:
@@ -116,6 +119,43 @@ def _check_entry(path: str | Path, name: str, entry: Any, data_bytes: int | None
     if data_bytes is not None and stop > data_bytes:
         raise InputError(f"{path} is truncated: {name[:200]!r} ends at byte {stop} of {data_bytes} present")
     return dtype, tuple(shape)
+
+
+def tensor_starts(path: Path) -> dict[str, int]:
+    """Where each tensor begins in a file whose header was checked (`read_header`), in bytes. Raises InputError."""
+    try:
+        with open_regular(path) as file:
+            length = _header_length(file.read(8)) or 0
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def read_pieces(path: Path, start: int, step: int, count: int, size: int) -> bytearray:
+    """`count` pieces of `size` bytes each, one at `start` and each `step` bytes behind the one before. No other byte is
+    read, but for what the system reads ahead. Raises InputError if the file ends too early."""
+    data = bytearray(count * size)
+    whole = memoryview(data)
+    if step == size:
+        count, size = 1, count * size
+
+    def read(first: int) -> None:
+        for index in range(first, min(first + at_once, count)):
+            view, offset = whole[index * size : (index + 1) * size], start + index * step
+            while view:
+                done = os.preadv(file.fileno(), [view], offset)
+                if not done:
+                    raise InputError(f"{path} has been cut off")
+                view, offset = view[done:], offset + done
+
+    at_once = max(1, -(-count // _READERS))
+    try:
+        with open_regular(path) as file, ThreadPoolExecutor(_READERS) as threads:
+            list(threads.map(read, range(0, count, at_once)))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return data
 
 
 def same_bytes(first: tuple[Path, str], second: tuple[Path, str]) -> bool:

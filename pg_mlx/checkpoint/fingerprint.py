@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.adapters.base import find_base
-from ..checkpoint.adapters.folder import find_folder
-from ..checkpoint.open import locate, tokenizer_files
 from ..demo import CHECKPOINT
+from .adapters.base import find_base
+from .adapters.folder import find_folder
+from .open import locate, tokenizer_files
 
 _SUFFIXES = (".json", ".safetensors", ".npz", ".model")
 _WHOLE = 64 << 20

@@ -1,0 +1,286 @@
+"""(part of `parallel`) What rank 0 does: a model on several ranks beside the same model in one process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from benchmarks.parallel_ranks import ROOT
+from pg_mlx.checkpoint.load import LoadOptions, load_model
+from pg_mlx.demo import CHECKPOINT
+from pg_mlx.errors import InputError
+from pg_mlx.generation import Engine, Picture, Request, SamplingOptions
+from pg_mlx.paligemma import PaliGemma
+from pg_mlx.parallel.agreement import LoadRequest
+from pg_mlx.parallel.follower import Follower
+from pg_mlx.parallel.leader import Leader
+from pg_mlx.parallel.link import Command, Link
+
+GOLDEN = ROOT / "tests" / "golden"
+STEPS = 24
+
+
+def golden(family: str) -> tuple[Path, mx.array, mx.array, list[int]]:
+    """A golden model's folder, the pixels and prompt of its first dump, and the greedy answer of the original code."""
+    dump = mx.load(str(GOLDEN / f"{family}_batch1.safetensors"))
+    assert isinstance(dump, dict)
+    tokens = dump["greedy_tokens_no_sliding" if family == "pg2" else "greedy_tokens"]
+    folder = GOLDEN / {"pg1": "pg1_classic", "pg2": "pg2_new"}[family]
+    return folder, dump["pixel_values"].transpose(0, 2, 3, 1), dump["input_ids"][:, 16:], np.array(tokens)[0].tolist()
+
+
+def answer(model: PaliGemma, pixels: mx.array, ids: mx.array) -> tuple[list[mx.array], list[int]]:
+    """Logits [1, V] of a prefix and 24 greedy steps, and the chosen tokens."""
+    features = model.encode_image(pixels)
+    logits, cache = model.prefill(features, ids, capacity=features.shape[1] + ids.shape[1] + STEPS)
+    every, tokens = [logits], [mx.argmax(logits, axis=-1)]
+    for _ in range(STEPS):
+        logits, cache = model.step(tokens[-1], cache)
+        every.append(logits)
+        tokens.append(mx.argmax(logits, axis=-1))
+    mx.eval(every, tokens)
+    return every, np.concatenate([np.array(token) for token in tokens]).tolist()
+
+
+def loaded(link: Link, mode: str, shares: str, path: Path, **options: object) -> PaliGemma:
+    """A model on all ranks. shares: "" for equal ones."""
+    given = tuple(map(int, shares.split(":"))) if shares else None
+    return Leader(link, mode, given).load_model(path, LoadOptions(dtype="float32", **options))  # type: ignore[arg-type]
+
+
+def worst(ours: list[mx.array], theirs: list[mx.array]) -> float:
+    """By how much logits differ at most."""
+    return max(float(mx.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def demo_inputs(seed: int = 1) -> tuple[mx.array, mx.array]:
+    """Pixels and prompt ids for the demo."""
+    mx.random.seed(seed)
+    return mx.random.uniform(-1, 1, (1, 112, 112, 3)), mx.array([[2, 410, 533, 108]])
+
+
+# --- what rank 0 runs ----------------------------------------------------------------------------------
+
+
+def pipeline_is_exact(link: Link, *shares: str) -> None:
+    """Logits are those of one process bit by bit, and a pass takes one message more than there are ranks."""
+    for share in shares:
+        for family in ("pg1", "pg2"):
+            folder, pixels, ids, tokens = golden(family)
+            theirs, chosen = answer(load_model(folder, dtype="float32"), pixels, ids)
+            assert chosen[: len(tokens)] == tokens
+            exact(link, share, folder, pixels, ids, theirs)
+        adapter = {"adapter_path": str(GOLDEN / "pg2_lora_new")}
+        theirs, _ = answer(load_model(folder, dtype="float32", adapter_path=adapter["adapter_path"]), pixels, ids)
+        exact(link, share, folder, pixels, ids, theirs, **adapter)
+        theirs, _ = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
+        exact(link, share, CHECKPOINT, *demo_inputs(), theirs, keep_quantized=True)
+
+
+def exact(
+    link: Link, shares: str, folder: Path, pixels: mx.array, ids: mx.array, theirs: list[mx.array], **options: object
+) -> None:
+    model = loaded(link, "pipeline", shares, folder, **options)
+    before = link.messages
+    ours, _ = answer(model, pixels, ids)
+    for one, other in zip(ours, theirs, strict=True):
+        assert mx.array_equal(one, other), (folder, shares, worst(ours, theirs))
+    assert link.messages - before == 3 * (STEPS + 1)  # the command, to the next rank, back from the last one
+
+
+def tensor_is_near(link: Link, *shares: str) -> None:
+    """Logits are those of one process but for rounding, tokens are the original code's, and a pass takes two messages a
+    layer and three more."""
+    for share in shares:
+        for family in ("pg1",) if link.size == 3 else ("pg1", "pg2"):  # two heads of keys cannot be divided by three
+            folder, pixels, ids, tokens = golden(family)
+            theirs, _ = answer(load_model(folder, dtype="float32"), pixels, ids)
+            near(link, share, folder, pixels, ids, theirs, tokens)
+    if link.size < 4:
+        theirs, chosen = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
+        near(link, "2:1" if link.size == 2 else "", CHECKPOINT, *demo_inputs(), theirs, chosen, keep_quantized=True)
+
+
+def near(
+    link: Link,
+    shares: str,
+    folder: Path,
+    pixels: mx.array,
+    ids: mx.array,
+    theirs: list[mx.array],
+    tokens: list[int],
+    **options: object,
+) -> None:
+    model = loaded(link, "tensor", shares, folder, **options)
+    before = link.messages
+    ours, chosen = answer(model, pixels, ids)
+    off = worst(ours, theirs)
+    assert off <= 1e-4 and chosen[: len(tokens)] == tokens, (folder, shares, off)
+    assert link.messages - before == (STEPS + 1) * (2 * model.config.text.num_hidden_layers + 3)
+    print(f"{folder.name} on {link.size} ranks, shares {shares or 'equal'}: off by {off:.1e}", flush=True)
+
+
+def few_ids_need_no_message(link: Link) -> None:
+    """Of a few ids rank 0 computes the logits alone; of some tokens of a pass all ranks do."""
+    folder, pixels, ids, _ = golden("pg2")
+    alone, model = load_model(folder, dtype="float32"), loaded(link, "tensor", "3:1", folder)
+    layers = model.config.text.num_hidden_layers
+    for vocab in ([3, 200, 17], range(5, 25), range(3, 280), None):
+        results = []
+        for one in (alone, model):
+            features = one.encode_image(mx.concatenate([pixels, -pixels]))
+            before = link.messages
+            logits, cache = one.prefill(features, mx.repeat(ids, 2, axis=0), capacity=60, vocab=vocab)
+            tokens = mx.array([[5, 6, 7], [8, 9, 0]])
+            again, cache = one.extend(tokens, cache, [3, 2], vocab=vocab, after=[(0, 0), (0, 2), (1, 1)])
+            last, cache = one.extend(tokens, cache.select([1, 0]), [1, 3], vocab=vocab)
+            results.append([logits, again, last])
+        assert worst(*results) <= 1e-4
+        divided = vocab is None or 2 * len(vocab) > model.config.text.vocab_size
+        assert link.messages - before == 3 * (2 * layers + 2 + divided) + 1
+
+
+def order_law(link: Link, mode: str, schedules: str, shares: str = "") -> None:
+    """Requests that enter and leave at random get the answers that they get alone from one process."""
+    folder, _, _, _ = golden("pg2")
+    alone, model = load_model(folder, dtype="float32"), loaded(link, mode, shares, folder)
+    for seed in range(int(schedules)):
+        random = np.random.default_rng(seed)
+        requests = [request(random) for _ in range(int(random.integers(2, 6)))]
+        expected = [run(alone, [one], random, 1)[0] for one in requests]
+        found = run(model, requests, random, int(random.integers(1, 4)))
+        assert found == expected, (seed, found, expected)
+
+
+def request(random: np.random.Generator) -> Request:
+    """A random picture, prompt and length."""
+    picture = Picture(random.uniform(-1, 1, (56, 56, 3)).astype(np.float32))
+    prompt = random.integers(3, 280, int(random.integers(1, 6))).tolist()
+    return Request([picture], prompt, SamplingOptions(max_tokens=int(random.integers(1, 7))))
+
+
+def run(model: PaliGemma, requests: list[Request], random: np.random.Generator, rows: int) -> list[list[int]]:
+    """Answers of an engine to which requests come between its steps."""
+    engine = Engine(model, eos_id=1, vocab_size=280, batch_size=rows)
+    waiting, answers = list(requests), []
+    for _ in itertools.count():
+        while waiting and (not engine.busy or random.random() < 0.4):
+            answers.append(engine.add(waiting.pop(0)))
+        if not engine.busy and not waiting:
+            return [row.token_ids for row in answers]
+        engine.step()
+    raise AssertionError
+
+
+def endless(link: Link, mode: str) -> None:
+    """Answer until the process is ended; says when the first step is done."""
+    folder, pixels, ids, _ = golden("pg2")
+    model = loaded(link, mode, "", folder)
+    features = model.encode_image(pixels)
+    for number in itertools.count():
+        logits, cache = model.prefill(features, ids, capacity=1000)
+        for _ in range(900):
+            logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+            mx.eval(logits)
+            if number == 0:
+                print("answering", flush=True)
+
+
+def idle(link: Link, seconds: str) -> None:
+    """Load, ask for nothing for some time, then step once."""
+    folder, pixels, ids, _ = golden("pg2")
+    model = loaded(link, "pipeline", "", folder)
+    print("idle", flush=True)
+    time.sleep(float(seconds))
+    logits, _ = model.prefill(model.encode_image(pixels), ids, capacity=100)
+    mx.eval(logits)
+
+
+def refusal(link: Link, mode: str) -> None:
+    """Print why nothing is loaded."""
+    try:
+        loaded(link, mode, "", golden("pg2")[0])
+    except InputError as error:
+        print(error)
+
+
+def fastest_step(link: Link, mode: str) -> None:
+    """Print the seconds of the fastest of 100 steps of the demo, which other work of the machine disturbs least, and
+    the messages of a step."""
+    model = loaded(link, mode, "2:1" if mode == "tensor" else "", CHECKPOINT)
+    pixels, ids = demo_inputs()
+    features = model.encode_image(pixels)
+    logits, cache = model.prefill(features, ids, capacity=200)
+    times, before = [], link.messages
+    for _ in range(100):
+        start = time.perf_counter()
+        logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+        mx.eval(logits)
+        times.append(time.perf_counter() - start)
+    print(json.dumps({"step_s": min(times), "messages": (link.messages - before) // 100}))
+
+
+def what_is_held(link: Link, mode: str, shares: str, folder: str) -> None:
+    """Print what rank 0 reads from disk and holds, and what five steps allocate beside that."""
+    leader = Leader(link, mode, tuple(map(int, shares.split(":"))))
+    before = bytes_of_process()
+    model = leader.load_model(Path(folder), LoadOptions(dtype="float32", keep_quantized=True))
+    held_line("rank 0", before)
+    features = mx.zeros((1, 8, model.config.text.hidden_size))
+    logits, cache = model.prefill(features, mx.array([[2, 10, 20, 108]]), capacity=CAPACITY)
+    more = 0
+    for step in range(6):
+        token = mx.argmax(logits, axis=-1)
+        mx.eval(token)
+        active, layer = mx.get_active_memory(), cache.layers[0].nbytes
+        mx.reset_peak_memory()
+        logits, cache = model.step(token, cache)
+        mx.eval(logits, cache.layers)
+        more = max(more, mx.get_peak_memory() - active) if step else 0
+    steps_line("rank 0", more, layer)
+
+
+class MeasuredFollower(Follower):
+    """A follower that prints the same."""
+
+    _before, _more, _layer, _steps = 0, 0, 0, 0
+
+    def _load(self, ask: LoadRequest) -> None:
+        self._before = bytes_of_process()
+        super()._load(ask)
+        held_line(f"rank {self._link.rank}", self._before)
+
+    def _obey(self, command: Command, values: list[int]) -> None:
+        active = mx.get_active_memory()
+        mx.reset_peak_memory()
+        super()._obey(command, values)
+        if command is Command.EXTEND:
+            self._steps += 1
+            self._more = max(self._more, mx.get_peak_memory() - active) if self._steps > 1 else 0
+            self._layer = next(iter(self._caches.values())).layers[0].nbytes
+
+    def run(self) -> None:
+        super().run()
+        steps_line(f"rank {self._link.rank}", self._more, self._layer)
+
+
+CAPACITY = 2000
+
+
+def bytes_of_process() -> int:
+    """Bytes that this process has read so far, from files or their cache."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+
+
+def held_line(who: str, before: int) -> None:
+    read, active, peak = bytes_of_process() - before, mx.get_active_memory(), mx.get_peak_memory()
+    print(f"{who}: read {read / 1e6:.1f} MB, holds {active / 1e6:.1f} MB, peak {peak / active:.3f} of that", flush=True)
+
+
+def steps_line(who: str, more: int, layer: int) -> None:
+    print(f"{who}: five steps allocate {more / 1e6:.2f} MB more; the cache of a layer takes {layer / 1e6:.2f} MB")

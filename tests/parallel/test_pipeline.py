@@ -1,0 +1,19 @@
+"""The layers of a decoder on several ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.parallel_ranks import lead
+
+pytestmark = pytest.mark.xdist_group("ranks")
+MODELS = "benchmarks.parallel_cases"
+
+
+@pytest.mark.parametrize(("ops_of_ranks", "shares"), [("cpu", ("1:3",)), ("gpu", ("",))])
+def test_logits_are_those_of_one_process(ops_of_ranks: str, shares: tuple[str, ...]) -> None:
+    lead(2, MODELS, "pipeline_is_exact", *shares, ops=ops_of_ranks)
+
+
+def test_requests_enter_and_leave() -> None:
+    lead(2, MODELS, "order_law", "pipeline", "6")

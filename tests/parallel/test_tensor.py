@@ -1,0 +1,23 @@
+"""Every layer divided among ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.parallel_ranks import lead
+
+pytestmark = pytest.mark.xdist_group("ranks")
+MODELS = "benchmarks.parallel_cases"
+
+
+@pytest.mark.parametrize("ops_of_ranks", ["cpu", "gpu"])
+def test_logits_are_near(ops_of_ranks: str) -> None:
+    lead(2, MODELS, "tensor_is_near", "3:1" if ops_of_ranks == "cpu" else "", ops=ops_of_ranks)
+
+
+def test_which_logits_all_ranks_compute() -> None:
+    lead(2, MODELS, "few_ids_need_no_message")
+
+
+def test_requests_enter_and_leave() -> None:
+    lead(2, MODELS, "order_law", "tensor", "6")
