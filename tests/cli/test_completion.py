@@ -25,7 +25,7 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
         ([""], list(COMMANDS)),
         (["serve", "--allow-"], ["--allow-origin", "--allow-host", "--allow-urls", "--allow-files"]),
         (["completion", "-"], ["--help"]),
-        (["generate", "--sh"], ["--show"]),
+        (["generate", "--sho"], ["--show"]),
         (["generate", "--rep"], ["--repetition-penalty", "--repetition-context-size", "--report"]),
         (["chat", "--hi"], ["--history"]),
         (["generate", "--image", "pic"], []),  # the shell's own: files
