@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from helpers.checkpoints import WEIGHTS, contents, names
 from helpers.commands import KILLED_CONVERSION, ROOT
-from helpers.conversions import fitted
+from helpers.conversions import fitted, sixteen_pictures
 from helpers.convert_command import assert_refused, call
 from PIL import Image
 
@@ -49,12 +48,7 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    chance = np.random.default_rng(0)
-    for number in range(16):
-        coarse = Image.fromarray(chance.integers(0, 256, (4, 4, 3), np.uint8))
-        coarse.resize((56, 56)).save(folder / f"{number:02}.png")
-    return folder
+    return sixteen_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

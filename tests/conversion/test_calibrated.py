@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from helpers.checkpoints import WEIGHTS, contents, names
 from helpers.commands import KILLED_CONVERSION, ROOT, tiny_checkpoint
-from helpers.conversions import fitted
+from helpers.conversions import fitted, sixteen_pictures
 from helpers.models import one_line_error
 from PIL import Image
 
@@ -35,7 +34,7 @@ KILLS = int(os.environ.get("PG_MLX_KILLS", "3"))
 """How many points a calibration is killed at. 10 are thorough."""
 
 RUNNER = f"""
-from helpers.conversions import fitted
+from helpers.conversions import fitted, sixteen_pictures
 from pg_mlx.conversion import candidates
 candidates.MAX_TOKENS, candidates.calibrated = {MAX_TOKENS}, fitted
 {KILLED_CONVERSION}"""
@@ -58,13 +57,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen small pictures, no two alike."""
-    folder = tmp_path_factory.mktemp("pictures")
-    chance = np.random.default_rng(0)
-    for number in range(16):
-        coarse = Image.fromarray(chance.integers(0, 256, (4, 4, 3), np.uint8))
-        coarse.resize((56, 56)).save(folder / f"{number:02}.png")
-    return folder
+    return sixteen_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.commands import tiny_checkpoint
+from helpers.conversions import sixteen_pictures
 from helpers.models import one_line_error
 from PIL import Image
 
@@ -35,11 +35,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen pictures, each with a text and a box."""
-    folder = tmp_path_factory.mktemp("labelled")
-    chance, lines = np.random.default_rng(0), []
+    folder = sixteen_pictures(tmp_path_factory.mktemp("labelled"))
+    lines = list[str]()
     for number in range(16):
-        coarse = Image.fromarray(chance.integers(0, 256, (4, 4, 3), np.uint8))
-        coarse.resize((56, 56)).save(folder / f"{number:02}.png")
         box = "<loc0000><loc0000><loc0512><loc0512> cat"
         for prefix, suffix in (("ocr", f"word {number}"), ("detect cat", box)):
             lines.append(json.dumps({"image": f"{number:02}.png", "prefix": prefix, "suffix": suffix}))
