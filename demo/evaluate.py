@@ -32,7 +32,7 @@ from pg_mlx.regions.region import Box
 from pg_mlx.regions.select import iou
 
 MAX_TOKENS = 160
-"""Of an answer."""
+"""Tokens of the longest answer."""
 NAMES = re.compile(f"({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
 

@@ -178,8 +178,8 @@ def _size() -> tuple[int, int, int, int]:
     import termios
 
     try:
-        told = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
-        rows, columns, width, height = struct.unpack("4H", told)
+        size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
+        rows, columns, width, height = struct.unpack("4H", size)
     except (OSError, ValueError):
         return 80, 24, 0, 0
     return columns or 80, rows or 24, width, height

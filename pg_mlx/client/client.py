@@ -56,7 +56,7 @@ class Answer:
     height: int
     stats: dict[str, float]
     logprobs: list[dict[str, Any]] | None = None
-    """Of token_ids in OpenAI's form, if `logprobs` was asked for."""
+    """Log-probabilities of token_ids in OpenAI's form, if `logprobs` was asked for."""
 
 
 Event = str | Region | Answer

@@ -26,9 +26,9 @@ class Report:
     peak_memory_bytes: int
     quality: Quality | None
     choice: Chosen | None = None
-    """Of a calibrated conversion: whether the calibrated weights were the best."""
+    """Whether the calibrated weights were the best, if it was a calibrated conversion."""
     bits: ChosenBits | None = None
-    """Of a conversion to a size."""
+    """The bits that were chosen, if it was a conversion to a size."""
     tried: list[tried.Tried] = field(default_factory=list)
     """What it tried, if it had a choice."""
 

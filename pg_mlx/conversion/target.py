@@ -135,12 +135,12 @@ class Budget:
 
     @property
     def file_bytes(self) -> int:
-        """Of the files, at the most."""
+        """The most bytes that the files will have."""
         return self.limit + self.file_rest
 
     def answering_bits(self, item_bytes: int) -> int:
-        """Of the result that answers about the pictures: the most everywhere that fit, but at least three, with which
-        a model answers well enough."""
+        """Bits of the result that answers about the pictures: the most everywhere that fit, but at least three, since
+        with fewer a model does not answer well enough."""
         fitting = [bits for bits in AFFINE_BITS if self._uniform(bits, item_bytes) <= self.limit]
         return max(MEASURED_BITS, *fitting)
 

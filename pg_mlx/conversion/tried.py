@@ -21,7 +21,7 @@ class Tried(NamedTuple):
 
     name: str
     bytes: int
-    """Of the weights' files."""
+    """The size of the weights' files."""
     kl: float
     """KL(source || result) in nats."""
     error: float | None

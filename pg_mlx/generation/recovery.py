@@ -26,7 +26,7 @@ class _Reported:
     token_ids: list[int] = field(default_factory=list)
     """What earlier attempts have reported; the present one has to repeat it."""
     choices: list[Choice | None] = field(default_factory=list)
-    """Of those tokens, if the request asks for them."""
+    """The choices at those tokens, if the request asks for them."""
 
     def new(self, token_ids: Sequence[int], ended: bool = False) -> Sequence[int]:
         """Those of the attempt's next tokens that were not reported yet. ended: they are its last ones. Raises

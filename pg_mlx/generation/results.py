@@ -27,7 +27,7 @@ class TokenLogprob:
 
     token_id: int
     text: str
-    """Of this token alone. U+FFFD stands for bytes that are no character without their neighbours."""
+    """The text of this token alone. U+FFFD stands for bytes that are no character without their neighbours."""
     bytes: bytes | None
     """Its part of the answer in UTF-8; None for a token that is not part of any text, as <eos>."""
     logprob: float | None

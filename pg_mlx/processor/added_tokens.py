@@ -21,7 +21,7 @@ MAX_ID = 1 << 22
 """More than any vocabulary has."""
 
 MAX_JSON_BYTES = 256 << 20
-"""Of a tokenizer.json; transformers writes 34 MB for PaliGemma's vocabulary."""
+"""The largest tokenizer.json that is read; transformers writes 34 MB for PaliGemma's vocabulary."""
 
 _HEAD_CHARACTERS = 1 << 20
 _MAX_BYTES = 1 << 24

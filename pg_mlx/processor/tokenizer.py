@@ -36,7 +36,7 @@ LISTS = {"tokenizer_config.json": added_in_config, "added_tokens.json": added_in
 """Files beside them that may list added tokens, and how those are read."""
 _REGION_TOKEN = re.compile(r"(<loc(?:0\d{3}|10[01]\d|102[0-3])>|<seg(?:0\d{2}|1[01]\d|12[0-7])>)", re.ASCII)
 _MAX_MODEL_BYTES = 64 << 20
-"""Of a tokenizer.model; Gemma's takes under 5 MB."""
+"""The largest tokenizer.model that is read; Gemma's takes under 5 MB."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 

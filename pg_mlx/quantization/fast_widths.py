@@ -9,7 +9,7 @@ from __future__ import annotations
 from .modes import AFFINE_BITS
 
 _NARROW, _WIDE = 512, 256
-"""Of what the columns must be a multiple: up to 5 bits, and from 6 bits."""
+"""The columns must be a multiple of this: up to 5 bits, and from 6 bits."""
 
 
 def is_fast(columns: int, bits: int) -> bool:

@@ -29,7 +29,7 @@ class Mix:
 
     examples: tuple[Example, ...]
     share: float
-    """Of the rows, more than 0 and less than 1."""
+    """The share of the rows, more than 0 and less than 1."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Dataset:
     valid: tuple[Example, ...] = ()
     test: tuple[Example, ...] = ()
     classes: tuple[str, ...] = ()
-    """Of labelled objects, in the order of the prompt."""
+    """The classes of labelled objects, in the order of the prompt."""
     notes: tuple[str, ...] = ()
     """What is no fault, but worth knowing: one line each."""
 
@@ -110,7 +110,7 @@ def _read(
 
 
 def _classes(contents: dict[str, Contents], options: DataOptions) -> tuple[str, ...]:
-    """Of all splits, so that their prompts are the same."""
+    """The classes of all splits together, so that their prompts are the same."""
     found = dict.fromkeys(name for part in contents.values() for name in part.classes)
     if not options.classes:
         return tuple(found)

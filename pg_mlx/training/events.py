@@ -32,7 +32,7 @@ class TrainReport:
     """The mean over the tokens (or rows) of these steps."""
     learning_rate: float
     gradient_norm: float
-    """Of the last step, before clipping."""
+    """The norm at the last step, before clipping."""
     steps_per_second: float
     tokens_per_second: float
     """Tokens that are learnt, of all processes."""

@@ -19,7 +19,7 @@ class LabelledObject:
     box: Box
     """left, top, right, bottom in pixels of the upright picture."""
     mask: Mask | None = None
-    """Of the whole picture, or None where only the box is known."""
+    """A mask of the whole picture, or None where only the box is known."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from .needs import Needs, Shape, training_needs
 from .settings import TrainSettings
 
 SHARE = 0.6
-"""Of the machine's memory that a run may take: the rest is for the system, other programs and what the estimate leaves
-out."""
+"""The share of the machine's memory that a run may take: the rest is for the system, other programs and what the
+estimate leaves out."""
 
 
 @dataclass(frozen=True)

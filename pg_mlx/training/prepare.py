@@ -52,7 +52,7 @@ class TrainingPlan:
     dataset: Dataset
     mixes: tuple[Mix, ...]
     lengths: Lengths
-    """Of the training data."""
+    """Lengths of the training data's rows."""
     steps: int
     chosen: StepPlan
     """Rows at a time and checkpointing, with the memory that they will take."""
@@ -60,7 +60,7 @@ class TrainingPlan:
 
     @property
     def digest(self) -> str:
-        """Of all data, mixed data included."""
+        """The digest of all data, mixed data included."""
         state = hashlib.blake2b(self.dataset.digest().encode(), digest_size=16)
         for mix in self.mixes:
             state.update(Dataset(mix.examples).digest().encode())

@@ -50,7 +50,7 @@ class RunProgress:
     trained_tokens: int = 0
     best_step: int | None = None
     best_key: tuple[float, ...] = ()
-    """Of the best evaluation; the larger the better."""
+    """The key of the best evaluation; the larger the better."""
     since_best: int = 0
     """Evaluations since the best one."""
 
@@ -61,7 +61,7 @@ class Begun:
 
     settings: TrainSettings
     digest: str
-    """Of the data, as Dataset.digest gives it, mixed data included."""
+    """The digest of the data, as Dataset.digest gives it, mixed data included."""
     made: dict[str, Any] = field(default_factory=dict)
     """What was decided for this machine and must stay: rows at a time, checkpointing."""
 

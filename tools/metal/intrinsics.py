@@ -199,4 +199,4 @@ _MATRIX = (
     + "  %r0 = insertelement <64 x float> poison, float %u, i32 0\n"
     + "  %r = insertelement <64 x float> %r0, float %v, i32 1\n  ret <64 x float> %r"
 )
-"""Of the 64 numbers, a lane of an 8 x 8 matrix holds two; the first two are used."""
+"""A lane holds two of the 64 numbers of an 8 x 8 matrix; the first two are used."""

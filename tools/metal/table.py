@@ -35,14 +35,14 @@ def collect(passes: Iterable[Pass]) -> list[Entry]:
 
 
 def few_rows(entries: Sequence[Entry]) -> list[Entry]:
-    """Of routes that differ in the number of rows, keys or pictures only, the smallest one. Kernels, constants, widths,
-    and the way in which arrays lie in their buffers are the same."""
+    """The smallest one of the routes that differ in the number of rows, keys or pictures only. Kernels, constants,
+    widths, and the way in which arrays lie in their buffers are the same."""
     return _smallest(entries, _kind)
 
 
 def few_widths(entries: Sequence[Entry]) -> list[Entry]:
-    """Of routes that start the same kernels with the same constants, and whose inputs lie in their buffers in the same
-    way, the smallest one, whatever its widths."""
+    """The smallest one of the routes that start the same kernels with the same constants, and whose inputs lie in their
+    buffers in the same way, whatever its widths."""
 
     def kind(found: Route) -> tuple[Any, ...]:
         started = tuple((d.kernel, d.constants) for d in found.dispatches)

@@ -21,7 +21,7 @@ _MAX_PLAIN_BYTES = 64 << 20
 
 
 def trim(data: bytes, page: int) -> Content:
-    """A map of bits, grey or colours. Of several in a file the first. Raises Damaged and Costly."""
+    """A map of bits, grey or colours. If a file has several, the first. Raises Damaged and Costly."""
     start = data[:_HEAD_BYTES]
     head = _HEAD.match(start)
     if not head:

@@ -240,7 +240,7 @@ class AnswerMessage(Struct):
 
 
 class Logprobs(Struct):
-    """Of the tokens of an answer, without the one that ends it."""
+    """Log-probabilities of the tokens of an answer, without the one that ends it."""
 
     content: list[TokenLogprob]
     refusal: None = None

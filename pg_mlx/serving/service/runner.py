@@ -37,7 +37,7 @@ class ModelInfo:
     image_size: int
     """Side in pixels to which pictures are brought."""
     image_tokens: int
-    """Of one picture."""
+    """How many tokens one picture has."""
     dtype: str
     device: str
     """"gpu" or "cpu"."""

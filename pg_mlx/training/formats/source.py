@@ -75,7 +75,7 @@ class Contents:
     examples: list[Example] = field(default_factory=list)
     pictures: list[LabelledPicture] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
-    """Of the pictures' objects, in the order of the source."""
+    """The classes of the pictures' objects, in the order of the source."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .source import Contents, DataOptions, DataSource, Format, LabelledPicture
 _LABEL_KEYS = ("label", "name", "class", "category", "type")
 """Attributes that are the label, where a region has several."""
 _CORNERS = 64
-"""Of the polygon that stands for a circle or an ellipse."""
+"""How many corners the polygon has that stands for a circle or an ellipse."""
 
 Picture = tuple[str, str, list[tuple[str, Any, Any]]]
 """where, file name, and of each region: where, shape attributes, region attributes."""
