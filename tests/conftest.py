@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.browser import browser as browser  # for all folders
 
 from pg_mlx.ops import device
 

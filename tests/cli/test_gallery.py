@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html.parser
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,9 +167,8 @@ def test_only_its_own_pages_are_replaced(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def shown(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The page in Chromium; anything that it asks for, and any error, fails the test."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs pg_mlx[browser]")
     target = tmp_path_factory.mktemp("gallery") / "out.html"
     gallery = Gallery(str(target), ["detect cat ; dog"], 5)
     gallery.add(answer(10, "cat", score=0.5, text="x"))
@@ -181,21 +178,13 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     gallery.failure(Failure(Item("p4.png", "p4"), InputError("it is broken")))
     gallery.close()
     wrong: list[str] = []
-    with playwright.sync_playwright() as running:
-        own = running.chromium.executable_path
-        path = shutil.which("chromium") or shutil.which("google-chrome") or (own if Path(own).exists() else None)
-        if path is None:
-            pytest.skip("there is no Chromium (playwright install chromium)")
-        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on(
-            "request", lambda request: wrong.append(request.url) if request.url[:5] not in ("file:", "data:") else None
-        )
-        page.goto(target.as_uri())
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("request", lambda request: wrong.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
+    page.goto(target.as_uri())
+    yield page
+    page.close()
     assert wrong == []
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,7 +32,6 @@ LINE, LETTERS = 2, 20
 PICTURE = np.asarray(Image.open(SCENE).convert("RGB")).astype(int)
 """int [height, width, 3]"""
 TIMEOUT_MS = 30_000
-CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
 @contextmanager
@@ -53,20 +50,6 @@ def serving(*options: str) -> Iterator[str]:
 def page_address() -> Iterator[str]:
     with serving() as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs pg_mlx[browser]")
-    with playwright.sync_playwright() as running:
-        own = running.chromium.executable_path
-        path = shutil.which("chromium") or shutil.which("google-chrome") or (own if Path(own).exists() else None)
-        if path is None:
-            pytest.skip("there is no Chromium (playwright install chromium)")
-        arguments = [*CAMERA, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        browser = running.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Fixtures of this folder's tests."""
 
-from helpers.page import browser as browser
 from helpers.page import page as page
 from helpers.page import page_address as page_address
 from helpers.server import ai as ai
