@@ -21,7 +21,7 @@ _LOOK_S = 1.0
 """How often the cluster is asked for new nodes."""
 
 
-class _Worker:
+class _Actor:
     """What an actor does: it loads the model once, and answers one shard a call."""
 
     def __init__(self, job: BatchJob, folder: str, batch_size: int | None):
@@ -62,7 +62,7 @@ def run_on_ray(
                 "no node of the Ray cluster offers the resource mlx: ray start ... --resources='{\"mlx\": 1}'"
             )
         # replace() leaves out the listings, which are opened again where they are read.
-        remote = ray.remote(num_cpus=0, resources={RESOURCE: 1}, max_restarts=-1, max_task_retries=_TRIES - 1)(_Worker)
+        remote = ray.remote(num_cpus=0, resources={RESOURCE: 1}, max_restarts=-1, max_task_retries=_TRIES - 1)(_Actor)
         return _hand_out(ray, remote, (replace(job), str(place.folder), batch_size), numbers, done, cancelled)
     finally:
         ray.shutdown()
@@ -119,6 +119,6 @@ def _connected(address: str | None) -> Any:
         address, local = "local", {"resources": {RESOURCE: 1}, "include_dashboard": False}
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"the Ray cluster cannot be reached: {_last_line(error)}") from None
     return ray

@@ -71,7 +71,7 @@ def actors() -> list[int]:
             name = place.read_bytes()
         except OSError:
             continue
-        if b"ray::_Worker" in name:
+        if b"ray::_Actor" in name:
             found.append(int(place.parent.name))
     return found
 
@@ -126,13 +126,13 @@ def job_of(folder: Path, **load: Any) -> BatchJob:
 
 
 def test_a_shard_that_kills_is_set_aside(folder: Path, cluster: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    class Dies(on_ray._Worker):
+    class Dies(on_ray._Actor):
         def answer(self, number: int) -> int:
             if number == 1:
                 os._exit(9)
             return super().answer(number)
 
-    monkeypatch.setattr(on_ray, "_Worker", Dies)
+    monkeypatch.setattr(on_ray, "_Actor", Dies)
     job, seen = job_of(folder), []
     place = JobFolder.begin(job, tmp_path / "job")
     failed = on_ray.run_on_ray(job, place, [0, 1, 2, 3], cluster.address, None, lambda *done: seen.append(done))
