@@ -1,12 +1,14 @@
 """What do deaths on a Ray cluster leave of a job, and what does Ray cost?
 
     python -m benchmarks.fleet_ray --moments 10
+    python -m benchmarks.fleet_ray --data
     python -m benchmarks.fleet_ray --cost
 
 Needs Ray. The cluster has two nodes on this machine. In turn an actor, a node and the command itself (the driver) are
 killed with SIGKILL, at moments drawn between the first actor's start and the end of a calm run. After a driver's death
-the same line is given again. `--cost` counts the CPU seconds of all processes of Ray, shard by shard, and beside them
-those of one process without Ray. The first shard is start-up.
+the same line is given again. `--data` does this to a pipeline of Ray Data with a Predictor and a CheckpointConfig, in
+place of `pg-mlx batch --engine ray`. `--cost` counts the CPU seconds of all processes of Ray, shard by shard, and beside
+them those of one process without Ray. The first shard is start-up.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import argparse
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,11 +26,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fleet_jobs import expected_of, make_scenes, start, verdict, written
+from benchmarks.fleet_data import make_tables, texts
+from benchmarks.fleet_jobs import ROOT, Verdict, expected_of, make_scenes, start, verdict, written
 
-NODE: dict[str, Any] = {"num_cpus": 1, "resources": {"mlx": 1}, "object_store_memory": 100 << 20}
+NODE: dict[str, Any] = {"num_cpus": 2, "resources": {"mlx": 1}, "object_store_memory": 100 << 20}
 SHARD = 10
-ACTOR = b"ray::_Actor"
+ACTORS = (b"ray::_Actor", b"ray::MapWorker", b"ray::_MapWorker")
+Process = subprocess.Popen[str]
 PATIENCE_S = 300
 IDLE_S = 20
 
@@ -36,6 +42,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="pictures (default: 200)")
     parser.add_argument("--moments", type=int, default=10, help="how often something is killed (default: 10)")
     parser.add_argument("--seed", type=int, default=19)
+    parser.add_argument("--data", action="store_true", help="a pipeline of Ray Data with a Predictor")
     parser.add_argument("--cost", action="store_true", help="count CPU seconds instead")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,26 +57,68 @@ def main() -> None:
         try:
             cluster.add_node(**NODE)
             cluster.wait_for_nodes()
-            kill(cluster, scenes, Path(place), args.moments, random.Random(args.seed))
+            kind = Pipeline if args.data else Command
+            kill(cluster, kind(scenes, Path(place), cluster.address), args.moments, random.Random(args.seed))
         finally:
             cluster.shutdown()
 
 
-def kill(cluster: Any, scenes: Path, place: Path, moments: int, chance: random.Random) -> None:
-    expected = expected_of(scenes)
-    more = ("--shard", str(SHARD), "--engine", "ray", "--address", cluster.address)
-    process = start(scenes, place / "calm", *more)
+class Command:
+    """Jobs of `pg-mlx batch --engine ray`, by a name."""
+
+    def __init__(self, scenes: Path, place: Path, address: str):
+        self._scenes, self._place, self._address = scenes, place, address
+        self._expected = expected_of(scenes)
+
+    def start(self, name: str) -> Process:
+        more = ("--shard", str(SHARD), "--engine", "ray", "--address", self._address)
+        return start(self._scenes, self._place / name, *more)
+
+    def rows(self, name: str) -> int:
+        """How many rows are in files."""
+        return SHARD * len(written(self._place / name))
+
+    def verdict(self, name: str) -> Verdict:
+        return verdict(self._place / name, self._expected)
+
+
+class Pipeline(Command):
+    """Runs of `fleet_data`, by a name."""
+
+    def __init__(self, scenes: Path, place: Path, address: str):
+        super().__init__(scenes, place, address)
+        self._tables = make_tables(scenes, place / "tables", SHARD)
+
+    def start(self, name: str) -> Process:
+        places = (str(self._tables), str(self._place / name), str(self._place / f"{name}-checkpoints"))
+        command = [sys.executable, "-m", "benchmarks.fleet_data", *places, self._address]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def rows(self, name: str) -> int:
+        return len(texts(self._place / name))
+
+    def verdict(self, name: str) -> Verdict:
+        found = texts(self._place / name)
+        paths, right = {path for path, _ in found}, {answer["image"]: answer["text"] for answer in self._expected}
+        wrong = sum(text != right.get(path) for path, text in found)
+        kept = [path for path in (self._place / name).rglob("*") if path.is_file() and path.suffix != ".parquet"]
+        return Verdict(len(set(right) - paths), len(found) - len(paths), wrong, len(kept))
+
+
+def kill(cluster: Any, work: Command, moments: int, chance: random.Random) -> None:
+    process = work.start("calm")
     wait(actors)
     began = time.monotonic()
     end(process)
     span = time.monotonic() - began
-    print(f"calm: {span:.1f} s from the first actor to the end; {verdict(place / 'calm', expected)}", flush=True)
+    print(f"calm: {span:.1f} s from the first actor to the end; {work.verdict('calm')}", flush=True)
     for moment, what in zip(range(moments), cycle(("actor", "node", "driver")), strict=False):
-        job, delay = place / str(moment), chance.uniform(0, span)
-        process = start(scenes, job, *more)
+        wait(lambda: not actors())
+        name, delay = str(moment), chance.uniform(0, span)
+        process = work.start(name)
         wait(actors)
         time.sleep(delay)
-        before = written(job)
+        before = work.rows(name)
         if what == "actor":
             os.kill(chance.choice(wait(actors)), signal.SIGKILL)
         elif what == "node":
@@ -78,16 +127,14 @@ def kill(cluster: Any, scenes: Path, place: Path, moments: int, chance: random.R
             process.kill()
             process.communicate()
             wait(lambda: not actors())
-            process = start(scenes, job, *more)
-        seconds = time.monotonic()
+            process = work.start(name)
+        began = time.monotonic()
         end(process)
-        seconds = time.monotonic() - seconds
+        seconds = time.monotonic() - began
         wait(lambda: not actors())
-        after = written(job)
-        again = sum(after[name] != before[name] for name in before)
         print(
-            f"{what} killed {delay:.1f} s after the first actor's start, {len(before)} of {len(after)} shards whole: "
-            f"{verdict(job, expected)}, {again} whole shards answered again, no actor left; {seconds:.1f} s more",
+            f"{what} killed {delay:.1f} s after the first actor's start, {before} rows written: {work.verdict(name)}, "
+            f"no actor left; {seconds:.1f} s more",
             flush=True,
         )
         if what == "node":
@@ -95,7 +142,7 @@ def kill(cluster: Any, scenes: Path, place: Path, moments: int, chance: random.R
             cluster.wait_for_nodes()
 
 
-def end(process: Any) -> None:
+def end(process: Process) -> None:
     """Wait for a run. Ends the program if it has failed."""
     _, error = process.communicate(timeout=PATIENCE_S)
     if process.returncode:
@@ -104,7 +151,7 @@ def end(process: Any) -> None:
 
 def actors() -> list[int]:
     """The processes of this user that answer shards."""
-    return [pid for pid, _, _, name in processes() if ACTOR in name]
+    return [pid for pid, _, _, name in processes() if name.startswith(ACTORS)]
 
 
 def wait(condition: Callable[[], Any]) -> Any:
@@ -139,7 +186,7 @@ def spent() -> dict[str, float]:
         while above in known and above != os.getpid():
             above = known[above][0]
         if above == os.getpid():
-            total["actor" if ACTOR in name else "ray"] += seconds
+            total["actor" if name.startswith(ACTORS) else "ray"] += seconds
     return total
 
 
