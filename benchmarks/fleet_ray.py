@@ -7,8 +7,8 @@
 Needs Ray. The cluster has two nodes on this machine. In turn an actor, a node and the command itself (the driver) are
 killed with SIGKILL, at moments drawn between the first actor's start and the end of a calm run. After a driver's death
 the same line is given again. `--data` does this to a pipeline of Ray Data with a Predictor and a CheckpointConfig, in
-place of `pg-mlx batch --engine ray`. `--cost` counts the CPU seconds of all processes of Ray, shard by shard, and beside
-them those of one process without Ray. The first shard is start-up.
+place of `pg-mlx batch --engine ray`. `--cost` counts the CPU seconds of all processes of Ray, shard by shard, and
+beside them those of one process without Ray. The first shard is start-up.
 """
 
 from __future__ import annotations
