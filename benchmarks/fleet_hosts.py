@@ -3,14 +3,15 @@
     sudo python -m benchmarks.fleet_hosts          (needs root, iproute2 and OpenSSH's server; says so without them)
 
 The hosts are those of `parallel_hosts`. They share /Volumes/lab, in which a list of scenes stands, and the bundled demo
-in place of a 3B. Each has its own ~/.ray and /tmp/ray. The lines for Ray run where Ray is installed, and after them a
-third and a fourth attempt to join: without a token, and with another one.
+in place of a 3B. Each has its own ~/.ray and /tmp/ray. The lines for Ray run where Ray is installed. Before
+the second host joins as the page has it, it tries without the token and with another one.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -21,8 +22,12 @@ from typing import Any
 from benchmarks.fleet_jobs import ROOT, expected_of, make_scenes, verdict
 from benchmarks.parallel_hosts import DEMO, PATHS, Hosts, sh, wait
 
-COUNT = 60
+COUNT = 1040  # two shards
 LAB = "/Volumes/lab"
+REFUSED_S = 60
+"""How long an attempt may take that should be refused."""
+SHOWN = 8
+"""Lines of output, from the end; those of tracebacks are left out."""
 SETUP = f"""
 mount -t tmpfs none /Volumes
 mkdir {LAB}
@@ -79,7 +84,7 @@ def by_ssh(hosts: Hosts, lab: Path, expected: list[dict[str, Any]]) -> None:
     say(hosts, loop + done)
     status, merge = rest.splitlines()
     began = time.monotonic()
-    wait(lambda: say(hosts, status, quiet=True)[0] == 0, 240)
+    wait(lambda: say(hosts, status, quiet=True) == 0, 240)
     print(f"(after {time.monotonic() - began:.1f} s)")
     say(hosts, status)
     say(hosts, merge)
@@ -99,33 +104,37 @@ def on_ray(hosts: Hosts, lab: Path, expected: list[dict[str, Any]]) -> None:
     steps = dict(re.findall(rf"^# on ({'|'.join(WHERE)}).*\n((?:(?!#).*\n)+)", block, re.MULTILINE))
     every = steps["every Mac"]
     say(hosts, every + steps["the first"])
-    print("- a node without the token:")
-    say(hosts, "mv ~/.ray/auth_token ~/.ray/kept", "mini2", quiet=True)
-    say(hosts, every + steps["the others"], "mini2")
-    say(hosts, steps["the others"], "mini2")
-    print("- a node with another token:")
-    say(hosts, "printf %064d 7 > ~/.ray/auth_token", "mini2", quiet=True)
-    say(hosts, every + steps["the others"], "mini2")
-    print("- the command without the token:")
-    join = steps["any of them"].replace("auto", "mini1.local:6379")
+    join, command = steps["the others"], steps["any of them"].replace("auto", "mini1.local:6379")
+    for what, change in (
+        ("no token", "mv ~/.ray/auth_token ~/.ray/kept"),
+        ("another token", "printf %064d 7 > ~/.ray/auth_token"),
+    ):
+        print(f"- {what}, a node and the command:")
+        say(hosts, change, "mini2", quiet=True)
+        say(hosts, every + join, "mini2", seconds=REFUSED_S)
+        say(hosts, every + command, "mini2", seconds=REFUSED_S)
+    print("- no token, and the variable is not set:")
     say(hosts, "rm ~/.ray/auth_token", "mini2", quiet=True)
-    say(hosts, every + join, "mini2")
-    say(hosts, join, "mini2")
+    say(hosts, join, "mini2", seconds=REFUSED_S)
+    say(hosts, command, "mini2", seconds=REFUSED_S)
     print("- with the token:")
     say(hosts, "mv ~/.ray/kept ~/.ray/auth_token", "mini2", quiet=True)
-    say(hosts, every + steps["the others"], "mini2")
+    say(hosts, every + join, "mini2")
     say(hosts, every + steps["any of them"])
     print(verdict(lab / "captions", expected))
 
 
-def say(hosts: Hosts, lines: str, name: str = "mini1", quiet: bool = False) -> tuple[int, str]:
-    """Run lines on a host, and print what they print. Returns the exit code with it."""
-    process = hosts.start(IN_TERMINAL + lines, name)
-    out, error = process.communicate(timeout=240)
+def say(hosts: Hosts, lines: str, name: str = "mini1", quiet: bool = False, seconds: int = 240) -> int:
+    """Run lines on a host, and print what they print. Returns the exit code; 124 if they were stopped after so many
+    seconds."""
+    process = hosts.start(f"timeout {seconds} bash -c {shlex.quote(IN_TERMINAL + lines)}", name)
+    out, error = process.communicate()
     if not quiet:
-        printed = "\n".join(f"    {line}" for line in (out + error).splitlines() if line.strip())
-        print(f"{name}$ {lines.rstrip()}\n{printed}\n    -> exit code {process.returncode}", flush=True)
-    return process.returncode, out + error
+        printed = [line for line in (out + error).splitlines() if line.strip() and not line.startswith("  ")]
+        stopped = f" (stopped after {seconds} s)" if process.returncode == 124 else ""
+        print(f"{name}$ {lines.rstrip()}", *printed[-SHOWN:], sep="\n    ")
+        print(f"    -> exit code {process.returncode}{stopped}", flush=True)
+    return process.returncode
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ PermitRootLogin yes
 StrictModes no
 UsePAM no
 PidFile none
+Subsystem sftp internal-sftp
 """
 
 SSH = """
