@@ -205,7 +205,7 @@ def costs(scenes: Path, place: Path) -> None:
     print(f"here: {each * 1e3:.1f} ms of CPU a picture after the first shard", flush=True)
 
     folder = JobFolder.begin(job, place / "ray")
-    began, seen, idle = time.monotonic(), [], 0.0
+    before, began, seen, idle = sum(spent().values()), time.monotonic(), [], 0.0
 
     def done(number: int, errors: int) -> None:
         nonlocal idle
@@ -217,7 +217,7 @@ def costs(scenes: Path, place: Path) -> None:
     run_on_ray(job, folder, list(folder.numbers()), None, None, done)
     (start_s, start_of), (end_s, end_of) = seen[0], seen[-1]
     pictures = 100 * (len(seen) - 1)
-    print(f"Ray: start-up and the first shard took {start_s:.1f} s, CPU {sum(start_of.values()):.1f} s")
+    print(f"Ray: start-up and the first shard took {start_s:.1f} s, CPU {sum(start_of.values()) - before:.1f} s")
     for name in ("actor", "ray"):
         print(f"  {name}: {(end_of[name] - start_of[name]) / pictures * 1e3:.1f} ms of CPU a picture after that")
     print(f"  {pictures} pictures in {end_s - start_s:.1f} s; without work, Ray uses {idle:.3f} of a core")

@@ -16,7 +16,7 @@ from helpers.regions import scene
 
 from pg_mlx.batch import Predictor, on_ray
 from pg_mlx.batch.job import BatchJob, JobFolder
-from pg_mlx.errors import PgMlxError
+from pg_mlx.errors import InputError, PgMlxError
 
 ray = pytest.importorskip("ray")
 
@@ -166,6 +166,20 @@ def test_predictor_in_ray_data(folder: Path, expected: list, cluster: Any, tmp_p
     finally:
         ray.shutdown()
     assert found == {answer["image"]: answer["text"] for answer in expected}
+
+
+def test_a_cluster_whose_token_is_missing_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = getattr(ray.exceptions, "AuthenticationError", ray.exceptions.RayError)
+
+    def refuse(**options: Any) -> None:
+        raise kind("no authentication token was found")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    place = JobFolder.begin(job_of(folder), tmp_path / "job")
+    with pytest.raises(InputError, match=r"the Ray cluster cannot be reached: .*no authentication token was found"):
+        on_ray.run_on_ray(job_of(folder), place, [0], "10.0.0.1:6379", None, lambda *done: None)
 
 
 def test_a_cluster_without_the_resource_is_refused(folder: Path, tmp_path: Path) -> None:
