@@ -66,6 +66,9 @@ def main() -> None:
 class Command:
     """Jobs of `pg-mlx batch --engine ray`, by a name."""
 
+    may_end = False
+    """Whether the death of an actor or a node may end a run."""
+
     def __init__(self, scenes: Path, place: Path, address: str):
         self._scenes, self._place, self._address = scenes, place, address
         self._expected = expected_of(scenes)
@@ -84,6 +87,8 @@ class Command:
 
 class Pipeline(Command):
     """Runs of `fleet_data`, by a name."""
+
+    may_end = True  # Ray Data has actors of its own on the nodes
 
     def __init__(self, scenes: Path, place: Path, address: str):
         super().__init__(scenes, place, address)
@@ -128,12 +133,19 @@ def kill(cluster: Any, work: Command, moments: int, chance: random.Random) -> No
             process.communicate()
             wait(lambda: not actors())
             process = work.start(name)
-        began = time.monotonic()
-        end(process)
+        began, again = time.monotonic(), ""
+        try:
+            end(process)
+        except SystemExit:
+            if not work.may_end:
+                raise
+            again = "it ended, and its line was given again; "
+            wait(lambda: not actors())
+            end(work.start(name))
         seconds = time.monotonic() - began
         wait(lambda: not actors())
         print(
-            f"{what} killed {delay:.1f} s after the first actor's start, {before} rows written: {work.verdict(name)}, "
+            f"{what} killed {delay:.1f} s after the first actor's start, {before} rows written: {again}{work.verdict(name)}, "
             f"no actor left; {seconds:.1f} s more",
             flush=True,
         )
