@@ -145,8 +145,8 @@ def kill(cluster: Any, work: Command, moments: int, chance: random.Random) -> No
         seconds = time.monotonic() - began
         wait(lambda: not actors())
         print(
-            f"{what} killed {delay:.1f} s after the first actor's start, {before} rows written: {again}{work.verdict(name)}, "
-            f"no actor left; {seconds:.1f} s more",
+            f"{what} killed {delay:.1f} s after the first actor's start, {before} rows written: "
+            f"{again}{work.verdict(name)}, no actor left; {seconds:.1f} s more",
             flush=True,
         )
         if what == "node":
