@@ -25,6 +25,7 @@ from pathlib import Path
 from benchmarks.parallel_ranks import ROOT, leading
 
 PAGE = ROOT / "docs" / "parallel.md"
+DEMO = ROOT / "pg_mlx" / "demo" / "checkpoint"
 HOSTS = {"mini1": "10.0.0.1", "mini2": "10.0.0.2"}
 SILENCE = 6.0
 MODEL = "pg2-28b-448-8bit"
@@ -41,6 +42,7 @@ chmod 600 /opt/ssh/key /opt/ssh/host_key
 mount --bind {folder}/hosts /etc/hosts
 mount --bind {folder}/ssh_config /etc/ssh/ssh_config
 mkdir -p /run/sshd
+{more}
 exec /usr/sbin/sshd -D -e -f {folder}/sshd_config
 """
 
@@ -51,6 +53,7 @@ PermitRootLogin yes
 StrictModes no
 UsePAM no
 PidFile none
+Subsystem sftp internal-sftp
 """
 
 SSH = """
@@ -65,8 +68,9 @@ Host *
 class Hosts:
     """The two hosts. They vanish at the end of the block."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, more: str = ""):
+        """folder: what the hosts share; lines start there. more: commands that each host runs first."""
+        self._folder, self._more = folder, more
         self._servers: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Hosts:
@@ -81,9 +85,7 @@ class Hosts:
         sh("ip link add pg1 netns mini1 type veth peer name pg2 netns mini2")
         for number, (name, ip) in enumerate(HOSTS.items(), 1):
             sh(f"ip -n {name} addr add {ip}/24 dev pg{number} && ip -n {name} link set pg{number} up")
-            setup = SETUP.format(
-                environment=python, demo=ROOT / "pg_mlx" / "demo" / "checkpoint", model=MODEL, folder=folder
-            )
+            setup = SETUP.format(environment=python, demo=DEMO, model=MODEL, folder=folder, more=self._more)
             log = (folder / f"{name}.log").open("wb")
             self._servers[name] = subprocess.Popen(
                 ["ip", "netns", "exec", name, "bash", "-c", setup], stdout=log, stderr=log
@@ -99,9 +101,9 @@ class Hosts:
                     os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], check=False)
 
-    def start(self, line: str) -> subprocess.Popen[str]:
-        """A line of a shell on the first host, in a folder with lan.json and cat.jpg."""
-        server = self._servers["mini1"].pid
+    def start(self, line: str, name: str = "mini1") -> subprocess.Popen[str]:
+        """A line of a shell on a host, in the folder that the hosts share."""
+        server = self._servers[name].pid
         shell = ["nsenter", "-t", str(server), "-m", "-n", "bash", "-c", f"cd {self._folder} && {line}"]
         return subprocess.Popen(
             shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

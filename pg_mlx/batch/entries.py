@@ -59,10 +59,10 @@ class Listing(Protocol):
     name: str
     """What messages call it."""
     identity: str
-    """Differs if the listing holds other pictures. The same on another machine, wherever its folder is mounted there.
-    It depends on names and sizes, and not on the content of pictures."""
+    """Another text if the listing holds other pictures, and the same text on another machine, wherever the folder is
+    mounted there. It depends on names and sizes, and not on the content of pictures."""
     integer_ids: bool
-    """Whether all ids are int; else they are str, or both."""
+    """Whether all ids are int. If not, they are str, or some of each."""
 
     def sections(self, size: int) -> list[Section]:
         """All entries, in sections of at most so many."""

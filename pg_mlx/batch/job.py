@@ -18,7 +18,7 @@ from .sources import open_listings
 JOB_FILE = "job.json"
 
 _FORM = 1
-"""Of job.json; a program that writes it in another form counts on."""
+"""The form of job.json; raised by one whenever a version of pg_mlx writes another form."""
 _MAX_BYTES = 1 << 30
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +19,13 @@ CPUs that other tasks of the cluster hold, and no machine has more models in mem
 
 _TRIES = 3
 """Deaths of an actor on one shard; then the shard is set aside."""
+_STARTS = 10
+"""Deaths of actors in a row before they have loaded the model; then the job ends."""
 _LOOK_S = 1.0
-"""How often the cluster is asked for new nodes."""
+"""How often the cluster is asked for new nodes, and the pause after an actor that has not started."""
 
 
-class _Worker:
+class _Actor:
     """What an actor does: it loads the model once, and answers one shard a call."""
 
     def __init__(self, job: BatchJob, folder: str, batch_size: int | None):
@@ -51,9 +55,10 @@ def run_on_ray(
     """Answer shards on a cluster; returns those that could not be answered, with the reason.
 
     address: the cluster's; None for one that RAY_ADDRESS names, or else for this machine alone. Its nodes see the
-    sources and the job's folder under the same paths. done: called with a shard and its number of errors. Ray starts an
-    actor again that has died, alone or with its node, and repeats its shard; nodes that join get actors.
-    Raises InputError if Ray is not installed, cannot be reached, or no node offers RESOURCE.
+    sources and the job's folder under the same paths. done: called with a shard and its number of errors.
+    If an actor dies, alone or with its node, its shard is given to another one. Nodes that join get actors.
+    Raises InputError if Ray is not installed, cannot be reached, or no node offers RESOURCE, and PgMlxError if actors
+    cannot load the model or no node is left.
     """
     ray = _connected(address)
     try:
@@ -62,7 +67,8 @@ def run_on_ray(
                 "no node of the Ray cluster offers the resource mlx: ray start ... --resources='{\"mlx\": 1}'"
             )
         # replace() leaves out the listings, which are opened again where they are read.
-        remote = ray.remote(num_cpus=0, resources={RESOURCE: 1}, max_restarts=-1, max_task_retries=_TRIES - 1)(_Worker)
+        # Ray itself repeats nothing: a node that is lost could use up all tries of a shard before Ray knows of it.
+        remote = ray.remote(num_cpus=0, resources={RESOURCE: 1}, max_restarts=0, max_task_retries=0)(_Actor)
         return _hand_out(ray, remote, (replace(job), str(place.folder), batch_size), numbers, done, cancelled)
     finally:
         ray.shutdown()
@@ -76,26 +82,40 @@ def _hand_out(
     done: Callable[[int, int], None],
     cancelled: Callable[[], bool],
 ) -> dict[int, str]:
-    """One shard at a time to each actor. An actor without work is ended at once: on a cluster that has lost a node,
-    another one may be waiting for its place."""
-    waiting, running, failed = list(reversed(numbers)), dict[Any, tuple[Any, int]](), dict[int, str]()
+    """One shard at a time to each actor that has loaded the model, so that no shard waits for an actor's start.
+    An actor without work is ended at once: on a cluster that has lost a node, another one may be waiting for its place.
+    """
+    waiting, failed, deaths, lost = list(reversed(numbers)), dict[int, str](), Counter[int](), 0
+    starting, running = dict[Any, Any](), dict[Any, tuple[Any, int]]()
     while (waiting or running) and not cancelled():
         places = int(ray.cluster_resources().get(RESOURCE, 0))
-        while waiting and len(running) < places:
-            actor, number = remote.remote(*arguments), waiting.pop()
-            running[actor.answer.remote(number)] = actor, number
-        if not running:
+        if not running and not places:
             raise PgMlxError("no node offers the resource mlx any more; the same line goes on when one does")
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_S)
-        for reference in ready:
-            actor, number = running.pop(reference)
+        while len(starting) < min(places - len(running), len(waiting)):
+            actor = remote.remote(*arguments)
+            starting[actor.__ray_ready__.remote()] = actor
+        for reference in ray.wait([*starting, *running], num_returns=1, timeout=_LOOK_S)[0]:
+            actor, number = running.pop(reference, None) or (starting.pop(reference), None)
             try:
-                done(number, ray.get(reference))
+                errors = ray.get(reference)
+                lost = 0
+                if number is not None:
+                    done(number, errors)
             except ray.exceptions.RayActorError as error:
-                if getattr(error, "cause", None) is not None or "__init__" in str(error):
-                    raise PgMlxError(f"an actor could not load the model: {_last_line(error)}") from None
-                failed[number] = f"its process died {_TRIES} times"
+                ray.kill(actor)  # it may only be out of reach
+                if number is None:
+                    lost += 1
+                    _check_start(error, lost)
+                    time.sleep(_LOOK_S)
+                    continue
+                deaths[number] += 1
+                if deaths[number] < _TRIES:
+                    waiting.append(number)
+                else:
+                    failed[number] = f"its process died {_TRIES} times"
+                continue
             except ray.exceptions.RayTaskError as error:
+                assert number is not None
                 failed[number] = _last_line(error)
             if waiting:
                 number = waiting.pop()
@@ -103,6 +123,14 @@ def _hand_out(
             else:
                 ray.kill(actor)
     return failed
+
+
+def _check_start(error: Any, lost: int) -> None:
+    """Raises PgMlxError if there is no use in starting another actor."""
+    if getattr(error, "cause", None) is not None or "__init__" in str(error):
+        raise PgMlxError(f"an actor could not load the model: {_last_line(error)}") from None
+    if lost >= _STARTS:
+        raise PgMlxError(f"{lost} processes in a row died before they had loaded the model: {_last_line(error)}")
 
 
 def _last_line(error: Exception) -> str:
@@ -119,6 +147,6 @@ def _connected(address: str | None) -> Any:
         address, local = "local", {"resources": {RESOURCE: 1}, "include_dashboard": False}
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"the Ray cluster cannot be reached: {_last_line(error)}") from None
     return ray

@@ -85,7 +85,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], integer_ids: bool) ->
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file that write_rows has written, as they were, but for ids that were stored as text."""
+    """The rows of a file that write_rows has written, as they were, except that ids may have become text."""
     with _pyarrow("parquet").ParquetFile(path) as file:
         for batch in file.iter_batches(1024):
             for row in batch.to_pylist():

@@ -26,8 +26,8 @@ class Predictor:
     mapInPandas and pyarrow's batches go through it as docs/batch.md shows.
 
     One row comes out for each row that goes in, in its order. A picture that cannot be read is an `error` in its row,
-    and the rows beside it have their answers. Calls from several threads wait for each other. A call with fewer rows
-    than some hundred does not keep the batches full.
+    and the rows beside it have their answers. Calls from several threads wait for each other. A call ends with
+    batches that are not full, so give it a few hundred rows or more.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One process answers shards of a job, one behind the other, without a pause between them."""
+"""One process answers shards of a job, one after another, without a pause between them."""
 
 from __future__ import annotations
 

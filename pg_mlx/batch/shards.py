@@ -92,7 +92,8 @@ class ShardFiles:
 
 
 def write_whole(target: Path, fill: Callable[[Path], None], replace: bool = True) -> bool:
-    """Write a file that takes its name when it is complete and durable; False if it may not be replaced and is there.
+    """Write a file under another name, make it durable, and give it its name. Returns False if a file with this name is
+    there and may not be replaced.
 
     fill: writes to the path that it is given. Raises PgMlxError if the file cannot be written.
     """

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..batch.job import BatchJob, JobFolder
 
 DESCRIPTION = """\
-Ask PaliGemma about very many pictures. Answers go to files of rows, each of which appears when it is whole.
-The same line again goes on where the last run has ended, however it ended."""
+Ask PaliGemma about very many pictures. Answers go to files of rows. A file appears when it is whole.
+Give the same line again to go on where the last run has ended, however it ended."""
 
 EPILOG = """\
 SOURCE is a folder with pictures, or one of these files, or a folder with files of one kind:
@@ -71,7 +71,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--part", type=_part, default=(1, 1), metavar="I/N", help="answer every N-th shard only, from the I-th"
     )
-    p.add_argument("--retry", action="store_true", help="also answer whole shards again that have errors in them")
+    p.add_argument("--retry", action="store_true", help="answer shards with errors in them again, too")
     p.add_argument("--engine", choices=("here", "ray"), default="here", help="ray: on a Ray cluster (default: here)")
     p.add_argument("--address", metavar="A", help="of the Ray cluster: HOST:PORT, or auto for this machine's")
     p.add_argument("--status", metavar="DIR", help="say how far a job is, and nothing else")

@@ -16,7 +16,7 @@ from helpers.regions import scene
 
 from pg_mlx.batch import Predictor, on_ray
 from pg_mlx.batch.job import BatchJob, JobFolder
-from pg_mlx.errors import PgMlxError
+from pg_mlx.errors import InputError, PgMlxError
 
 ray = pytest.importorskip("ray")
 
@@ -71,7 +71,7 @@ def actors() -> list[int]:
             name = place.read_bytes()
         except OSError:
             continue
-        if b"ray::_Worker" in name:
+        if b"ray::_Actor" in name:
             found.append(int(place.parent.name))
     return found
 
@@ -126,13 +126,13 @@ def job_of(folder: Path, **load: Any) -> BatchJob:
 
 
 def test_a_shard_that_kills_is_set_aside(folder: Path, cluster: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    class Dies(on_ray._Worker):
+    class Dies(on_ray._Actor):
         def answer(self, number: int) -> int:
             if number == 1:
                 os._exit(9)
             return super().answer(number)
 
-    monkeypatch.setattr(on_ray, "_Worker", Dies)
+    monkeypatch.setattr(on_ray, "_Actor", Dies)
     job, seen = job_of(folder), []
     place = JobFolder.begin(job, tmp_path / "job")
     failed = on_ray.run_on_ray(job, place, [0, 1, 2, 3], cluster.address, None, lambda *done: seen.append(done))
@@ -166,6 +166,20 @@ def test_predictor_in_ray_data(folder: Path, expected: list, cluster: Any, tmp_p
     finally:
         ray.shutdown()
     assert found == {answer["image"]: answer["text"] for answer in expected}
+
+
+def test_a_cluster_whose_token_is_missing_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = getattr(ray.exceptions, "AuthenticationError", ray.exceptions.RayError)
+
+    def refuse(**options: Any) -> None:
+        raise kind("no authentication token was found")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    place = JobFolder.begin(job_of(folder), tmp_path / "job")
+    with pytest.raises(InputError, match=r"the Ray cluster cannot be reached: .*no authentication token was found"):
+        on_ray.run_on_ray(job_of(folder), place, [0], "10.0.0.1:6379", None, lambda *done: None)
 
 
 def test_a_cluster_without_the_resource_is_refused(folder: Path, tmp_path: Path) -> None:
