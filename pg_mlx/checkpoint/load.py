@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -46,8 +46,21 @@ class Maker(Protocol):
         ...
 
 
+class Part(NamedTuple):
+    """What one of several processes holds of a model."""
+
+    about: str
+    """Which process, where, and which part, in words."""
+    weight_bytes: int
+    token_bytes: int
+    """Bytes that the keys and values of one token take."""
+
+
 class Team(Protocol):
     """Processes that hold one model together (parallel/)."""
+
+    parts: tuple[Part, ...]
+    """What each of them holds of the model that was loaded last, this process first."""
 
     def load(
         self, path_or_repo: str | Path, options: LoadOptions, progress: Progress | None

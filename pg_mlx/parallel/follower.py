@@ -12,9 +12,9 @@ from ..checkpoint.load import load_weights
 from ..errors import InputError
 from ..gemma import Gemma
 from ..memory.residency import release
-from .agreement import Agreed, LoadRequest, agree
+from .agreement import Agreed, LoadRequest, agree, read
 from .decoder import Mode, read_list
-from .link import Command, Link, first_line
+from .link import Command, Link
 from .modes import mode_of
 
 ReadSome = Callable[[mx.array, list[int] | None], tuple[mx.array, KVCache]]
@@ -52,9 +52,8 @@ class Follower:
             agreed = agree(self._link, ask)
         except InputError:
             return  # rank 0 says why
-        loaded, failure = self._link.together(partial(self._read, agreed))
-        errors = self._link.exchange("" if failure is None else first_line(failure))
-        if loaded is not None and not any(errors):
+        loaded, _, everybody = read(self._link, agreed, partial(self._read, agreed))
+        if not any(facts.error for facts in everybody):
             self._gemma = loaded
 
     def _read(self, agreed: Agreed) -> Gemma:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import mlx.core as mx
 
 from ..errors import InputError
-
-_STARTED = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-"""Variables that launchers set, of MLX's own and of MPI."""
+from .launched import launched_rank
 
 
 def processes() -> mx.distributed.Group | None:
     """The group of processes that this one belongs to; None if it is alone."""
-    if not any(name in os.environ for name in _STARTED):
+    if launched_rank() is None:
         return None
     group = mx.distributed.init()
     return group if group.size() > 1 else None
@@ -23,7 +19,7 @@ def processes() -> mx.distributed.Group | None:
 def required() -> mx.distributed.Group:
     """The same. Raises InputError if this process is alone, or cannot reach the others."""
     try:
-        group = mx.distributed.init(strict=True) if any(name in os.environ for name in _STARTED) else None
+        group = mx.distributed.init(strict=True) if launched_rank() is not None else None
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--parallel: the other processes cannot be reached: {error}") from None
     if group is None or group.size() == 1:
