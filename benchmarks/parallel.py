@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import parallel_checks
+from benchmarks.parallel_bytes import BEFORE
 from benchmarks.parallel_ranks import ROOT, Ranks, command, free_ports, leading
 
 MODELS = "benchmarks.parallel_cases"
@@ -44,9 +46,10 @@ DELAY_MS = 2.0
 ROUNDS = 3
 
 
-def ran(size: int, function: str, *arguments: str, ops: str = "cpu") -> str:
-    """What rank 0 printed. Ends the program if a rank failed, or another rank printed something."""
-    with Ranks([leading(MODELS, function, *arguments)], size, PG_MLX_OPS=ops) as ranks:
+def ran(size: int, function: str, *arguments: str, ops: str = "cpu", module: str = MODELS, **more: str) -> str:
+    """What rank 0 printed; more: as `leading`. Ends the program if a rank failed, or another rank printed something."""
+    program = leading(module, function, *arguments, **more)  # type: ignore[arg-type]
+    with Ranks([program], size, PG_MLX_OPS=ops) as ranks:
         first, *others = ranks.finish()
     if first.returncode or any(one.returncode or one.stdout or one.stderr for one in others):
         raise SystemExit(f"{function} on {size} ranks failed:\n{first.stderr}")
@@ -64,6 +67,15 @@ def exact(_: argparse.Namespace) -> None:
             )
     for size, shares in {**several, 2: ("", "3:1"), 3: ("",), 4: ("",)}.items():
         print(ran(size, "tensor_is_near", *shares), end="", flush=True)
+    checks = "benchmarks.parallel_checks"
+    for family, size, many_bytes in (("pg2", 2, 1 << 18), ("pg1", 3, 1 << 18), ("pg1", 3, 0), ("pg2", 4, 0)):
+        before = parallel_checks.BEFORE.format(many_bytes=many_bytes)
+        ran(size, "tensor_ranks_are_alike", family, module=checks, before=before, follower="Watched")
+        print(f"tensor, {family}, {size} ranks: all ranks have the same bits", flush=True)
+    for size in (2, 3, 4):
+        before = parallel_checks.BEFORE.format(many_bytes=1 << 18)
+        ran(size, "pipeline_messages", module=checks, before=before, follower="Watched")
+        print(f"pipeline, {size} ranks: {size + 1} messages a pass", flush=True)
 
 
 def order(args: argparse.Namespace) -> None:
@@ -152,10 +164,14 @@ def bytes_read(args: argparse.Namespace) -> None:
     if args.model is None:
         print("bytes: needs --model FOLDER")
         return
-    before = f"from {MODELS} import MeasuredFollower"
+    alone = f"from benchmarks.parallel_bytes import alone; alone({str(args.model.resolve())!r})"
+    environment = {**os.environ, "PG_MLX_OPS": "gpu", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", alone], cwd=ROOT, env=environment, check=True)
     for mode, shares in (("pipeline", "1:1"), ("tensor", "1:1"), ("tensor", "10:6")):
         ask = (mode, shares, str(args.model.resolve()))
-        program = leading(MODELS, "what_is_held", *ask, before=before, follower="MeasuredFollower", silence=600)
+        program = leading(
+            "benchmarks.parallel_bytes", "what_is_held", *ask, before=BEFORE, follower="MeasuredFollower", silence=600
+        )
         with Ranks([program], 2, PG_MLX_OPS="gpu") as ranks:
             for one in ranks.finish():
                 print("".join(f"{mode} {shares}, {line}\n" for line in one.stdout.splitlines()) or one.stderr, end="")

@@ -46,7 +46,7 @@ class Maker(Protocol):
         ...
 
 
-class Part(NamedTuple):
+class HeldPart(NamedTuple):
     """What one of several processes holds of a model."""
 
     about: str
@@ -59,7 +59,7 @@ class Part(NamedTuple):
 class Team(Protocol):
     """Processes that hold one model together (parallel/)."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[HeldPart, ...]
     """What each of them holds of the model that was loaded last, this process first."""
 
     def load(

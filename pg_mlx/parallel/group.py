@@ -21,7 +21,7 @@ def required() -> mx.distributed.Group:
     try:
         group = mx.distributed.init(strict=True) if launched_rank() is not None else None
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"--parallel: the other processes cannot be reached: {error}") from None
+        raise InputError(f"--parallel: no other process can be reached (mlx.launch -n 2 starts two): {error}") from None
     if group is None or group.size() == 1:
         raise InputError("--parallel needs several processes, and this one is alone: start it with mlx.launch -n 2 --")
     return group

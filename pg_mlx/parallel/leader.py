@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..checkpoint.load import LoadOptions, Part, Progress, load_weights, with_processor
+from ..checkpoint.load import HeldPart, LoadOptions, Progress, load_weights, with_processor
 from ..errors import PgMlxError
 from ..paligemma import PaliGemma
 from .agreement import Agreed, LoadRequest, agree, read
@@ -28,7 +28,7 @@ class Leader:
 
     def __init__(self, link: Link, mode: str, shares: Sequence[int] | None = None):
         self.link, self._mode, self._shares = link, mode, shares
-        self.parts = tuple[Part, ...]()
+        self.parts = tuple[HeldPart, ...]()
         """What each rank holds of the model that was loaded last, by rank."""
 
     def load(
@@ -65,7 +65,7 @@ class Leader:
                 raise PgMlxError(f"rank {rank} on {facts.host}: {facts.error}")
         assert loaded is not None
         self.parts = tuple(
-            Part(f"rank {rank} on {facts.host}: {facts.about}", facts.weight_bytes, facts.token_bytes)
+            HeldPart(f"rank {rank} on {facts.host}: {facts.about}", facts.weight_bytes, facts.token_bytes)
             for rank, facts in enumerate(everybody)
         )
         return loaded

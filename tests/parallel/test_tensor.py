@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.parallel_checks import BEFORE
 from benchmarks.parallel_ranks import lead
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -13,6 +14,11 @@ MODELS = "benchmarks.parallel_cases"
 @pytest.mark.parametrize("ops_of_ranks", ["cpu", "gpu"])
 def test_logits_are_near(ops_of_ranks: str) -> None:
     lead(2, MODELS, "tensor_is_near", "3:1" if ops_of_ranks == "cpu" else "", ops=ops_of_ranks)
+
+
+def test_all_ranks_see_the_same_bits() -> None:
+    ask = (2, "benchmarks.parallel_checks", "tensor_ranks_are_alike", "pg2")
+    lead(*ask, before=BEFORE.format(many_bytes=1 << 18), follower="Watched")
 
 
 def test_which_logits_all_ranks_compute() -> None:

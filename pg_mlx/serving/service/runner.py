@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ...checkpoint.load import LoadOptions, Part, load_with
+from ...checkpoint.load import HeldPart, LoadOptions, load_with
 from ...errors import InputError, PgMlxError
 from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, TokenLogprob, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
@@ -219,12 +219,12 @@ class Runner:
         return self._prefix(request) + request.options.max_tokens + ROOM
 
 
-def _whole(model: PaliGemma) -> Part:
+def _whole(model: PaliGemma) -> HeldPart:
     """What this process holds of a model that no other one shares."""
-    return Part("all", held_bytes(model), model.config.text.cache_bytes(model.dtype.size))
+    return HeldPart("all", held_bytes(model), model.config.text.cache_bytes(model.dtype.size))
 
 
-def _room(model: PaliGemma, limits: Limits, parts: Sequence[Part]) -> CacheRoom:
+def _room(model: PaliGemma, limits: Limits, parts: Sequence[HeldPart]) -> CacheRoom:
     """What is left for caches, and for prefixes longer than those that are read together. parts: of the model; the
     limit holds for each process by itself, so the most that one has of weights and of a token's keys and values
     counts. Raises ServingError if the model leaves nothing."""
