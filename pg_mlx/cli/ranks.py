@@ -1,4 +1,4 @@
-"""A command whose model lies on several machines: rank 0 does what the command does, the others obey it."""
+"""A command whose model lies on several machines: rank 0 does what the command does, the others help it."""
 
 from __future__ import annotations
 

@@ -43,13 +43,13 @@ class LoadRequest:
 
     @classmethod
     def of(cls, model: str | Path, mode: str, shares: Sequence[int] | None, options: LoadOptions) -> LoadRequest:
-        """From what `load_with` is given."""
+        """A request for what `load_with` is given."""
         given = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _LOCAL}
         plain = {name: _plain(value) for name, value in given.items()}
         return cls(str(model), mode, None if shares is None else tuple(shares), plain)
 
     def to_numbers(self) -> list[int]:
-        """As values of a command."""
+        """The request as integers of a command."""
         return list(json.dumps(asdict(self)).encode())
 
     @classmethod
@@ -77,7 +77,7 @@ class Facts:
 
     host: str
     programs: str = ""
-    """Versions."""
+    """The versions of pg_mlx and MLX."""
     weights: str = ""
     """A digest of its files of weights and configurations."""
     dtype: str = ""

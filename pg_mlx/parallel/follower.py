@@ -1,4 +1,4 @@
-"""The other ranks: they do what rank 0 says, and say nothing."""
+"""The ranks above 0: they do what rank 0 says, and print nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Follower:
         self._caches: dict[int, KVCache] = {}
 
     def run(self) -> None:
-        """Obey until rank 0 ends. A failure ends the process (Link.waiting)."""
+        """Do what rank 0 says, until it says stop. A failure ends the process (Link.waiting)."""
         while True:
             command, values, dropped = self._link.next_command()
             for handle in dropped:
@@ -83,9 +83,7 @@ class Follower:
         mx.eval(made.layers)
         caches[handle] = made
 
-    def _pass(
-        self, values: list[int], read: Callable[[mx.array, list[int] | None], tuple[mx.array, KVCache]]
-    ) -> KVCache:
+    def _pass(self, values: list[int], read: ReadSome) -> KVCache:
         assert self._mode is not None
         shape, rest = values[:3], values[3:]
         numbers = read_list(rest)

@@ -17,7 +17,7 @@ def processes() -> mx.distributed.Group | None:
 
 
 def required() -> mx.distributed.Group:
-    """The same. Raises InputError if this process is alone, or cannot reach the others."""
+    """The group of processes that this one belongs to. Raises InputError if it is alone, or cannot reach the others."""
     try:
         group = mx.distributed.init(strict=True) if launched_rank() is not None else None
     except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Rank 0: it alone reads pictures, decides, and speaks."""
+"""Rank 0: it alone reads pictures, decides, and prints."""
 
 from __future__ import annotations
 
