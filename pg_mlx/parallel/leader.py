@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..checkpoint.load import HeldPart, LoadOptions, Progress, load_weights, with_processor
+from ..checkpoint.load import LoadOptions, Progress, load_weights, with_processor
 from ..errors import PgMlxError
+from ..memory.residency import HeldPart
 from ..paligemma import PaliGemma
 from .agreement import Agreed, LoadRequest, agree, read
 from .link import Command, Link

@@ -10,10 +10,10 @@ from helpers.models import tiny
 from helpers.service import CAPTION, CHECKPOINT, MIXED, SCENE, WILD, Asked, loaded, service
 from PIL import Image
 
-from pg_mlx.checkpoint.load import HeldPart, LoadOptions
+from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.generation.engine import PREFILL_TOKENS
-from pg_mlx.memory.residency import model_scratch_bytes
+from pg_mlx.memory.residency import HeldPart, model_scratch_bytes
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
 from pg_mlx.serving.service.requests import Answered, Ask, prepare

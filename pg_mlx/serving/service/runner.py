@@ -11,12 +11,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ...checkpoint.load import HeldPart, LoadOptions, load_with
+from ...checkpoint.load import LoadOptions, load_with
 from ...errors import InputError, PgMlxError
 from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, TokenLogprob, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
-from ...memory.residency import held_bytes, model_scratch_bytes
+from ...memory.residency import HeldPart, held_bytes, model_scratch_bytes
 from ...ops import device, watchdog
 from ...ops.device import dtype_name
 from ...paligemma import PaliGemma
@@ -66,7 +66,7 @@ class Runner:
             raise ServingError("failed", str(error)) from None
         mx.set_cache_limit(limits.spare_bytes)  # loading has set one of its own
         weights = held_bytes(self.model)
-        self._room = _room(self.model, limits, options.team.parts if options.team else [_whole(self.model)])
+        self._room = _room(self.model, limits, options.team.parts if options.team else [HeldPart.whole(self.model)])
         self._limits = limits
         self._jobs: dict[Row, Job] = {}
         self._lost = False
@@ -217,11 +217,6 @@ class Runner:
     def _slots(self, request: Request) -> int:
         """The most slots that its cache may have: it grows by ROOM, or less if no row needs as much."""
         return self._prefix(request) + request.options.max_tokens + ROOM
-
-
-def _whole(model: PaliGemma) -> HeldPart:
-    """What this process holds of a model that no other one shares."""
-    return HeldPart("all", held_bytes(model), model.config.text.cache_bytes(model.dtype.size))
 
 
 def _room(model: PaliGemma, limits: Limits, parts: Sequence[HeldPart]) -> CacheRoom:
