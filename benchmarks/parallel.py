@@ -42,6 +42,12 @@ TASKS = {
     "detect, constrained": ("detect red circle ; blue square ; green star", "--constrain"),
     "segment, constrained": ("segment red circle", "--constrain"),
 }
+EXACT = ("pg1", "pg2", "pg2-adapter", "demo", "demo-adapter")
+NEAR = (
+    (2, "", ("pg1", "pg2")), (2, "3:1", ("pg1", "pg2")), (2, "2:1", ("demo",)), (3, "", ("pg1", "demo")),
+    (4, "", ("pg1", "pg2")),
+)  # fmt: skip
+"""Ranks, shares, and checkpoints that can be divided so: pg2 has two heads of keys, the demo three heads."""
 DELAY_MS = 2.0
 ROUNDS = 3
 
@@ -57,16 +63,12 @@ def ran(size: int, function: str, *arguments: str, ops: str = "cpu", module: str
 
 
 def exact(_: argparse.Namespace) -> None:
-    several: dict[int, tuple[str, ...]] = {2: ("", "1:3"), 3: ("", "1:2:1")}
-    for size, shares in several.items():
+    for size, shares in ((2, ""), (2, "1:3"), (3, ""), (3, "1:2:1")):
         for ops in ("cpu", "gpu"):
-            ran(size, "pipeline_is_exact", *shares, ops=ops)
-            print(
-                f"pipeline, {size} ranks, shares {' '.join(s or 'equal' for s in shares)}, {ops}: bit by bit",
-                flush=True,
-            )
-    for size, shares in {**several, 2: ("", "3:1"), 3: ("",), 4: ("",)}.items():
-        print(ran(size, "tensor_is_near", *shares), end="", flush=True)
+            ran(size, "pipeline_is_exact", shares, *EXACT, ops=ops)
+            print(f"pipeline, {size} ranks, shares {shares or 'equal'}, {ops}: bit by bit", flush=True)
+    for size, shares, names in NEAR:
+        print(ran(size, "tensor_is_near", shares, *names), end="", flush=True)
     checks = "benchmarks.parallel_checks"
     for family, size, many_bytes in (("pg2", 2, 1 << 18), ("pg1", 3, 1 << 18), ("pg1", 3, 0), ("pg2", 4, 0)):
         before = parallel_checks.BEFORE.format(many_bytes=many_bytes)
@@ -164,7 +166,7 @@ def bytes_read(args: argparse.Namespace) -> None:
     if args.model is None:
         print("bytes: needs --model FOLDER")
         return
-    alone = f"from benchmarks.parallel_bytes import alone; alone({str(args.model.resolve())!r})"
+    alone = f"import pg_mlx; from benchmarks.parallel_bytes import alone; alone({str(args.model.resolve())!r})"
     environment = {**os.environ, "PG_MLX_OPS": "gpu", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", alone], cwd=ROOT, env=environment, check=True)
     for mode, shares in (("pipeline", "1:1"), ("tensor", "1:1"), ("tensor", "10:6")):

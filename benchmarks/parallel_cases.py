@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -66,23 +67,20 @@ def demo_inputs(seed: int = 1) -> tuple[mx.array, mx.array]:
 # --- what rank 0 runs ----------------------------------------------------------------------------------
 
 
-def pipeline_is_exact(link: Link, *shares: str) -> None:
-    """Logits are those of one process bit by bit, and a pass takes one message more than there are ranks."""
-    for share in shares:
-        for family in ("pg1", "pg2"):
-            folder, pixels, ids, tokens = golden(family)
-            theirs, chosen = answer(load_model(folder, dtype="float32"), pixels, ids)
-            assert chosen[: len(tokens)] == tokens
-            exact(link, share, folder, pixels, ids, theirs)
-        adapter = {"adapter_path": str(GOLDEN / "pg2_lora_new")}
-        theirs, _ = answer(load_model(folder, dtype="float32", adapter_path=adapter["adapter_path"]), pixels, ids)
-        exact(link, share, folder, pixels, ids, theirs, **adapter)
+def pipeline_is_exact(link: Link, shares: str, *names: str) -> None:
+    """Logits are those of one process bit by bit. names: goldens, with an adapter (pg2-adapter), the packed demo (demo,
+    demo-adapter)."""
+    for name in names:
+        family, _, adapter = name.partition("-")
         with tempfile.TemporaryDirectory() as place:
-            for path in (None, str(demo_adapter(Path(place)))):
-                theirs, _ = answer(
-                    load_model(CHECKPOINT, dtype="float32", adapter_path=path, keep_quantized=True), *demo_inputs()
-                )
-                exact(link, share, CHECKPOINT, *demo_inputs(), theirs, adapter_path=path, keep_quantized=True)
+            if family == "demo":
+                path = str(demo_adapter(Path(place))) if adapter else None
+                exact(link, shares, CHECKPOINT, *demo_inputs(), adapter_path=path, keep_quantized=True)
+                continue
+            folder, pixels, ids, tokens = golden(family)
+            path = str(GOLDEN / f"{family}_lora_new") if adapter else None
+            chosen = exact(link, shares, folder, pixels, ids, adapter_path=path)
+            assert adapter or chosen[: len(tokens)] == tokens
 
 
 def demo_adapter(folder: Path) -> Path:
@@ -98,28 +96,29 @@ def demo_adapter(folder: Path) -> Path:
     return folder
 
 
-def exact(
-    link: Link, shares: str, folder: Path, pixels: mx.array, ids: mx.array, theirs: list[mx.array], **options: object
-) -> None:
+def exact(link: Link, shares: str, folder: Path, pixels: mx.array, ids: mx.array, **options: Any) -> list[int]:
+    """The tokens of an answer whose logits all ranks together and one process compute alike."""
+    theirs, chosen = answer(load_model(folder, dtype="float32", **options), pixels, ids)
     model = loaded(link, "pipeline", shares, folder, **options)
     before = link.messages
     ours, _ = answer(model, pixels, ids)
     for one, other in zip(ours, theirs, strict=True):
         assert mx.array_equal(one, other), (folder, shares, worst(ours, theirs))
     assert link.messages - before == 3 * (STEPS + 1)  # the command, to the next rank, back from the last one
+    return chosen
 
 
-def tensor_is_near(link: Link, *shares: str) -> None:
+def tensor_is_near(link: Link, shares: str, *names: str) -> None:
     """Logits are those of one process but for rounding, tokens are the original code's, and a pass takes two messages a
-    layer and three more."""
-    for share in shares:
-        for family in ("pg1",) if link.size == 3 else ("pg1", "pg2"):  # two heads of keys cannot be divided by three
-            folder, pixels, ids, tokens = golden(family)
-            theirs, _ = answer(load_model(folder, dtype="float32"), pixels, ids)
-            near(link, share, folder, pixels, ids, theirs, tokens)
-    if link.size < 4:
-        theirs, chosen = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
-        near(link, "2:1" if link.size == 2 else "", CHECKPOINT, *demo_inputs(), theirs, chosen, keep_quantized=True)
+    layer and three more. names: goldens, or the packed demo."""
+    for name in names:
+        if name == "demo":
+            theirs, chosen = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
+            near(link, shares, CHECKPOINT, *demo_inputs(), theirs, chosen, keep_quantized=True)
+            continue
+        folder, pixels, ids, tokens = golden(name)
+        theirs, _ = answer(load_model(folder, dtype="float32"), pixels, ids)
+        near(link, shares, folder, pixels, ids, theirs, tokens)
 
 
 def near(

@@ -27,6 +27,8 @@ from benchmarks.parallel_ranks import ROOT, leading
 PAGE = ROOT / "docs" / "parallel.md"
 HOSTS = {"mini1": "10.0.0.1", "mini2": "10.0.0.2"}
 SILENCE = 6.0
+FIRST_PORT = 20000
+"""Below those that Linux gives to outgoing connections."""
 MODEL = "pg2-28b-448-8bit"
 
 SETUP = """
@@ -190,18 +192,18 @@ def failures(hosts: Hosts) -> None:
     """Two ranks at work; what is done to them, how long it takes until none is left, and what is said."""
     program = shlex.join(leading("benchmarks.parallel_cases", "endless", "pipeline", silence=SILENCE))
     program = program.replace(sys.executable, "/opt/pg/bin/python", 1)
-    line = f"/opt/pg/bin/mlx.launch --hostfile lan.json --env PYTHONPATH={ROOT} --env OMP_NUM_THREADS=1 -- {program}"
-    for what, host, harm in (
+    launch = f"/opt/pg/bin/mlx.launch --hostfile lan.json --env PYTHONPATH={ROOT} --env OMP_NUM_THREADS=1"
+    cases = (
         ("kill -9 of rank 1", "mini2", signal.SIGKILL),
         ("kill -9 of rank 0", "mini1", signal.SIGKILL),
         ("SIGSTOP of rank 1", "mini2", signal.SIGSTOP),
         ("SIGSTOP of rank 0", "mini1", signal.SIGSTOP),
         ("the cable is pulled", "", None),
-    ):
-        process = hosts.start(line)
-        assert process.stdout is not None
-        if (first := process.stdout.readline()) != "answering\n":
-            raise SystemExit(f"the ranks did not start: {first}{process.communicate()[1]}")
+    )
+    for number, (what, host, harm) in enumerate(cases):
+        # Ports of its own: nothing that a case leaves behind can disturb the next one.
+        process = hosts.start(f"{launch} --starting-port {FIRST_PORT + 10 * number} -- {program}")
+        wait_for_answers(process)
         time.sleep(0.3)
         if harm is None:
             sh("ip -n mini1 link set pg1 down")
@@ -220,6 +222,18 @@ def failures(hosts: Hosts) -> None:
         print(
             f"{what}: none left after {seconds:.1f} s; launcher's exit code {process.returncode}; {lines}", flush=True
         )
+
+
+def wait_for_answers(process: subprocess.Popen[str]) -> None:
+    """Until the ranks answer. Ends the program with all that they have said if they end instead. (The launcher's ssh
+    has a terminal, so stdout brings the ranks' stderr, too.)"""
+    said = []
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.strip() == "answering":
+            return
+        said.append(line)
+    raise SystemExit(f"the ranks did not start; exit code {process.wait()}\n{''.join(said)}{process.stderr.read()}")
 
 
 def main() -> None:

@@ -11,9 +11,11 @@ pytestmark = pytest.mark.xdist_group("ranks")
 MODELS = "benchmarks.parallel_cases"
 
 
-@pytest.mark.parametrize("ops_of_ranks", ["cpu", "gpu"])
-def test_logits_are_near(ops_of_ranks: str) -> None:
-    lead(2, MODELS, "tensor_is_near", "3:1" if ops_of_ranks == "cpu" else "", ops=ops_of_ranks)
+@pytest.mark.parametrize(("ops_of_ranks", "shares", "names"), [
+    ("cpu", "3:1", ("pg1",)), ("cpu", "2:1", ("demo",)), ("gpu", "", ("pg2",))
+])  # fmt: skip
+def test_logits_are_near(ops_of_ranks: str, shares: str, names: tuple[str, ...]) -> None:
+    lead(2, MODELS, "tensor_is_near", shares, *names, ops=ops_of_ranks)
 
 
 def test_all_ranks_see_the_same_bits() -> None:
@@ -26,4 +28,4 @@ def test_which_logits_all_ranks_compute() -> None:
 
 
 def test_requests_enter_and_leave() -> None:
-    lead(2, MODELS, "order_law", "tensor", "6")
+    lead(2, MODELS, "order_law", "tensor", "3")
