@@ -13,7 +13,7 @@ MODELS = "benchmarks.parallel_cases"
 
 @pytest.mark.parametrize(("ops_of_ranks", "shares", "names"), [
     ("cpu", "1:3", ("pg2", "demo-adapter")),
-    ("gpu", "", ("pg1", "pg2-adapter", "demo", "demo-adapter")),
+    ("gpu", "", ("pg1", "pg2-adapter", "demo-adapter")),
 ])  # fmt: skip
 def test_logits_are_those_of_one_process(ops_of_ranks: str, shares: str, names: tuple[str, ...]) -> None:
     lead(2, MODELS, "pipeline_is_exact", shares, *names, ops=ops_of_ranks)
