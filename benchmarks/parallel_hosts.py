@@ -27,8 +27,6 @@ from benchmarks.parallel_ranks import ROOT, leading
 PAGE = ROOT / "docs" / "parallel.md"
 HOSTS = {"mini1": "10.0.0.1", "mini2": "10.0.0.2"}
 SILENCE = 6.0
-FIRST_PORT = 20000
-"""Below those that Linux gives to outgoing connections."""
 MODEL = "pg2-28b-448-8bit"
 
 SETUP = """
@@ -64,6 +62,11 @@ Host *
 """
 
 
+def space(name: str) -> str:
+    """The network namespace of a host. It is this process's own: a second run at the same time has others."""
+    return f"{name}-{os.getpid()}"
+
+
 class Hosts:
     """The two hosts. They vanish at the end of the block."""
 
@@ -79,16 +82,16 @@ class Hosts:
         (folder / "ssh_config").write_text(SSH)
         (folder / "sshd_config").write_text(SSHD)
         for name in HOSTS:
-            sh(f"ip netns add {name}")
-        sh("ip link add pg1 netns mini1 type veth peer name pg2 netns mini2")
+            sh(f"ip netns add {space(name)}")
+        sh(f"ip link add pg1 netns {space('mini1')} type veth peer name pg2 netns {space('mini2')}")
         for number, (name, ip) in enumerate(HOSTS.items(), 1):
-            sh(f"ip -n {name} addr add {ip}/24 dev pg{number} && ip -n {name} link set pg{number} up")
+            sh(f"ip -n {space(name)} addr add {ip}/24 dev pg{number} && ip -n {space(name)} link set pg{number} up")
             setup = SETUP.format(
                 environment=python, demo=ROOT / "pg_mlx" / "demo" / "checkpoint", model=MODEL, folder=folder
             )
             log = (folder / f"{name}.log").open("wb")
             self._servers[name] = subprocess.Popen(
-                ["ip", "netns", "exec", name, "bash", "-c", setup], stdout=log, stderr=log
+                ["ip", "netns", "exec", space(name), "bash", "-c", setup], stdout=log, stderr=log
             )
         for name in HOSTS:
             wait(lambda name=name: self.start(f"ssh {name}.local true").wait() == 0, 20)
@@ -99,7 +102,7 @@ class Hosts:
             for pid in self.pids(name):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            subprocess.run(["ip", "netns", "del", name], check=False)
+            subprocess.run(["ip", "netns", "del", space(name)], check=False)
 
     def start(self, line: str) -> subprocess.Popen[str]:
         """A line of a shell on the first host, in a folder with lan.json and cat.jpg."""
@@ -111,7 +114,7 @@ class Hosts:
 
     def pids(self, name: str) -> list[int]:
         """All processes of a host."""
-        listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["ip", "netns", "pids", space(name)], capture_output=True, text=True, check=False)
         return [int(pid) for pid in listed.stdout.split()]
 
     def at_work(self, name: str) -> list[int]:
@@ -192,27 +195,25 @@ def failures(hosts: Hosts) -> None:
     """Two ranks at work; what is done to them, how long it takes until none is left, and what is said."""
     program = shlex.join(leading("benchmarks.parallel_cases", "endless", "pipeline", silence=SILENCE))
     program = program.replace(sys.executable, "/opt/pg/bin/python", 1)
-    launch = f"/opt/pg/bin/mlx.launch --hostfile lan.json --env PYTHONPATH={ROOT} --env OMP_NUM_THREADS=1"
-    cases = (
+    line = f"/opt/pg/bin/mlx.launch --hostfile lan.json --env PYTHONPATH={ROOT} --env OMP_NUM_THREADS=1 -- {program}"
+    for what, host, harm in (
         ("kill -9 of rank 1", "mini2", signal.SIGKILL),
         ("kill -9 of rank 0", "mini1", signal.SIGKILL),
         ("SIGSTOP of rank 1", "mini2", signal.SIGSTOP),
         ("SIGSTOP of rank 0", "mini1", signal.SIGSTOP),
         ("the cable is pulled", "", None),
-    )
-    for number, (what, host, harm) in enumerate(cases):
-        # Ports of its own: nothing that a case leaves behind can disturb the next one.
-        process = hosts.start(f"{launch} --starting-port {FIRST_PORT + 10 * number} -- {program}")
+    ):
+        process = hosts.start(line)
         wait_for_answers(process)
         time.sleep(0.3)
         if harm is None:
-            sh("ip -n mini1 link set pg1 down")
+            sh(f"ip -n {space('mini1')} link set pg1 down")
         else:
             for pid in hosts.at_work(host):
                 os.kill(pid, harm)
         seconds = wait(lambda: not hosts.at_work("mini1") + hosts.at_work("mini2"), SILENCE + 20)
         if harm is None:
-            sh("ip -n mini1 link set pg1 up")
+            sh(f"ip -n {space('mini1')} link set pg1 up")
         try:
             out, error = process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
