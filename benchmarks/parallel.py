@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import parallel_checks
+from benchmarks.parallel_bytes import BEFORE
 from benchmarks.parallel_ranks import ROOT, Ranks, command, free_ports, leading
 
 MODELS = "benchmarks.parallel_cases"
@@ -40,13 +42,20 @@ TASKS = {
     "detect, constrained": ("detect red circle ; blue square ; green star", "--constrain"),
     "segment, constrained": ("segment red circle", "--constrain"),
 }
+EXACT = ("pg1", "pg2", "pg2-adapter", "demo", "demo-adapter")
+NEAR = (
+    (2, "", ("pg1", "pg2")), (2, "3:1", ("pg1", "pg2")), (2, "2:1", ("demo",)), (3, "", ("pg1", "demo")),
+    (4, "", ("pg1", "pg2")),
+)  # fmt: skip
+"""Ranks, shares, and checkpoints that can be divided so: pg2 has two heads of keys, the demo three heads."""
 DELAY_MS = 2.0
 ROUNDS = 3
 
 
-def ran(size: int, function: str, *arguments: str, ops: str = "cpu") -> str:
-    """What rank 0 printed. Ends the program if a rank failed, or another rank printed something."""
-    with Ranks([leading(MODELS, function, *arguments)], size, PG_MLX_OPS=ops) as ranks:
+def ran(size: int, function: str, *arguments: str, ops: str = "cpu", module: str = MODELS, **more: str) -> str:
+    """What rank 0 printed; more: as `leading`. Ends the program if a rank failed, or another rank printed something."""
+    program = leading(module, function, *arguments, **more)  # type: ignore[arg-type]
+    with Ranks([program], size, PG_MLX_OPS=ops) as ranks:
         first, *others = ranks.finish()
     if first.returncode or any(one.returncode or one.stdout or one.stderr for one in others):
         raise SystemExit(f"{function} on {size} ranks failed:\n{first.stderr}")
@@ -54,16 +63,21 @@ def ran(size: int, function: str, *arguments: str, ops: str = "cpu") -> str:
 
 
 def exact(_: argparse.Namespace) -> None:
-    several: dict[int, tuple[str, ...]] = {2: ("", "1:3"), 3: ("", "1:2:1")}
-    for size, shares in several.items():
+    for size, shares in ((2, ""), (2, "1:3"), (3, ""), (3, "1:2:1")):
         for ops in ("cpu", "gpu"):
-            ran(size, "pipeline_is_exact", *shares, ops=ops)
-            print(
-                f"pipeline, {size} ranks, shares {' '.join(s or 'equal' for s in shares)}, {ops}: bit by bit",
-                flush=True,
-            )
-    for size, shares in {**several, 2: ("", "3:1"), 3: ("",), 4: ("",)}.items():
-        print(ran(size, "tensor_is_near", *shares), end="", flush=True)
+            ran(size, "pipeline_is_exact", shares, *EXACT, ops=ops)
+            print(f"pipeline, {size} ranks, shares {shares or 'equal'}, {ops}: bit by bit", flush=True)
+    for size, shares, names in NEAR:
+        print(ran(size, "tensor_is_near", shares, *names), end="", flush=True)
+    checks = "benchmarks.parallel_checks"
+    for family, size, many_bytes in (("pg2", 2, 1 << 18), ("pg1", 3, 1 << 18), ("pg1", 3, 0), ("pg2", 4, 0)):
+        before = parallel_checks.BEFORE.format(many_bytes=many_bytes)
+        ran(size, "tensor_ranks_are_alike", family, module=checks, before=before, follower="Watched")
+        print(f"tensor, {family}, {size} ranks: all ranks have the same bits", flush=True)
+    for size in (2, 3, 4):
+        before = parallel_checks.BEFORE.format(many_bytes=1 << 18)
+        ran(size, "pipeline_messages", module=checks, before=before, follower="Watched")
+        print(f"pipeline, {size} ranks: {size + 1} messages a pass", flush=True)
 
 
 def order(args: argparse.Namespace) -> None:
@@ -152,10 +166,14 @@ def bytes_read(args: argparse.Namespace) -> None:
     if args.model is None:
         print("bytes: needs --model FOLDER")
         return
-    before = f"from {MODELS} import MeasuredFollower"
+    alone = f"import pg_mlx; from benchmarks.parallel_bytes import alone; alone({str(args.model.resolve())!r})"
+    environment = {**os.environ, "PG_MLX_OPS": "gpu", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", alone], cwd=ROOT, env=environment, check=True)
     for mode, shares in (("pipeline", "1:1"), ("tensor", "1:1"), ("tensor", "10:6")):
         ask = (mode, shares, str(args.model.resolve()))
-        program = leading(MODELS, "what_is_held", *ask, before=before, follower="MeasuredFollower", silence=600)
+        program = leading(
+            "benchmarks.parallel_bytes", "what_is_held", *ask, before=BEFORE, follower="MeasuredFollower", silence=600
+        )
         with Ranks([program], 2, PG_MLX_OPS="gpu") as ranks:
             for one in ranks.finish():
                 print("".join(f"{mode} {shares}, {line}\n" for line in one.stdout.splitlines()) or one.stderr, end="")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,10 +18,8 @@ from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
 from pg_mlx.generation import Engine, Picture, Request, SamplingOptions
 from pg_mlx.paligemma import PaliGemma
-from pg_mlx.parallel.agreement import LoadRequest
-from pg_mlx.parallel.follower import Follower
 from pg_mlx.parallel.leader import Leader
-from pg_mlx.parallel.link import Command, Link
+from pg_mlx.parallel.link import Link
 
 GOLDEN = ROOT / "tests" / "golden"
 STEPS = 24
@@ -67,43 +67,58 @@ def demo_inputs(seed: int = 1) -> tuple[mx.array, mx.array]:
 # --- what rank 0 runs ----------------------------------------------------------------------------------
 
 
-def pipeline_is_exact(link: Link, *shares: str) -> None:
-    """Logits are those of one process bit by bit, and a pass takes one message more than there are ranks."""
-    for share in shares:
-        for family in ("pg1", "pg2"):
+def pipeline_is_exact(link: Link, shares: str, *names: str) -> None:
+    """Logits are those of one process bit by bit. names: goldens, with an adapter (pg2-adapter), the packed demo (demo,
+    demo-adapter)."""
+    for name in names:
+        family, _, adapter = name.partition("-")
+        with tempfile.TemporaryDirectory() as place:
+            if family == "demo":
+                path = str(demo_adapter(Path(place))) if adapter else None
+                exact(link, shares, CHECKPOINT, *demo_inputs(), adapter_path=path, keep_quantized=True)
+                continue
             folder, pixels, ids, tokens = golden(family)
-            theirs, chosen = answer(load_model(folder, dtype="float32"), pixels, ids)
-            assert chosen[: len(tokens)] == tokens
-            exact(link, share, folder, pixels, ids, theirs)
-        adapter = {"adapter_path": str(GOLDEN / "pg2_lora_new")}
-        theirs, _ = answer(load_model(folder, dtype="float32", adapter_path=adapter["adapter_path"]), pixels, ids)
-        exact(link, share, folder, pixels, ids, theirs, **adapter)
-        theirs, _ = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
-        exact(link, share, CHECKPOINT, *demo_inputs(), theirs, keep_quantized=True)
+            path = str(GOLDEN / f"{family}_lora_new") if adapter else None
+            chosen = exact(link, shares, folder, pixels, ids, adapter_path=path)
+            assert adapter or chosen[: len(tokens)] == tokens
 
 
-def exact(
-    link: Link, shares: str, folder: Path, pixels: mx.array, ids: mx.array, theirs: list[mx.array], **options: object
-) -> None:
+def demo_adapter(folder: Path) -> Path:
+    """Write a random adapter for two matrices of each layer of the demo, which are packed; returns its folder."""
+    tensors, keys = {}, iter(mx.random.split(mx.random.key(5), 24))
+    for layer in range(6):
+        for name, outputs, columns in (("self_attn.q_proj", 192, 192), ("mlp.down_proj", 192, 576)):
+            module = f"base_model.model.model.language_model.layers.{layer}.{name}"
+            tensors[f"{module}.lora_A.weight"] = mx.random.normal((4, columns), key=next(keys)) / 8
+            tensors[f"{module}.lora_B.weight"] = mx.random.normal((outputs, 4), key=next(keys)) / 8
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), tensors)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    return folder
+
+
+def exact(link: Link, shares: str, folder: Path, pixels: mx.array, ids: mx.array, **options: Any) -> list[int]:
+    """The tokens of an answer whose logits all ranks together and one process compute alike."""
+    theirs, chosen = answer(load_model(folder, dtype="float32", **options), pixels, ids)
     model = loaded(link, "pipeline", shares, folder, **options)
     before = link.messages
     ours, _ = answer(model, pixels, ids)
     for one, other in zip(ours, theirs, strict=True):
         assert mx.array_equal(one, other), (folder, shares, worst(ours, theirs))
     assert link.messages - before == 3 * (STEPS + 1)  # the command, to the next rank, back from the last one
+    return chosen
 
 
-def tensor_is_near(link: Link, *shares: str) -> None:
+def tensor_is_near(link: Link, shares: str, *names: str) -> None:
     """Logits are those of one process but for rounding, tokens are the original code's, and a pass takes two messages a
-    layer and three more."""
-    for share in shares:
-        for family in ("pg1",) if link.size == 3 else ("pg1", "pg2"):  # two heads of keys cannot be divided by three
-            folder, pixels, ids, tokens = golden(family)
-            theirs, _ = answer(load_model(folder, dtype="float32"), pixels, ids)
-            near(link, share, folder, pixels, ids, theirs, tokens)
-    if link.size < 4:
-        theirs, chosen = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
-        near(link, "2:1" if link.size == 2 else "", CHECKPOINT, *demo_inputs(), theirs, chosen, keep_quantized=True)
+    layer and three more. names: goldens, or the packed demo."""
+    for name in names:
+        if name == "demo":
+            theirs, chosen = answer(load_model(CHECKPOINT, dtype="float32", keep_quantized=True), *demo_inputs())
+            near(link, shares, CHECKPOINT, *demo_inputs(), theirs, chosen, keep_quantized=True)
+            continue
+        folder, pixels, ids, tokens = golden(name)
+        theirs, _ = answer(load_model(folder, dtype="float32"), pixels, ids)
+        near(link, shares, folder, pixels, ids, theirs, tokens)
 
 
 def near(
@@ -223,64 +238,3 @@ def fastest_step(link: Link, mode: str) -> None:
         mx.eval(logits)
         times.append(time.perf_counter() - start)
     print(json.dumps({"step_s": min(times), "messages": (link.messages - before) // 100}))
-
-
-def what_is_held(link: Link, mode: str, shares: str, folder: str) -> None:
-    """Print what rank 0 reads from disk and holds, and what five steps allocate beside that."""
-    leader = Leader(link, mode, tuple(map(int, shares.split(":"))))
-    before = bytes_of_process()
-    model = leader.load_model(Path(folder), LoadOptions(dtype="float32", keep_quantized=True))
-    held_line("rank 0", before)
-    features = mx.zeros((1, 8, model.config.text.hidden_size))
-    logits, cache = model.prefill(features, mx.array([[2, 10, 20, 108]]), capacity=CAPACITY)
-    more = 0
-    for step in range(6):
-        token = mx.argmax(logits, axis=-1)
-        mx.eval(token)
-        active, layer = mx.get_active_memory(), cache.layers[0].nbytes
-        mx.reset_peak_memory()
-        logits, cache = model.step(token, cache)
-        mx.eval(logits, cache.layers)
-        more = max(more, mx.get_peak_memory() - active) if step else 0
-    steps_line("rank 0", more, layer)
-
-
-class MeasuredFollower(Follower):
-    """A follower that prints the same."""
-
-    _before, _more, _layer, _steps = 0, 0, 0, 0
-
-    def _load(self, ask: LoadRequest) -> None:
-        self._before = bytes_of_process()
-        super()._load(ask)
-        held_line(f"rank {self._link.rank}", self._before)
-
-    def _obey(self, command: Command, values: list[int]) -> None:
-        active = mx.get_active_memory()
-        mx.reset_peak_memory()
-        super()._obey(command, values)
-        if command is Command.EXTEND:
-            self._steps += 1
-            self._more = max(self._more, mx.get_peak_memory() - active) if self._steps > 1 else 0
-            self._layer = next(iter(self._caches.values())).layers[0].nbytes
-
-    def run(self) -> None:
-        super().run()
-        steps_line(f"rank {self._link.rank}", self._more, self._layer)
-
-
-CAPACITY = 2000
-
-
-def bytes_of_process() -> int:
-    """Bytes that this process has read so far, from files or their cache."""
-    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
-
-
-def held_line(who: str, before: int) -> None:
-    read, active, peak = bytes_of_process() - before, mx.get_active_memory(), mx.get_peak_memory()
-    print(f"{who}: read {read / 1e6:.1f} MB, holds {active / 1e6:.1f} MB, peak {peak / active:.3f} of that", flush=True)
-
-
-def steps_line(who: str, more: int, layer: int) -> None:
-    print(f"{who}: five steps allocate {more / 1e6:.2f} MB more; the cache of a layer takes {layer / 1e6:.2f} MB")

@@ -65,6 +65,11 @@ Host *
 """
 
 
+def space(name: str) -> str:
+    """The network namespace of a host. It is this process's own: a second run at the same time has others."""
+    return f"{name}-{os.getpid()}"
+
+
 class Hosts:
     """The two hosts. They vanish at the end of the block."""
 
@@ -81,14 +86,14 @@ class Hosts:
         (folder / "ssh_config").write_text(SSH)
         (folder / "sshd_config").write_text(SSHD)
         for name in HOSTS:
-            sh(f"ip netns add {name}")
-        sh("ip link add pg1 netns mini1 type veth peer name pg2 netns mini2")
+            sh(f"ip netns add {space(name)}")
+        sh(f"ip link add pg1 netns {space('mini1')} type veth peer name pg2 netns {space('mini2')}")
         for number, (name, ip) in enumerate(HOSTS.items(), 1):
-            sh(f"ip -n {name} addr add {ip}/24 dev pg{number} && ip -n {name} link set pg{number} up")
+            sh(f"ip -n {space(name)} addr add {ip}/24 dev pg{number} && ip -n {space(name)} link set pg{number} up")
             setup = SETUP.format(environment=python, demo=DEMO, model=MODEL, folder=folder, more=self._more)
             log = (folder / f"{name}.log").open("wb")
             self._servers[name] = subprocess.Popen(
-                ["ip", "netns", "exec", name, "bash", "-c", setup], stdout=log, stderr=log
+                ["ip", "netns", "exec", space(name), "bash", "-c", setup], stdout=log, stderr=log
             )
         for name in HOSTS:
             wait(lambda name=name: self.start(f"ssh {name}.local true").wait() == 0, 20)
@@ -99,7 +104,7 @@ class Hosts:
             for pid in self.pids(name):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            subprocess.run(["ip", "netns", "del", name], check=False)
+            subprocess.run(["ip", "netns", "del", space(name)], check=False)
 
     def start(self, line: str, name: str = "mini1") -> subprocess.Popen[str]:
         """A line of a shell on a host, in the folder that the hosts share."""
@@ -111,7 +116,7 @@ class Hosts:
 
     def pids(self, name: str) -> list[int]:
         """All processes of a host."""
-        listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["ip", "netns", "pids", space(name)], capture_output=True, text=True, check=False)
         return [int(pid) for pid in listed.stdout.split()]
 
     def at_work(self, name: str) -> list[int]:
@@ -201,18 +206,16 @@ def failures(hosts: Hosts) -> None:
         ("the cable is pulled", "", None),
     ):
         process = hosts.start(line)
-        assert process.stdout is not None
-        if (first := process.stdout.readline()) != "answering\n":
-            raise SystemExit(f"the ranks did not start: {first}{process.communicate()[1]}")
+        wait_for_answers(process)
         time.sleep(0.3)
         if harm is None:
-            sh("ip -n mini1 link set pg1 down")
+            sh(f"ip -n {space('mini1')} link set pg1 down")
         else:
             for pid in hosts.at_work(host):
                 os.kill(pid, harm)
         seconds = wait(lambda: not hosts.at_work("mini1") + hosts.at_work("mini2"), SILENCE + 20)
         if harm is None:
-            sh("ip -n mini1 link set pg1 up")
+            sh(f"ip -n {space('mini1')} link set pg1 up")
         try:
             out, error = process.communicate(timeout=30)
         except subprocess.TimeoutExpired:
@@ -222,6 +225,18 @@ def failures(hosts: Hosts) -> None:
         print(
             f"{what}: none left after {seconds:.1f} s; launcher's exit code {process.returncode}; {lines}", flush=True
         )
+
+
+def wait_for_answers(process: subprocess.Popen[str]) -> None:
+    """Until the ranks answer. Ends the program with all that they have said if they end instead. (The launcher's ssh
+    has a terminal, so stdout brings the ranks' stderr, too.)"""
+    said = []
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.strip() == "answering":
+            return
+        said.append(line)
+    raise SystemExit(f"the ranks did not start; exit code {process.wait()}\n{''.join(said)}{process.stderr.read()}")
 
 
 def main() -> None:

@@ -95,9 +95,10 @@ def leading(
     return [sys.executable, "-c", program, str(silence), *arguments]
 
 
-def lead(size: int, module: str, function: str, *arguments: str, ops: str = "cpu") -> None:
-    """Run such ranks with some operations. Asserts that all of them succeed, and that the followers say nothing."""
-    with Ranks([leading(module, function, *arguments)], size, PG_MLX_OPS=ops) as ranks:
+def lead(size: int, module: str, function: str, *arguments: str, ops: str = "cpu", **more: str) -> None:
+    """Run such ranks with some operations. more: as `leading`. Asserts that all of them succeed, and that the followers
+    say nothing."""
+    with Ranks([leading(module, function, *arguments, **more)], size, PG_MLX_OPS=ops) as ranks:  # type: ignore[arg-type]
         done = ranks.finish()
     assert [one.returncode for one in done] == [0] * size, [one.stderr for one in done]
     assert all(one.stdout == one.stderr == "" for one in done[1:]), done[1:]

@@ -16,5 +16,9 @@ class InputError(PgMlxError, ValueError):
     exit_code = 2
 
 
+class UsageError(InputError):
+    """Options are wrong whatever they are applied to, so several processes of one command line see the same error."""
+
+
 class TooLarge(InputError):
     """An input may be sound, but it is over a limit."""

@@ -13,8 +13,10 @@ from ..demo import CHECKPOINT
 from .adapters.base import find_base
 from .adapters.folder import find_folder
 from .open import locate, tokenizer_files
+from .wanted import BESIDE_THE_TOKENIZER, TOKENIZER_FILES
 
 _SUFFIXES = (".json", ".safetensors", ".npz", ".model")
+_OF_TOKENIZER = (*TOKENIZER_FILES, *BESIDE_THE_TOKENIZER)
 _WHOLE = 64 << 20
 """Bytes of a file that is read whole."""
 _SPOTS, _SPOT = 512, 4096
@@ -22,20 +24,20 @@ _SPOTS, _SPOT = 512, 4096
 some matrices of every layer."""
 
 
-def fingerprint(model: str | None, load: dict[str, Any]) -> str:
+def fingerprint(model: str | None, load: dict[str, Any], *, weights_only: bool = False) -> str:
     """A digest of the files of a model: its checkpoint, adapters, tokenizer and mask decoder.
 
-    load: options of LoadOptions. A hub repository is downloaded unless it is cached. Raises InputError if a file is not
-    there, and PgMlxError if the hub cannot be reached.
+    load: options of LoadOptions. weights_only: without tokenizer and mask decoder. A hub repository is downloaded
+    unless it is cached. Raises InputError if a file is not there, and PgMlxError if the hub cannot be reached.
     """
     named = find_base(model or CHECKPOINT, load.get("revision"))
     place = locate(named.checkpoint, named.revision)
     digest = hashlib.sha256()
     for folder in (place, *named.adapters, *map(find_folder, _listed(load.get("adapter_path")))):
-        _add(digest, _files(folder))
-    if load.get("tokenizer") is not None:
+        _add(digest, [path for path in _files(folder) if not (weights_only and path.name in _OF_TOKENIZER)])
+    if not weights_only and load.get("tokenizer") is not None:
         _add(digest, tokenizer_files(load["tokenizer"]).values())
-    if load.get("mask_decoder") is not None:
+    if not weights_only and load.get("mask_decoder") is not None:
         _add(digest, [Path(load["mask_decoder"]).expanduser()])
     return digest.hexdigest()[:32]
 

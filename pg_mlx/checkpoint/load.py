@@ -13,8 +13,8 @@ import mlx.core as mx
 from ..config import PaliGemmaConfig
 from ..demo import CHECKPOINT
 from ..errors import InputError
+from ..memory import residency
 from ..memory.estimate import check_fits
-from ..memory.residency import check_copies, dequantize_if_small, dequantize_within, held_bytes, keep_within
 from ..memory.size import parse_size
 from ..ops import blas, device
 from ..paligemma import PaliGemma, check_layers_at_once
@@ -48,6 +48,9 @@ class Maker(Protocol):
 
 class Team(Protocol):
     """Processes that hold one model together (parallel/)."""
+
+    parts: tuple[residency.HeldPart, ...]
+    """What each of them holds of the model that was loaded last, this process first."""
 
     def load(
         self, path_or_repo: str | Path, options: LoadOptions, progress: Progress | None
@@ -96,7 +99,7 @@ class LoadOptions:
             if size is not None:
                 parse_size(size)
         if self.memory is not None:
-            check_copies(dtype)
+            residency.check_copies(dtype)
 
     @property
     def allowed_bytes(self) -> int | None:
@@ -256,10 +259,10 @@ def load_weights(
     model = build(checkpoint, options.dtype, progress, make)
     model.use_sliding_window, model.layers_at_once = options.use_sliding_window, options.layers_at_once
     if options.memory is not None:
-        dequantize_within(model, room)
+        residency.dequantize_within(model, room)
     elif allowed is None and not options.keep_quantized:
-        dequantize_if_small(model)
-    keep_within(held_bytes(model))
+        residency.dequantize_if_small(model)
+    residency.keep_within(residency.held_bytes(model))
     return model
 
 

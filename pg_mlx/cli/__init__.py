@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import PgMlxError
+from ..errors import PgMlxError, UsageError
 from ..ops.watchdog import explained
 
 COMMANDS = {
@@ -79,6 +79,11 @@ def main(argv: list[str] | None = None, program: str | None = None) -> int:
             sys.stdout.flush()
         return code
     except PgMlxError as error:
+        if isinstance(error, UsageError):
+            from .ranks import is_said_by_rank_0
+
+            if is_said_by_rank_0(argv):
+                return 0  # mlx.launch would end rank 0 before it has said so
         if "--debug" in argv:
             raise
         return _fail(program, str(error), error.exit_code)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..limits import MAX_BATCH_SIZE
 from ..memory.size import parse_size
 from ..ops import blas
@@ -30,8 +30,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises InputError, so that a usage error ends like every other wrong input."""
-        raise InputError(f"{message} (--help explains)")
+        """Raises UsageError, so that it ends like every other wrong input."""
+        raise UsageError(f"{message} (--help explains)")
 
 
 def bounded(low: float, high: float, number: type[int] | type[float] = int) -> Callable[[str], int | float]:

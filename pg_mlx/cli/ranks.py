@@ -1,13 +1,14 @@
-"""A command whose model lies on several machines: rank 0 does what the command does, the others obey it."""
+"""A command whose model lies on several machines: rank 0 does what the command does, the others help it."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
+from ..parallel.launched import launched_rank
 from ..parallel.shares import MODES, parse_shares
 from .options import bounded
 
@@ -33,6 +34,12 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--dry-run", action="store_true", help="print what each machine would hold; reads no weights")
 
 
+def is_said_by_rank_0(argv: Sequence[str]) -> bool:
+    """Whether rank 0 of a shared model has the same options, and prints what is wrong with them."""
+    asked = any(argument.partition("=")[0] in ("--parallel", "--shares") for argument in argv)
+    return asked and (launched_rank() or 0) > 0
+
+
 def with_ranks(args: argparse.Namespace, work: Callable[[], int]) -> int:
     """The exit code of a command's work; without --parallel nothing else happens here.
 
@@ -43,7 +50,7 @@ def with_ranks(args: argparse.Namespace, work: Callable[[], int]) -> int:
     if args.parallel is None:
         given = [name for name, on in (("--shares", args.shares), ("--dry-run", args.dry_run)) if on]
         if given:
-            raise InputError(f"{given[0]} needs --parallel")
+            raise UsageError(f"{given[0]} needs --parallel")
         return work()
     if args.dry_run:
         return _dry_run(args)
@@ -79,7 +86,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     ask = LoadRequest.of(args.model or CHECKPOINT, args.parallel, args.shares, load_options(args))
     for rank in range(size):
         try:
-            _, facts = prepare(ask, rank, size)
+            facts = prepare(ask, rank, size).facts
         except InputError as error:
             raise InputError(f"rank {rank}: {error}") from None
         print(

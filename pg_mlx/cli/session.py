@@ -129,6 +129,7 @@ class Session:
 
         from ..checkpoint.load import load_with
         from ..demo import CHECKPOINT
+        from ..memory.size import format_size
         from ..ops import device
         from ..ops.device import dtype_name
 
@@ -148,6 +149,8 @@ class Session:
                 f"computing in {dtype_name(model.dtype)} on the {'GPU' if device.is_gpu() else 'CPU'}",
                 file=sys.stderr,
             )
+            for part in args.team.parts if args.team else ():
+                print(f"{part.about}; weights {format_size(part.weight_bytes)}", file=sys.stderr)
         return model, processor
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from .options import Parser, add_model_options, add_service_options, load_options
 from .ranks import add_parallel_options, with_ranks
 
@@ -50,7 +50,7 @@ def run(argv: list[str], program: str) -> int:
     parent = os.getppid()  # before anything that takes time, in which it may die
     args = parser(program).parse_args(argv)
     if args.supervise and args.parallel:
-        raise InputError("--supervise cannot replace one process of several: start mlx.launch again instead")
+        raise UsageError("--supervise cannot replace one process of several: start mlx.launch again instead")
     return with_ranks(args, lambda: _work(args, argv, parent))
 
 

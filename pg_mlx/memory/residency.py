@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -68,6 +68,21 @@ def held_bytes(module: nn.Module) -> int:
     """Bytes of all its parameters."""
     named: Any = tree_flatten(module.parameters())
     return sum(array.nbytes for _, array in named)
+
+
+class HeldPart(NamedTuple):
+    """What a process holds of a model; all of it, unless several processes share the model (parallel/)."""
+
+    about: str
+    """Which process, where, and which part, in words."""
+    weight_bytes: int
+    token_bytes: int
+    """Bytes that the keys and values of one token take."""
+
+    @classmethod
+    def whole(cls, model: PaliGemma) -> HeldPart:
+        """All of a model."""
+        return cls("all layers", held_bytes(model), model.config.text.cache_bytes(model.dtype.size))
 
 
 def model_scratch_bytes(model: PaliGemma, pictures: int, tokens: int, rows: int) -> int:

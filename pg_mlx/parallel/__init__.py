@@ -1,1 +1,1 @@
-"""One model on several machines: rank 0 is pg_mlx as it is, the other ranks hold a part of the decoder and obey."""
+"""One model on several machines: rank 0 does what one process does, the others compute their parts of the decoder."""

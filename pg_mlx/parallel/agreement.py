@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from .. import __version__
 from ..checkpoint.fingerprint import fingerprint
@@ -18,13 +19,16 @@ from ..checkpoint.footprint import float_bytes, needed_bytes, weight_bytes
 from ..checkpoint.load import LoadOptions, Opened, compute_dtype, find
 from ..errors import InputError, PgMlxError
 from ..memory.estimate import check_fits
-from ..memory.residency import SMALL_BYTES
+from ..memory.residency import SMALL_BYTES, held_bytes
 from ..ops.device import dtype_name
 from .link import Link, first_line
 from .plan import RankPart, part_of
 from .shares import checked_shares
 
+R = TypeVar("R")
+
 _LOCAL = ("team", "progress")
+"""What rank 0 keeps to itself of the options."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class LoadRequest:
 
     @classmethod
     def of(cls, model: str | Path, mode: str, shares: Sequence[int] | None, options: LoadOptions) -> LoadRequest:
-        """From what `load_with` is given."""
+        """A request for what `load_with` is given."""
         given = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _LOCAL}
         plain = {name: _plain(value) for name, value in given.items()}
         return cls(str(model), mode, None if shares is None else tuple(shares), plain)
 
     def to_numbers(self) -> list[int]:
-        """As values of a command."""
+        """The request as integers of a command."""
         return list(json.dumps(asdict(self)).encode())
 
     @classmethod
@@ -73,11 +77,15 @@ class Facts:
 
     host: str
     programs: str = ""
-    checkpoint: str = ""
+    """The versions of pg_mlx and MLX."""
+    weights: str = ""
+    """A digest of its files of weights and configurations."""
     dtype: str = ""
     error: str = ""
     weight_bytes: int = 0
     """What its part of the weights takes."""
+    token_bytes: int = 0
+    """What the keys and values of one token take in its part."""
     needed_bytes: int = 0
     """What loading that part and one answer take at most."""
     about: str = ""
@@ -91,23 +99,42 @@ class Agreed:
     found: Opened
     part: RankPart
     options: LoadOptions
+    facts: Facts
 
 
 def agree(link: Link, ask: LoadRequest, need_tokenizer: bool = False) -> Agreed:
-    """Find this rank's part, and compare with the others. need_tokenizer: whether this rank does. Raises InputError on
-    all ranks if one of them refuses or they differ: what rank 0 prints."""
+    """Find this rank's part, and compare with the others. need_tokenizer: whether this rank needs one. Raises
+    InputError on all ranks if one of them refuses or they differ; rank 0 prints it."""
     result, failure = link.together(lambda: prepare(ask, link.rank, link.size, need_tokenizer))
-    facts = Facts(socket.gethostname(), error=_error(failure)) if result is None else result[1]
-    everybody = [Facts(**json.loads(text)) for text in link.exchange(json.dumps(asdict(facts)))]
-    if (why := disagreement(everybody, ask.model)) is not None:
+    facts = Facts(socket.gethostname(), error=_error(failure)) if result is None else result.facts
+    if (why := disagreement(_exchanged(link, facts), ask.model)) is not None:
         raise InputError(why)
     assert result is not None
-    return result[0]
+    return result
 
 
-def prepare(ask: LoadRequest, rank: int, size: int, need_tokenizer: bool = False) -> tuple[Agreed, Facts]:
+def read(link: Link, agreed: Agreed, work: Callable[[], R]) -> tuple[R | None, Exception | None, list[Facts]]:
+    """Read this rank's weights, while the other ranks read theirs. work: returns a model, or a model and more. Returns
+    its result or its error, and what all ranks now hold."""
+    result, failure = link.together(work)
+    facts = replace(agreed.facts, error="" if failure is None else first_line(failure))
+    if result is not None:
+        model = result[0] if isinstance(result, tuple) else result
+        assert isinstance(model, nn.Module)
+        facts = replace(facts, weight_bytes=held_bytes(model))
+    return result, failure, _exchanged(link, facts)
+
+
+def _exchanged(link: Link, facts: Facts) -> list[Facts]:
+    """Everybody's facts, by rank."""
+    return [Facts(**json.loads(text)) for text in link.exchange(json.dumps(asdict(facts)))]
+
+
+def prepare(ask: LoadRequest, rank: int, size: int, need_tokenizer: bool = False) -> Agreed:
     """A rank's part and the facts about it, from headers only. Raises InputError for what this rank cannot do."""
     options = ask.load
+    if rank:  # it reads no text and draws no masks, so it needs no files for that
+        options = replace(options, tokenizer=None, mask_decoder=None)
     shares = checked_shares(ask.shares, size)
     found = find(ask.model, options, need_tokenizer)
     dtype = compute_dtype(options.dtype)
@@ -120,13 +147,14 @@ def prepare(ask: LoadRequest, rank: int, size: int, need_tokenizer: bool = False
     facts = Facts(
         host=socket.gethostname(),
         programs=f"pg_mlx {__version__} with MLX {version('mlx')}",
-        checkpoint=fingerprint(ask.model, ask.options),
+        weights=fingerprint(ask.model, ask.options, weights_only=True),
         dtype=dtype_name(dtype),
         weight_bytes=weight_bytes(part.checkpoint, dtype),
+        token_bytes=part.checkpoint.config.text.cache_bytes(dtype.size),
         needed_bytes=needed,
         about=part.about,
     )
-    return Agreed(found, part, options), facts
+    return Agreed(found, part, options, facts)
 
 
 def disagreement(everybody: Sequence[Facts], model: str) -> str | None:
@@ -141,8 +169,8 @@ def disagreement(everybody: Sequence[Facts], model: str) -> str | None:
         name = _name(rank, facts)
         if facts.programs != first.programs:
             return f"{name} runs {facts.programs}, but rank 0 {first.programs}"
-        if facts.checkpoint != first.checkpoint:
-            return f"{name} has other files in {model} than rank 0"
+        if facts.weights != first.weights:
+            return f"{name} has other weights in {model} than rank 0"
         if facts.dtype != first.dtype:
             return f"{name} would compute in {facts.dtype}, but rank 0 in {first.dtype}: give --dtype"
     return None

@@ -19,7 +19,7 @@ Read = Callable[[mx.array], tuple[mx.array, KVCache]]
 
 
 class Mode(Protocol):
-    """How a pass is divided: pipeline.py and tensor.py each have one."""
+    """A way to divide a pass: Pipeline or Tensor."""
 
     def make(self, link: Link, config: PaliGemmaConfig, *, dtype: mx.Dtype) -> PaliGemma:
         """Rank 0's model, with a LeadingDecoder. Its weights are placeholders."""
@@ -35,8 +35,8 @@ class Mode(Protocol):
         ...
 
     def follow(self, link: Link, shape: Sequence[int], dtype: mx.Dtype, read: Read, head: Head | None) -> KVCache:
-        """Another rank's side of it: x has this shape. Returns its part of the cache. head: computes this rank's logits
-        of the tokens that rank 0 asks about; None if it asks about none."""
+        """Another rank's side of a pass whose x has this shape: returns its part of the cache. head: computes this
+        rank's logits of the tokens that rank 0 has named; None if it has named none."""
         ...
 
 
@@ -51,7 +51,7 @@ class LeadingDecoder(Gemma):
         super().__init__(config, **options)
         self.link, self.mode = link, mode
         self.asked = list[int]()
-        """Of which hidden states the pass computes logits on all ranks: two numbers each, row and token."""
+        """The hidden states whose logits all ranks compute in this pass: two numbers each, row and token."""
 
     def prefill(self, x: mx.array, capacity: int, lengths: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """As Gemma.prefill. It is computed at once."""
@@ -66,7 +66,7 @@ class LeadingDecoder(Gemma):
     def extend(self, x: mx.array, cache: KVCache, counts: Sequence[int] | None = None) -> tuple[mx.array, KVCache]:
         """As Gemma.extend. It is computed at once, and the given cache can be used no more."""
         assert isinstance(cache, SharedCache)
-        CacheUpdate(cache, x.shape[1], counts)  # raises InputError if the cache is full, before anybody begins
+        CacheUpdate(cache, x.shape[1], counts)  # raises InputError if the cache is full, before the others begin
         handle = SharedCache.new_handle()
         values = [cache.handle, handle, *x.shape, *_listed(counts), *self.asked]
         mx.eval(x)
@@ -82,7 +82,7 @@ def _listed(numbers: Sequence[int] | None) -> list[int]:
 
 
 def read_list(values: list[int]) -> list[int] | None:
-    """The list at the beginning of values, which it leaves: the inverse of what a pass says."""
+    """Take an optional list from the beginning of a command's integers, as `_listed` has put it there."""
     count = values.pop(0)
     numbers = [values.pop(0) for _ in range(count)]
     return numbers or None

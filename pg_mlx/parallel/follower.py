@@ -1,4 +1,4 @@
-"""The other ranks: they do what rank 0 says, and say nothing."""
+"""The ranks above 0: they do what rank 0 says, and print nothing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..checkpoint.load import load_weights
 from ..errors import InputError
 from ..gemma import Gemma
 from ..memory.residency import release
-from .agreement import Agreed, LoadRequest, agree
+from .agreement import Agreed, LoadRequest, agree, read
 from .decoder import Mode, read_list
-from .link import Command, Link, first_line
+from .link import Command, Link
 from .modes import mode_of
 
 ReadSome = Callable[[mx.array, list[int] | None], tuple[mx.array, KVCache]]
@@ -31,7 +31,7 @@ class Follower:
         self._caches: dict[int, KVCache] = {}
 
     def run(self) -> None:
-        """Obey until rank 0 ends. A failure ends the process (Link.waiting)."""
+        """Do what rank 0 says, until it says stop. A failure ends the process (Link.waiting)."""
         while True:
             command, values, dropped = self._link.next_command()
             for handle in dropped:
@@ -52,9 +52,8 @@ class Follower:
             agreed = agree(self._link, ask)
         except InputError:
             return  # rank 0 says why
-        loaded, failure = self._link.together(partial(self._read, agreed))
-        errors = self._link.exchange("" if failure is None else first_line(failure))
-        if loaded is not None and not any(errors):
+        loaded, _, everybody = read(self._link, agreed, partial(self._read, agreed))
+        if not any(facts.error for facts in everybody):
             self._gemma = loaded
 
     def _read(self, agreed: Agreed) -> Gemma:
@@ -84,9 +83,7 @@ class Follower:
         mx.eval(made.layers)
         caches[handle] = made
 
-    def _pass(
-        self, values: list[int], read: Callable[[mx.array, list[int] | None], tuple[mx.array, KVCache]]
-    ) -> KVCache:
+    def _pass(self, values: list[int], read: ReadSome) -> KVCache:
         assert self._mode is not None
         shape, rest = values[:3], values[3:]
         numbers = read_list(rest)

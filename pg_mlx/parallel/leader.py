@@ -1,4 +1,4 @@
-"""Rank 0: it alone reads pictures, decides, and speaks."""
+"""Rank 0: it alone reads pictures, decides, and prints."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..checkpoint.load import LoadOptions, Progress, load_weights, with_processor
 from ..errors import PgMlxError
+from ..memory.residency import HeldPart
 from ..paligemma import PaliGemma
-from .agreement import Agreed, LoadRequest, agree
-from .link import Command, Link, first_line
+from .agreement import Agreed, LoadRequest, agree, read
+from .link import Command, Link
 from .modes import mode_of
 
 if TYPE_CHECKING:
@@ -28,16 +29,18 @@ class Leader:
 
     def __init__(self, link: Link, mode: str, shares: Sequence[int] | None = None):
         self.link, self._mode, self._shares = link, mode, shares
+        self.parts = tuple[HeldPart, ...]()
+        """What each rank holds of the model that was loaded last, by rank."""
 
     def load(
         self, path_or_repo: str | Path, options: LoadOptions, progress: Progress | None = None
     ) -> tuple[PaliGemma, Processor]:
         """As `load_with`. Raises InputError if the ranks do not agree, and PgMlxError if one cannot read its part."""
 
-        def read(agreed: Agreed) -> tuple[PaliGemma, Processor]:
+        def work(agreed: Agreed) -> tuple[PaliGemma, Processor]:
             return with_processor(agreed.found, lambda: self._weights(agreed, progress))
 
-        return self._together(path_or_repo, options, read, need_tokenizer=True)
+        return self._together(path_or_repo, options, work, need_tokenizer=True)
 
     def load_model(self, path: str | Path, options: LoadOptions) -> PaliGemma:
         """As `load_model_with`. Raises what `load` raises."""
@@ -48,21 +51,24 @@ class Leader:
         self.link.stop()
 
     def _together(
-        self, path_or_repo: str | Path, options: LoadOptions, read: Callable[[Agreed], R], need_tokenizer: bool
+        self, path_or_repo: str | Path, options: LoadOptions, work: Callable[[Agreed], R], need_tokenizer: bool
     ) -> R:
         ask, link = LoadRequest.of(path_or_repo, self._mode, self._shares, options), self.link
         with link.lock:
             with link.command(Command.LOAD, ask.to_numbers()):
                 pass
             agreed = agree(link, ask, need_tokenizer)
-            loaded, failure = link.together(lambda: read(agreed))
-            errors = link.exchange("" if failure is None else first_line(failure))
+            loaded, failure, everybody = read(link, agreed, lambda: work(agreed))
         if failure is not None:
             raise failure
-        for rank, error in enumerate(errors):
-            if error:
-                raise PgMlxError(f"rank {rank}: {error}")
+        for rank, facts in enumerate(everybody):
+            if facts.error:
+                raise PgMlxError(f"rank {rank} on {facts.host}: {facts.error}")
         assert loaded is not None
+        self.parts = tuple(
+            HeldPart(f"rank {rank} on {facts.host}: {facts.about}", facts.weight_bytes, facts.token_bytes)
+            for rank, facts in enumerate(everybody)
+        )
         return loaded
 
     def _weights(self, agreed: Agreed, progress: Progress | None) -> PaliGemma:

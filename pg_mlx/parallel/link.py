@@ -1,9 +1,10 @@
 """What the ranks say to each other, and what happens when one falls silent.
 
-Every message is an all_gather (or a send to the next rank), computed on the CPU and waited for at once, so a rank that
-waits for another one never holds the GPU, and messages cannot overtake each other. Rank 0 begins every exchange: all
-others wait for its next command. Between commands a thread of rank 0 sends a sign of life. A watchdog on every rank
-ends the process with one line if the others say nothing for too long: a collective operation cannot be broken off.
+Rank 0 gives commands, and all other ranks wait for the next one. Every message is an all_gather, or a send to the next
+rank, on the CPU, so a rank that waits for a command does not hold the GPU. All messages of a command are over before
+the next command, so they cannot overtake each other. Between commands a thread of rank 0 sends signs of life. A message
+that is waited for cannot be broken off, so a watchdog on every rank ends the process with one line if the others say
+nothing for too long.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ WORDS = 128
 """Integers of a command's first message; a longer command has a second one."""
 
 _FREE_TOKENS, _TOKEN_S = 512, 0.05
-"""A pass of more tokens than this may take so many seconds more for each: five times what a 28B takes on an M4 Pro."""
-
+"""A long pass is not silence: each token beyond the first of these numbers gives it so many seconds more, five times
+what a 28B takes on an M4 Pro."""
 
 _MANY_BYTES = 256 << 10
+"""Messages of more bytes are added up by all_sum where there are more than two ranks (Link.total)."""
 
 
 class Command(IntEnum):
@@ -55,7 +57,7 @@ class Command(IntEnum):
 
 
 class Link:
-    """This rank's end of the connection. Methods for rank 0 are marked; the other ranks only answer.
+    """This rank's connection to the others. Methods say which ranks may call them, if not all call them together.
 
     group: of two ranks at least. silence_s: how long the others may be silent.
     """
@@ -65,7 +67,7 @@ class Link:
         self.lock = threading.RLock()
         """Rank 0 holds it while a command is under way."""
         self.dropped: list[int] = []
-        """Rank 0: handles of caches that nobody holds any more; the next command says so."""
+        """Rank 0: handles of caches that it holds no longer; the next command names them."""
         self.messages = 0
         """How many messages this rank has taken part in."""
         self._group, self._until, self._said, self._ended = group, math.inf, time.monotonic(), False
@@ -92,7 +94,7 @@ class Link:
         return self.gather(x).astype(mx.float32).sum(axis=0).astype(x.dtype)
 
     def broadcast(self, x: mx.array | None, shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
-        """Rank 0's x on all ranks; the others give None."""
+        """Rank 0's x on all ranks, evaluated: one message. The others give None, and its shape and dtype."""
         blank = mx.zeros(list(shape), dtype, stream=mx.cpu)
         everybody = self.gather(blank if x is None else x)
         mx.eval(everybody)
@@ -105,7 +107,7 @@ class Link:
         mx.eval(mx.distributed.send(x, to, group=self._group, stream=mx.cpu))
 
     def receive(self, shape: Sequence[int], dtype: mx.Dtype, source: int) -> mx.array:
-        """What a neighbour sends."""
+        """What a neighbour sends, evaluated."""
         self.messages += 1
         x = mx.distributed.recv(list(shape), dtype, source, group=self._group, stream=mx.cpu)
         mx.eval(x)
@@ -122,7 +124,7 @@ class Link:
         return [bytes(row[:size].astype(np.uint8)).decode() for row, size in zip(rows, sizes, strict=True)]
 
     def _numbers(self, numbers: Sequence[int]) -> np.ndarray:
-        """Everybody's integers, equally many: int32 [ranks, len(numbers)]. The GPU is not asked for anything."""
+        """Everybody's integers, equally many: int32 [ranks, len(numbers)]. It does not use the GPU."""
         everybody = self.gather(mx.array(np.array(numbers, np.int32)))
         mx.eval(everybody)
         return np.array(everybody)
@@ -131,10 +133,8 @@ class Link:
 
     @contextlib.contextmanager
     def command(self, command: Command, values: Sequence[int] = (), tokens: int = 0) -> Iterator[None]:
-        """Rank 0: say what the others shall do, and do the own part within the block. tokens: how many a pass reads.
-
-        A failure within the block cannot be mended, because the ranks would no longer be in step: it ends the process.
-        """
+        """Rank 0: give a command to the others; rank 0 does its own part within the block. tokens: how many a pass
+        reads. A failure within the block ends the process, because the ranks would no longer be in step."""
         with self.lock, self.waiting(tokens=tokens):
             dropped = [self.dropped.pop() for _ in range(len(self.dropped))]
             words = [int(command), len(dropped), *dropped, *values]
@@ -183,7 +183,7 @@ class Link:
             pause = min(2 * pause, self.silence_s / 4)
 
     def stop(self) -> None:
-        """Rank 0: let the others end. If a command was broken off, they notice when this process ends."""
+        """Rank 0: let the others end. If a command was broken off, they end when this process does."""
         if self.lock.acquire(timeout=self.silence_s):
             if not self._ended and self._until == math.inf:
                 with self.command(Command.STOP):
@@ -194,8 +194,9 @@ class Link:
 
     @contextlib.contextmanager
     def waiting(self, seconds: float | None = None, tokens: int = 0) -> Iterator[None]:
-        """Within the block this rank depends on others: the watchdog counts. An error in it ends the process, but for
-        Ctrl-C, which leaves the ranks out of step. Blocks may be nested; the outer one counts."""
+        """Within the block this rank waits for others, so the watchdog ends it after so many seconds (None: silence_s),
+        and more for a pass of many tokens. An error within it ends the process, too. After Ctrl-C the ranks are out of
+        step: only `stop` may follow. In nested blocks the outer one counts."""
         if self._until != math.inf:
             yield
             return
@@ -218,6 +219,7 @@ class Link:
             os._exit(LOST)
 
     _one_line = threading.Lock()
+    """Lets one thread print where several give up."""
 
     def _watch(self) -> None:
         while True:

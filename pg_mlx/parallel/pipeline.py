@@ -1,4 +1,4 @@
-"""The layers of a decoder, one part after the other on the ranks: the result is that of one process, bit by bit.
+"""Each rank has some layers of a decoder: the result is that of one process, bit by bit.
 
 Hidden states go from rank to rank and from the last one back to rank 0: with the command, one message more than there
 are ranks. While one rank computes the others wait, so a pass takes as long as on one machine. What is gained is memory.
@@ -19,7 +19,7 @@ from .link import Link
 
 
 class Pipeline:
-    """The pipeline's side of a pass (decoder.Mode)."""
+    """Passes through one rank's layers after another's (decoder.Mode)."""
 
     def make(self, link: Link, config: PaliGemmaConfig, *, dtype: mx.Dtype) -> PaliGemma:
         """As Mode.make."""

@@ -132,7 +132,7 @@ def tensor_part(checkpoint: Checkpoint, rank: int, shares: Sequence[int]) -> Ran
 
 
 def _follows(spec: WeightSpec, tied: bool) -> bool:
-    """Whether a rank above 0 needs it: of the tables it needs the head."""
+    """Whether a rank above 0 needs it: of the two tables, only the head."""
     embedding = spec.target == "language_model.embed_tokens"
     return spec.target.startswith("language_model.") and (tied or not embedding)
 
@@ -178,5 +178,5 @@ def _cut_columns(
 
 
 def scaled(part: range, factor: int) -> range:
-    """A range of things as the range of their parts, `factor` in each."""
+    """The range of the columns (or rows) of a range of heads that have `factor` each."""
     return range(part.start * factor, part.stop * factor)

@@ -1,4 +1,4 @@
-"""How much each rank holds."""
+"""How much each rank holds, in proportion to the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def checked_shares(shares: Sequence[int] | None, size: int) -> tuple[int, ...]:
 def cut(total: int, unit: int, shares: Sequence[int], what: str) -> list[range]:
     """0..total-1 cut in proportion to the shares, in whole units, at least one for each share.
 
-    what: of what there are so many, for messages. Raises InputError if there are too few units.
+    what: the name of what is cut, for messages. Raises InputError if there are too few units.
     """
     units, ranks = total // unit, len(shares)
     if total % unit or units < ranks:

@@ -45,7 +45,8 @@ class PartSource(Source):
         return tuple(len(found[1]) if axis == found[0] else size for axis, size in enumerate(shape))
 
     def _stored(self, name: str) -> tuple[int, range] | None:
-        """The axis of a stored tensor that is cut, and its part of it, in packed words or groups if it has those."""
+        """The axis along which a stored tensor is cut, and which part of that axis is read, counted as the tensor is
+        stored: in packed words, or in groups. None if it is not cut."""
         module, _, _ = name.rpartition(".")
         cut = self._cut(module)
         if cut is None or cut.axis == 0:

@@ -23,7 +23,7 @@ from .link import Link
 
 
 class Tensor:
-    """The side of a pass through divided layers (decoder.Mode). vocabulary: each rank's rows of the head."""
+    """Passes through divided layers (decoder.Mode). vocabulary: each rank's rows of the head."""
 
     def __init__(self, vocabulary: Sequence[range]):
         self.vocabulary = vocabulary

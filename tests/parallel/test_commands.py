@@ -33,9 +33,11 @@ def answers(out: str) -> list[dict[str, Any]]:
 def test_generate() -> None:
     asked = ("--prompt", "detect red circle ; dog", "--constrain", "--min-score", "0")
     ask = ("generate", "--image", *PICTURES, *asked, "--batch-size", "3", "--format", "jsonl")
-    alone, (first, second) = run_alone(*ask), run(2, *ask, *PIPELINE)
+    alone, (first, second) = run_alone(*ask), run(2, *ask, *PIPELINE, "--verbose")
     assert first.returncode == second.returncode == 0, first.stderr
     assert answers(first.stdout) == answers(alone.stdout) and len(answers(first.stdout)) == 4
+    held = [line.partition(";")[0] for line in first.stderr.splitlines() if line.startswith("rank ")]
+    assert [line.partition(": ")[2] for line in held] == ["layers 1 to 2 of 6", "layers 3 to 6 of 6"]
     assert second.stdout == second.stderr == ""
 
 
@@ -96,6 +98,7 @@ def test_a_worker_loads_twice() -> None:
 
 
 def test_bench() -> None:
-    first, second = run(2, "bench", *PIPELINE, "--rows", "1", "--repeats", "1", "--steps", "1", "--json")
+    shared = ("--parallel", "tensor", "--shares", "2:1")
+    first, second = run(2, "bench", *shared, "--rows", "1", "--repeats", "1", "--steps", "1", "--json")
     assert [stage["stage"] for stage in json.loads(first.stdout)["stages"]] == ["load", "vision", "prefill", "decode"]
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")

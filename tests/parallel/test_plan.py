@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.checkpoints import GOLDEN
-from helpers.models import Memory, config_json, random_tensors, same, wide_config_json
+from helpers.models import Memory, config_json, random_tensors, same, wide_config_json, write_folder
 
 from pg_mlx.checkpoint.adapters.merge import open_adapters
 from pg_mlx.checkpoint.footprint import needed_bytes, weight_bytes
@@ -19,7 +19,7 @@ from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
-from pg_mlx.memory.residency import held_bytes
+from pg_mlx.memory.residency import held_bytes, release
 from pg_mlx.parallel.plan import RankPart, part_of
 from pg_mlx.parallel.shares import checked_shares, cut, parse_shares
 from pg_mlx.quantization import Quantization
@@ -177,6 +177,26 @@ def test_only_the_part_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
             expected = whole[part.start : part.stop] if axis == 0 else whole[:, part.start : part.stop]
             assert same(found, expected), (name, axis)
             assert sum(read) == source.stored_bytes(name) * len(part) // shape[axis]
+
+
+def test_loading_a_part_takes_no_more_than_loading_the_whole(tmp_path: Path) -> None:
+    """Beside what is held, only a fused matrix of one layer is there for a moment, so many layers make the peak low."""
+    raw = wide_config_json("gemma2")
+    raw["text_config"] |= dict(num_hidden_layers=8, intermediate_size=2048)
+    checkpoint = open_local(write_folder(tmp_path, raw, random_tensors(raw)))
+    _, whole = held_and_more(checkpoint)
+    for mode in ("pipeline", "tensor"):
+        held, more = held_and_more(part_of(checkpoint, mode, 1, (1, 1)).checkpoint)
+        assert more <= 1.01 * whole and held + more <= 1.1 * held, (mode, held, more, whole)
+
+
+def held_and_more(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Bytes that a loaded model holds, and what was held beside them while it was loaded."""
+    release()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    held = held_bytes(build(checkpoint, "float32"))
+    return held, mx.get_peak_memory() - before - held
 
 
 def test_a_file_that_was_cut_off_meanwhile(tmp_path: Path) -> None:

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import CAT
+from helpers.models import tiny
 from helpers.service import CAPTION, CHECKPOINT, MIXED, SCENE, WILD, Asked, loaded, service
 from PIL import Image
 
 from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.generation.engine import PREFILL_TOKENS
-from pg_mlx.memory.residency import model_scratch_bytes
+from pg_mlx.memory.residency import HeldPart, model_scratch_bytes
 from pg_mlx.serving.service.jobs import Job
 from pg_mlx.serving.service.limits import CacheRoom, Limits
 from pg_mlx.serving.service.requests import Answered, Ask, prepare
-from pg_mlx.serving.service.runner import Runner
+from pg_mlx.serving.service.runner import Runner, _room
 from pg_mlx.serving.service.service import Service, ServingError
 
 
@@ -105,6 +106,17 @@ def test_caches_are_never_larger_than_was_counted():
             assert held <= running * longest * TOKEN_BYTES
             used = max(used, held / (running * longest * TOKEN_BYTES))
     assert used > 0.5
+
+
+def test_the_limit_holds_for_each_process_that_holds_a_part():
+    """The room for caches is what the process with most weights leaves, and a token takes what it takes at most."""
+    model, limits = tiny("gemma"), Limits(memory_bytes=1 << 30)
+    own = HeldPart("rank 0", 1000, 10)
+    alone = _room(model, limits, [own])
+    for weights, token, less in ((500, 30, 0), (3000, 5, 2000)):
+        room = _room(model, limits, [own, HeldPart("rank 1", weights, token)])
+        assert room.room_bytes == alone.room_bytes - less
+        assert room.needed([7]) == 2 * 7 * max(token, 10)
 
 
 def test_cache_room_counts_rows_by_the_longest_until_all_have_left():

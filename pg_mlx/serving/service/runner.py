@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ...errors import InputError, PgMlxError
 from ...generation import Answer, FeatureCache, Progress, Recovery, Request, Row, TokenLogprob, warm_up
 from ...generation.engine import PREFILL_TOKENS, ROOM, engine_for
 from ...generation.features import PATCHES
-from ...memory.residency import held_bytes, model_scratch_bytes
+from ...memory.residency import HeldPart, held_bytes, model_scratch_bytes
 from ...ops import device, watchdog
 from ...ops.device import dtype_name
 from ...paligemma import PaliGemma
@@ -66,7 +66,7 @@ class Runner:
             raise ServingError("failed", str(error)) from None
         mx.set_cache_limit(limits.spare_bytes)  # loading has set one of its own
         weights = held_bytes(self.model)
-        self._room = _room(self.model, limits, weights)
+        self._room = _room(self.model, limits, options.team.parts if options.team else [HeldPart.whole(self.model)])
         self._limits = limits
         self._jobs: dict[Row, Job] = {}
         self._lost = False
@@ -219,10 +219,11 @@ class Runner:
         return self._prefix(request) + request.options.max_tokens + ROOM
 
 
-def _room(model: PaliGemma, limits: Limits, weights: int) -> CacheRoom:
-    """What is left for caches, and for prefixes longer than those that are read together. Raises ServingError if the
-    model leaves nothing."""
-    per_token = model.config.text.cache_bytes(model.dtype.size)
+def _room(model: PaliGemma, limits: Limits, parts: Sequence[HeldPart]) -> CacheRoom:
+    """What is left for caches, and for prefixes longer than those that are read together. parts: of the model; the
+    limit holds for each process by itself, so the most that one has of weights and of a token's keys and values
+    counts. Raises ServingError if the model leaves nothing."""
+    weights, per_token = max(part.weight_bytes for part in parts), max(part.token_bytes for part in parts)
     if limits.memory_bytes is None:
         return CacheRoom(per_token, None)
     scratch = _scratch(model, limits, PREFILL_TOKENS)
