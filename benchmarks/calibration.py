@@ -1,9 +1,9 @@
 """What calibrated packing keeps of the demo checkpoint: python -m benchmarks.calibration --work DIR.
 
 The demo checkpoint, unpacked to float32, is the source. Scenes of the validation set calibrate, each with five
-questions unless a setting says one; scenes of the test set judge. KL(float32 || packed) is taken on each token of the
-float32 model's own greedy answers to five questions about each test scene, <eos> included, as in quality.json. Every
-figure is kept in DIR/results.json, so a run that was stopped goes on.
+questions unless a setting says one, as a folder of pictures has; scenes of the test set judge. KL(float32 || packed)
+is taken on each token of the float32 model's own greedy answers to five questions about each test scene, <eos>
+included, as in quality.json. Every figure is kept in DIR/results.json, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ SETTINGS = {
     **_methods("size of 3 bits", {"target_size": SIZES[3]}, ("rtn", "mse", "gptq")),
     "3 bits, 64 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-64", 1),
     "3 bits, 16 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-16", 1),
-    "3 bits, noise": Setting({"q_bits": 3, "q_method": "gptq"}, "noise"),
-    "3 bits, crops of a photograph": Setting({"q_bits": 3, "q_method": "gptq"}, "crops"),
+    "3 bits, noise": Setting({"q_bits": 3, "q_method": "gptq"}, "noise", 1),
+    "3 bits, crops of a photograph": Setting({"q_bits": 3, "q_method": "gptq"}, "crops", 1),
 }
 
 
