@@ -59,6 +59,7 @@ SETTINGS = {
     **_methods("4 bits", {"q_bits": 4}, ("rtn", "mse", "gptq"), scored=True),
     **_methods("2 bits", {"q_bits": 2}, ("rtn", "mse", "gptq"), scored=True),
     **_methods("tiny", {"q_recipe": "tiny"}, ("rtn", "mse", "gptq")),
+    **_methods("balanced", {"q_recipe": "balanced"}, ("rtn",)),
     **_methods("8/3/4", {"q_bits": 3, "q_overrides": TOWER_8_DECODER_3}, ("rtn", "gptq")),
     **_methods("size of 4 bits", {"target_size": SIZES[4]}, ("rtn", "mse", "gptq")),
     **_methods("size of 3 bits", {"target_size": SIZES[3]}, ("rtn", "mse", "gptq")),
