@@ -5,8 +5,7 @@ path's, which the packed blocks before this one have made. Within a block one ma
 matrix is packed for the inputs that it will really have, and for the outputs that the source has (see
 quantization/gptq.py).
 
-Inputs at pictures, prompts and answers weigh alike as three wholes, though most of them are at pictures. But a kind
-with fewer inputs than a matrix has columns weighs less, in proportion: a few answers say little about all columns.
+Inputs at pictures, prompts and answers weigh alike as three wholes, though most of them are at pictures.
 
 Memory: what layerwise.py says, one block in float32 twice (as the source has it and as it becomes), the inputs of both
 paths, and for one matrix the squares of its columns, at most MAX_COLUMNS of them.
@@ -105,8 +104,7 @@ def _texts(
     counts = np.zeros(3)
     for text in texts:
         counts += [images, len(text.prefix), len(text.answer) - 1]
-    known = np.minimum(1, counts / streamed.config.text.hidden_size)
-    shares = known * counts.sum() / np.count_nonzero(counts) / np.maximum(counts, 1)
+    shares = counts.sum() / np.count_nonzero(counts) / np.maximum(counts, 1)
     batches = []
     for group in _alike(texts, images, tokens_at_once(streamed.config)):
         slots = max(len(text.read) for text in group)
