@@ -1,9 +1,9 @@
 """What calibrated packing keeps of the demo checkpoint: python -m benchmarks.calibration --work DIR.
 
 The demo checkpoint, unpacked to float32, is the source. Scenes of the validation set calibrate, each with five
-questions unless a setting says one; scenes of the test set judge. KL(float32 || packed) is taken on each token of the
-float32 model's own greedy answers to five questions about each test scene, <eos> included, as in quality.json. Every
-figure is kept in DIR/results.json, so a run that was stopped goes on.
+questions unless a setting says one, as a folder of pictures has; scenes of the test set judge. KL(float32 || packed)
+is taken on each token of the float32 model's own greedy answers to five questions about each test scene, <eos>
+included, as in quality.json. Every figure is kept in DIR/results.json, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ SETTINGS = {
     **_methods("4 bits", {"q_bits": 4}, ("rtn", "mse", "gptq"), scored=True),
     **_methods("2 bits", {"q_bits": 2}, ("rtn", "mse", "gptq"), scored=True),
     **_methods("tiny", {"q_recipe": "tiny"}, ("rtn", "mse", "gptq")),
+    **_methods("balanced", {"q_recipe": "balanced"}, ("rtn",)),
     **_methods("8/3/4", {"q_bits": 3, "q_overrides": TOWER_8_DECODER_3}, ("rtn", "gptq")),
     **_methods("size of 4 bits", {"target_size": SIZES[4]}, ("rtn", "mse", "gptq")),
     **_methods("size of 3 bits", {"target_size": SIZES[3]}, ("rtn", "mse", "gptq")),
     "3 bits, 64 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-64", 1),
     "3 bits, 16 pictures": Setting({"q_bits": 3, "q_method": "gptq"}, "scenes-16", 1),
-    "3 bits, noise": Setting({"q_bits": 3, "q_method": "gptq"}, "noise"),
-    "3 bits, crops of a photograph": Setting({"q_bits": 3, "q_method": "gptq"}, "crops"),
+    "3 bits, noise": Setting({"q_bits": 3, "q_method": "gptq"}, "noise", 1),
+    "3 bits, crops of a photograph": Setting({"q_bits": 3, "q_method": "gptq"}, "crops", 1),
 }
 
 

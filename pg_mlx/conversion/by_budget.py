@@ -1,8 +1,9 @@
 """Bits by budget: sensitivities are measured on pictures, and the bits that a target allows go where they gain most.
 
-A result of the same bits everywhere is written first. It answers about the pictures, as the source might not fit into
-memory; it is judged, to be compared with; and it is removed. The bits that are chosen then are a table, which is kept
-beside the weights and is a recipe as well: with it the same bytes are written again, and nothing is measured.
+A result of the same bits everywhere is written first. It answers about the pictures if the source does not fit into
+memory (see answers.py); it is judged, to be compared with; and it is removed. The bits that are chosen then are a
+table, which is kept beside the weights and is a recipe as well: with it the same bytes are written again, and nothing
+is measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.load import load_model
 from ..checkpoint.open import Checkpoint, open_local
 from ..files.shards import ShardWriter
 from ..memory.size import format_size
@@ -25,13 +25,13 @@ from ..processor import Processor
 from ..quantization import Recipe
 from ..quantization.fast_widths import is_fast
 from ..quantization.modes import AFFINE_BITS
-from . import candidates
 from .allocate import MEASURED_BITS, Allocation, Sensitive, allocate, allocate_fast
+from .answers import answered
 from .bit_table import BitTable
-from .layerwise import AnsweredPrompt, Streamed
+from .layerwise import Streamed
 from .metrics import mean_and_error, predict
 from .plan import make_plan
-from .quality import answer, prepare, read
+from .quality import read
 from .samples import Sample
 from .sensitivity import sensitivities
 from .side_files import write_side_files
@@ -138,9 +138,12 @@ def choose_bits(
     weights = sum(path.stat().st_size for path in uniform.glob("*.safetensors"))
     processor = Processor.from_folder(uniform, plan.config.vision.image_size)
     asked = samples[0][:MAX_MEASURING], samples[1]
-    total = sum(map(len, asked))
-    (pictures, texts), judging = _answered(
-        uniform, asked, processor, lambda done: at("answers", f"answers, {done} of {total}", done, total)
+    (pictures, texts), judging = answered(
+        checkpoint,
+        uniform,
+        asked,
+        processor,
+        lambda done, total: at("answers", f"answers, {done} of {total}", done, total),
     )
     vocabulary = processor.tokenizer.vocab_size
     at("judged", "judging the same bits everywhere", 0, 1)
@@ -163,25 +166,6 @@ def choose_bits(
         lambda done, total: at("measured", "measuring what each matrix is worth", done, total),
     )
     return chosen(target, budget, found, dtype.size, len(pictures), tried)
-
-
-def _answered(
-    folder: Path, samples: Sequence[Sequence[Sample]], processor: Processor, progress: Callable[[int], None]
-) -> list[tuple[list[mx.array], list[AnsweredPrompt]]]:
-    """Pixels of the pictures of some samples each, and their prompts with the answers of the checkpoint in a folder."""
-    model, done, found = load_model(folder, dtype="float32"), 0, []
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        progress(done)
-
-    for some in samples:
-        pictures, _, texts = prepare(some, processor)
-        found.append((pictures, answer(model, processor, pictures, texts, candidates.MAX_TOKENS, tick)))
-    del model
-    mx.clear_cache()
-    return found
 
 
 def chosen(

@@ -1,8 +1,7 @@
 """Never worse: a calibrated result is written only if it is nearer to the source than the ones that need no data.
 
-"rtn" is written first, and answers the prompts: its answers calibrate as well as the source's own, and it fits into
-memory where the source does not. Then "mse" and "gptq" follow. Pictures that did not calibrate judge: on each token of
-the same answers, the divergence from what the source predicts. The nearest one is kept.
+"rtn" is written first, then "mse" and "gptq". Pictures that did not calibrate judge: on each token of the same answers
+(see answers.py), the divergence from what the source predicts. The nearest one is kept.
 """
 
 from __future__ import annotations
@@ -14,20 +13,17 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.load import load_model
 from ..checkpoint.open import Checkpoint, open_local
 from ..files.shards import ShardWriter
 from ..processor import Processor
+from .answers import answered
 from .calibrate import calibrated
-from .layerwise import AnsweredPrompt, Streamed
+from .layerwise import Streamed
 from .metrics import Reading, mean_and_error, predict
 from .plan import Plan
-from .quality import answer, prepare, read
+from .quality import read
 from .samples import Sample
 from .weights import FittedPacker, Packer, Progress, write_weights
-
-MAX_TOKENS = 64
-"""Tokens of an answer that calibrates or judges."""
 
 _SHARES = {"rtn": 0.03, "answers": 0.12, "source": 0.05, "mse": 0.05, "gptq": 0.65, "judged": 0.1}
 """What part of the time each step takes, roughly; for the progress."""
@@ -101,7 +97,7 @@ def write_best(
         return Judgement(method, *mean_and_error(kl, [len(text.answer) for text in judging[1]]))
 
     rtn = write("rtn", Packer(dtype), steps.weights("rtn"))
-    calibrating, judging = _answered(rtn, samples, processor, steps.counted("answers"))
+    calibrating, judging = answered(checkpoint, rtn, samples, processor, steps.counted("answers"))
     streamed = Streamed(checkpoint, mx.float32)
     source: Reading = read("source", streamed, *judging)
     steps.counted("source")(1, 1)
@@ -120,30 +116,6 @@ def write_best(
             path.rename(folder / path.name)
     _remove(folder, {data_free, "gptq"})
     return Chosen(best, len(calibrating[0]), len(judging[0]), sum(len(t.answer) for t in judging[1]), judgements)
-
-
-Answered = tuple[list[mx.array], list[AnsweredPrompt]]
-"""Pixels of pictures, and prompts about them with answers."""
-
-
-def _answered(
-    folder: Path, samples: Sequence[Sequence[Sample]], processor: Processor, progress: Callable[[int, int], None]
-) -> list[Answered]:
-    """The samples with the greedy answers of the checkpoint in a folder."""
-    model, done = load_model(folder, dtype="float32"), []
-    count, total = 0, sum(map(len, samples))
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        progress(count, total)
-
-    for some in samples:
-        pictures, _, texts = prepare(some, processor)
-        done.append((pictures, answer(model, processor, pictures, texts, MAX_TOKENS, tick)))
-    del model
-    mx.clear_cache()
-    return done
 
 
 def _remove(folder: Path, methods: set[str]) -> None:

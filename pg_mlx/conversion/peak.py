@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checkpoint.footprint import needed_bytes
 from ..checkpoint.layouts import EMBEDDING
+from ..checkpoint.load import compute_dtype
+from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
+from ..memory.size import machine_bytes
 from ..quantization.gptq import column_blocks
 from .calibrate import is_calibrated, tokens_at_once
 from .metrics import POSITIONS, ROWS
@@ -16,12 +20,21 @@ from .target import MAX_MEASURING
 TEXT_TOKENS = 96
 """Tokens of a prompt and its answer, at most about."""
 
+ROOM = 0.75
+"""The share of the machine's memory that the source may take as a whole."""
+
 _FLOAT = 4
 _FACTOR = 4
 """Matrices [columns, columns] at a time while a factor is computed. Beside them there are the two sums of each block of
 columns."""
 _COPIES = 4
 """Copies of one matrix at a time while its codes are chosen."""
+
+
+def source_bytes(checkpoint: Checkpoint) -> int:
+    """What the source takes as a whole while it answers; 0 if that is more than ROOM, so that it is not loaded."""
+    needed = needed_bytes(checkpoint, compute_dtype(None))
+    return needed if needed <= ROOM * machine_bytes() else 0
 
 
 def calibration_peak(modules: Sequence[Module], config: PaliGemmaConfig, pictures: int, item_bytes: int) -> int:

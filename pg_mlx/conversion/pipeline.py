@@ -119,16 +119,16 @@ class Conversion:
 
     def expected_peak(self, calibrating: int = 0) -> int:
         """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice. If pictures
-        calibrate, what that takes, or the packed model that answers about them."""
+        calibrate, what that takes, or the model that answers about them."""
         before, after = self.checkpoint.dtype.size, self.dtype.size
         both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
         plain = max(both) + working_bytes()
         if not calibrating:
             return plain
-        from .peak import calibration_peak, measuring_peak
+        from .peak import calibration_peak, measuring_peak, source_bytes
 
         modules, config = self.plan.modules, self.checkpoint.config
-        peaks = [plain, self.expected_bytes()]
+        peaks = [plain, self.expected_bytes(), source_bytes(self.checkpoint)]
         if self.budget:
             peaks += [self.budget.answering_bytes(after), measuring_peak(modules, config, calibrating, before)]
         if self.recipe and self.recipe.method == "gptq":

@@ -139,8 +139,8 @@ class Budget:
         return self.limit + self.file_rest
 
     def answering_bits(self, item_bytes: int) -> int:
-        """Bits of the result that answers about the pictures: the most everywhere that fit, but at least three, since
-        with fewer a model does not answer well enough."""
+        """Bits of the result that answers about the pictures if the source cannot: the most everywhere that fit, but
+        at least three, since with fewer a model does not answer well enough."""
         fitting = [bits for bits in AFFINE_BITS if self._uniform(bits, item_bytes) <= self.limit]
         return max(MEASURED_BITS, *fitting)
 
@@ -155,8 +155,8 @@ class Budget:
         lines = [
             f"{target.option}: {format_size(self.limit)} for {len(self.groups)} groups of matrices, "
             f"{self.limit * 8 / values:.2f} bits a weight with scales; {format_size(self.rest)} for the rest",
-            f"{self.answering_bits(item_bytes)} bits everywhere answer about the pictures first; then each group is "
-            f"packed alone, and its divergence is measured on {measuring} of the pictures",
+            f"the source answers, or {self.answering_bits(item_bytes)} bits everywhere if it does not fit; then each "
+            f"group is packed alone, and its divergence is measured on {measuring} of the pictures",
         ]
         if self.settled:
             lines.append(

@@ -11,31 +11,29 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.footprint import needed_bytes
-from ..checkpoint.load import build, compute_dtype, load
+from ..checkpoint.load import build, load
 from ..checkpoint.open import Checkpoint
-from ..memory.size import machine_bytes
 from ..paligemma import PaliGemma
 from ..processor import Processor
+from .peak import source_bytes
 from .samples import Sample
 
 Score = Callable[[PaliGemma, Processor, Sequence[Sample]], dict[str, float]]
 """What a model scores on some samples, by name in 0..1."""
 
-ROOM = 0.75
-"""The share of the machine's memory that the source may take."""
-
 
 def task_scores(
-    checkpoint: Checkpoint, result: Path, score: Score, samples: Sequence[Sample], room: float = ROOM
+    checkpoint: Checkpoint, result: Path, score: Score, samples: Sequence[Sample]
 ) -> dict[str, dict[str, float]]:
-    """The scores of "source" and "result"; those of the result alone if the source takes more than `room`, a share of
-    the machine's memory. Raises InputError for a checkpoint that cannot be read, and as `score`."""
+    """The scores of "source" and "result"; those of the result alone if the source is too large (see peak.py).
+
+    Raises InputError for a checkpoint that cannot be read, and as `score`.
+    """
     model, processor = load(result)
     found = {"result": score(model, processor, samples)}
     del model
     mx.clear_cache()
-    if needed_bytes(checkpoint, compute_dtype(None)) <= room * machine_bytes():
+    if source_bytes(checkpoint):
         found = {"source": score(build(checkpoint), processor, samples), **found}
         mx.clear_cache()
     return found

@@ -20,7 +20,7 @@ from PIL import Image
 
 import pg_mlx
 from pg_mlx.checkpoint.open import open_local
-from pg_mlx.conversion import by_budget, candidates, sensitivity
+from pg_mlx.conversion import answers, by_budget, candidates, sensitivity
 from pg_mlx.conversion.bit_table import KINDS, grouped
 from pg_mlx.conversion.layerwise import AnsweredPrompt, Streamed
 from pg_mlx.conversion.metrics import predict
@@ -33,15 +33,15 @@ from pg_mlx.quantization import uniform
 MEASURING, MAX_TOKENS = 2, 2
 
 RUNNER = f"""
-from pg_mlx.conversion import by_budget, candidates
-candidates.MAX_TOKENS, by_budget.MAX_MEASURING = {MAX_TOKENS}, {MEASURING}
+from pg_mlx.conversion import answers, by_budget
+answers.MAX_TOKENS, by_budget.MAX_MEASURING = {MAX_TOKENS}, {MEASURING}
 {KILLED_CONVERSION}"""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "MAX_TOKENS", MAX_TOKENS)
+        patch.setattr(answers, "MAX_TOKENS", MAX_TOKENS)
         patch.setattr(by_budget, "MAX_MEASURING", MEASURING)
         yield
 
@@ -112,7 +112,7 @@ def test_a_dry_run_says_what_is_known(tiny: Path, pictures: Path, capsys: pytest
     done = call(capsys, *options, "--q-method", "gptq")
     assert done.returncode == 0
     assert done.stdout.startswith("--target-size 900kB: ") and "for 26 groups of matrices" in done.stdout
-    assert "4 bits everywhere answer" in done.stdout and "measured on 12 of the pictures" in done.stdout
+    assert "4 bits everywhere if it does not fit" in done.stdout and "measured on 12 of the pictures" in done.stdout
     assert "peak memory of the conversion: about " in done.stdout
 
 

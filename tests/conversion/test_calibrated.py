@@ -23,7 +23,7 @@ from PIL import Image
 import pg_mlx
 from pg_mlx.checkpoint.open import open_local
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
-from pg_mlx.conversion import candidates
+from pg_mlx.conversion import answers, candidates
 from pg_mlx.conversion.samples import MAX_PICTURES, PROMPTS, calibration_samples
 from pg_mlx.conversion.tried import FILE
 
@@ -34,9 +34,9 @@ KILLS = int(os.environ.get("PG_MLX_KILLS", "3"))
 """How many points a calibration is killed at. 10 are thorough."""
 
 RUNNER = f"""
-from helpers.conversions import fitted, sixteen_pictures
-from pg_mlx.conversion import candidates
-candidates.MAX_TOKENS, candidates.calibrated = {MAX_TOKENS}, fitted
+from helpers.conversions import fitted
+from pg_mlx.conversion import answers, candidates
+answers.MAX_TOKENS, candidates.calibrated = {MAX_TOKENS}, fitted
 {KILLED_CONVERSION}"""
 """Packing writes nothing to the disk, so it need not be GPTQ's here."""
 
@@ -46,7 +46,7 @@ convert = partial(pg_mlx.convert, q_bits=3, q_method="gptq", check=False)
 @pytest.fixture(scope="module", autouse=True)
 def short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "MAX_TOKENS", MAX_TOKENS)
+        patch.setattr(answers, "MAX_TOKENS", MAX_TOKENS)
         yield
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 import pg_mlx
 from pg_mlx.checkpoint.open import open_local
 from pg_mlx.cli import convert as command
-from pg_mlx.conversion import candidates, task_scores
+from pg_mlx.conversion import answers, peak, task_scores
 from pg_mlx.conversion.samples import MAX_QUESTIONS, AskedPictures, Sample, calibration_samples, default_samples
 from pg_mlx.training.labelled import holds_labels, read_labelled
 
@@ -23,7 +23,7 @@ from pg_mlx.training.labelled import holds_labels, read_labelled
 @pytest.fixture(scope="module", autouse=True)
 def short_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "MAX_TOKENS", 3)
+        patch.setattr(answers, "MAX_TOKENS", 3)
         yield
 
 
@@ -89,9 +89,12 @@ def test_the_card_has_the_scores_of_source_and_result(source: Path, labelled: Pa
     assert "| Score | Source | This model |" in card and "| exact answers | " in card
 
 
-def test_a_source_that_does_not_fit_is_not_scored(source: Path, labelled: Path) -> None:
+def test_a_source_that_does_not_fit_is_not_scored(
+    source: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peak, "ROOM", 0)
     found = task_scores.task_scores(
-        open_local(source), source, lambda model, processor, samples: {"exact answers": 0.5}, [], room=0
+        open_local(source), source, lambda model, processor, samples: {"exact answers": 0.5}, []
     )
     assert found == {"result": {"exact answers": 0.5}}
     assert "too large for this machine" in "\n".join(task_scores.score_table(found))
