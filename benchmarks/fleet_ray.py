@@ -162,8 +162,8 @@ def end(process: Process) -> None:
 
 
 def actors() -> list[int]:
-    """The processes of this user that answer shards."""
-    return [pid for pid, _, _, name in processes() if name.startswith(ACTORS)]
+    """The processes of this program's clusters that answer."""
+    return [pid for pid, _, name in processes() if name.startswith(ACTORS)]
 
 
 def wait(condition: Callable[[], Any]) -> Any:
@@ -175,9 +175,9 @@ def wait(condition: Callable[[], Any]) -> Any:
     return found
 
 
-def processes() -> list[tuple[int, int, float, bytes]]:
-    """(process, its parent, its CPU seconds, its command line) of all that run here."""
-    found = []
+def processes() -> list[tuple[int, float, bytes]]:
+    """(process, its CPU seconds, its command line) of this program and all that it has started."""
+    parents, found = dict[int, int](), dict[int, tuple[float, bytes]]()
     for place in Path("/proc").glob("[0-9]*"):
         try:
             fields = (place / "stat").read_text().rpartition(")")[2].split()
@@ -185,20 +185,21 @@ def processes() -> list[tuple[int, int, float, bytes]]:
         except OSError:
             continue
         seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        found.append((int(place.name), int(fields[1]), seconds, name))
-    return found
+        parents[int(place.name)], found[int(place.name)] = int(fields[1]), (seconds, name)
+
+    def ours(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return [(pid, *found[pid]) for pid in found if ours(pid)]
 
 
 def spent() -> dict[str, float]:
     """CPU seconds of this process and of those that it has started, the actors' apart."""
-    known = {pid: (parent, seconds, name) for pid, parent, seconds, name in processes()}
     total = {"actor": 0.0, "ray": 0.0}
-    for pid, (_, seconds, name) in known.items():
-        above = pid
-        while above in known and above != os.getpid():
-            above = known[above][0]
-        if above == os.getpid():
-            total["actor" if name.startswith(ACTORS) else "ray"] += seconds
+    for _, seconds, name in processes():
+        total["actor" if name.startswith(ACTORS) else "ray"] += seconds
     return total
 
 
