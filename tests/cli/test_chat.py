@@ -108,8 +108,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(tmp_path: Path) -> None:
         terminal.more(20)
         terminal.type(CTRL_C)
         terminal.until("(stopped)\nscene> ")
-        terminal.type(CTRL_C)  # at the prompt
-        terminal.until("(Ctrl-D or /quit ends)\nscene> ")
+        terminal.press(CTRL_C, "(Ctrl-D or /quit ends)\nscene> ")  # at the prompt
         terminal.type("/save answer.gif2\n")
         terminal.until("the suffix says what is written")
         terminal.until("scene> ")

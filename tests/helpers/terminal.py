@@ -69,6 +69,18 @@ class Terminal:
         start, self._seen = self._seen, found + len(text)
         return self.shown[start : self._seen]
 
+    def press(self, key: str, text: str) -> None:
+        """Press a key until this text has come. CPython sees a Ctrl-C between readline's prompt and its wait for a
+        key only with the next key, so a person presses again."""
+        deadline = time.monotonic() + WAIT_S
+        while self.shown.find(text, self._seen) < 0:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.shown[self._seen :]!r}"
+            self.type(key)
+            patience = time.monotonic() + 3.0
+            while self.shown.find(text, self._seen) < 0 and self._read(patience):
+                pass
+        self.until(text)
+
     def more(self, count: int) -> None:
         """Wait for so many letters behind what was waited for before."""
         deadline = time.monotonic() + WAIT_S
