@@ -141,7 +141,7 @@ def near(
 
 
 def few_ids_need_no_message(link: Link) -> None:
-    """Of a few ids rank 0 computes the logits alone; of some tokens of a pass all ranks do."""
+    """Rank 0 computes the logits of a few ids alone; all ranks compute those of some tokens of a pass."""
     folder, pixels, ids, _ = golden("pg2")
     alone, model = load_model(folder, dtype="float32"), loaded(link, "tensor", "3:1", folder)
     layers = model.config.text.num_hidden_layers

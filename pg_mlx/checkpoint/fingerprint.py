@@ -1,5 +1,5 @@
-"""Which checkpoint a job runs, told by its content, so that the same one in another folder or on another machine is the
-same."""
+"""Which checkpoint a job runs, known by its content, so that the same one in another folder or on another machine is
+the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OF_TOKENIZER = (*TOKENIZER_FILES, *BESIDE_THE_TOKENIZER)
 _WHOLE = 64 << 20
 """Bytes of a file that is read whole."""
 _SPOTS, _SPOT = 512, 4096
-"""Of a larger file so many places of so many bytes are read: a fine-tune changes its weights everywhere, or at least in
+"""So many places of so many bytes are read of a larger file: a fine-tune changes its weights everywhere, or at least in
 some matrices of every layer."""
 
 

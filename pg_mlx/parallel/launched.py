@@ -1,4 +1,4 @@
-"""What a launcher such as `mlx.launch` has told a process of its rank, before anything large is imported."""
+"""What a process knows of its rank from a launcher such as `mlx.launch`, before anything large is imported."""
 
 from __future__ import annotations
 
