@@ -40,6 +40,15 @@ class Grid(NamedTuple):
         """What codes stand for, in float32."""
         return codes * self.scale + self.bias
 
+    def stored(self, dtype: mx.Dtype) -> Grid:
+        """The grid as it is stored. A scale of 0 (all values are equal) becomes 1, so that all codes are 0."""
+        scale, bias = (array.astype(dtype).astype(mx.float32) for array in (self.scale, self.bias))
+        return Grid(mx.where(scale == 0, 1.0, scale), bias, self.levels)
+
+    def where(self, chosen: mx.array, other: Grid) -> Grid:
+        """This grid where `chosen`, else the other one."""
+        return Grid(mx.where(chosen, self.scale, other.scale), mx.where(chosen, self.bias, other.bias), self.levels)
+
 
 def fit(values: mx.array, bits: int, dtype: mx.Dtype, axis: int, weights: mx.array | None = None) -> Grid:
     """The grid with the least squared error for float32 values whose groups lie along `axis`.
@@ -60,7 +69,7 @@ def fit(values: mx.array, bits: int, dtype: mx.Dtype, axis: int, weights: mx.arr
 
     best = least = None
     for share in _RANGES.get(bits, _OTHER_RANGES):
-        grid = _stored(2 * share * half / levels, middle - share * half, levels, mx.float32)
+        grid = Grid(2 * share * half / levels, middle - share * half, levels).stored(mx.float32)
         for _ in range(_ROUNDS):
             first, second, mixed = sums(grid.codes(values))
             determinant = total * second - first * first
@@ -68,15 +77,14 @@ def fit(values: mx.array, bits: int, dtype: mx.Dtype, axis: int, weights: mx.arr
             divisor = mx.where(sound, determinant, 1)
             scale = mx.where(sound, (total * mixed - first * total_values) / divisor, grid.scale)
             bias = mx.where(sound, (total_values * second - first * mixed) / divisor, grid.bias)
-            grid = _stored(scale, bias, levels, mx.float32)
-        grid = _stored(grid.scale, grid.bias, levels, dtype)
+            grid = Grid(scale, bias, levels).stored(mx.float32)
+        grid = grid.stored(dtype)
         error = (weights * mx.square(values - grid.values(grid.codes(values)))).sum(axis=axis, keepdims=True)
         if best is None or least is None:
             best, least = grid, error
         else:
-            better = error < least
+            best = grid.where(error < least, best)
             least = mx.minimum(error, least)
-            best = Grid(mx.where(better, grid.scale, best.scale), mx.where(better, grid.bias, best.bias), levels)
     assert best is not None
     return best
 
@@ -92,9 +100,3 @@ def pack_fitted(weight: mx.array, quantization: Quantization, dtype: mx.Dtype) -
         "scales": grid.scale[..., 0].astype(dtype),
         "biases": grid.bias[..., 0].astype(dtype),
     }
-
-
-def _stored(scale: mx.array, bias: mx.array, levels: int, dtype: mx.Dtype) -> Grid:
-    """A grid as it is stored. A scale of 0 (all values are equal) becomes 1, so that all codes are 0."""
-    scale, bias = (array.astype(dtype).astype(mx.float32) for array in (scale, bias))
-    return Grid(mx.where(scale == 0, 1.0, scale), bias, levels)

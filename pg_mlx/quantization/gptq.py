@@ -24,6 +24,7 @@ import mlx.core as mx
 from ..errors import PgMlxError
 from .affine import Grid, fit
 from .codes import pack_codes
+from .descent import SWEEPS, Descent
 from .modes import Quantization
 
 DAMPING = 0.2
@@ -33,6 +34,9 @@ pictures of noise, and .0134 and .0132 after 128 scenes, with answers of "rtn" (
 
 MAX_COLUMNS = 9216
 """Wider matrices are treated in blocks of columns, each alone: H has the square of its columns."""
+
+_VALUES = 16 << 20
+"""Values of a matrix that are packed at a time. There are about eight copies of them."""
 
 _LEAST_OUTPUTS = 64
 """Fewer outputs are not worth a core of their own."""
@@ -65,16 +69,20 @@ def inverse_factor(hessian: mx.array, damping: float = DAMPING) -> mx.array:
     Inputs that are always zero count as the mean of the others. Raises PgMlxError if H holds numbers that are not
     finite.
     """
+    damped = _damped(hessian, damping)
+    # The Cholesky factor of the matrix read backwards, read backwards, is upper triangular: H = V V^T, U = V^-1.
+    backwards = mx.linalg.cholesky(damped[::-1, ::-1], stream=mx.cpu)
+    return mx.linalg.tri_inv(mx.contiguous(backwards[::-1, ::-1]), upper=True, stream=mx.cpu)
+
+
+def _damped(hessian: mx.array, damping: float) -> mx.array:
     diagonal = mx.diagonal(hessian)
     live = diagonal > 0
     mean = diagonal.sum() / mx.maximum(live.sum(), 1)
     mean = mx.where(mean > 0, mean, 1)
     if not mx.isfinite(mean).item():
         raise PgMlxError("the inputs of a matrix are not finite numbers; try other pictures")
-    damped = hessian + mx.diag(mx.where(live, damping * mean, mean))
-    # The Cholesky factor of the matrix read backwards, read backwards, is upper triangular: H = V V^T, U = V^-1.
-    backwards = mx.linalg.cholesky(damped[::-1, ::-1], stream=mx.cpu)
-    return mx.linalg.tri_inv(mx.contiguous(backwards[::-1, ::-1]), upper=True, stream=mx.cpu)
+    return hessian + mx.diag(mx.where(live, damping * mean, mean))
 
 
 def correct(weight: mx.array, moments: Moments, factor: mx.array) -> mx.array:
@@ -95,6 +103,25 @@ def gptq(
     hessian: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The
     columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a GPU.
     """
+    step = max(1, _VALUES // weight.shape[1])
+    damped = _damped(hessian, DAMPING)
+    done = [
+        _gptq(weight[first : first + step], hessian, damped, factor, quantization, dtype, cores)
+        for first in range(0, weight.shape[0], step)
+    ]
+    return {part: mx.concatenate([arrays[part] for arrays in done]) for part in done[0]}
+
+
+def _gptq(
+    weight: mx.array,
+    hessian: mx.array,
+    damped: mx.array,
+    factor: mx.array,
+    quantization: Quantization,
+    dtype: mx.Dtype,
+    cores: int,
+) -> dict[str, mx.array]:
+    """The same for some outputs."""
     outputs, columns = weight.shape
     size, bits = quantization.group_size, quantization.bits
     importance = mx.diagonal(hessian)[:, None]
@@ -102,32 +129,45 @@ def gptq(
     parts = max(1, min(cores, outputs // _LEAST_OUTPUTS))
     bounds = list(pairwise(outputs * part // parts for part in range(parts + 1)))
     streams: list[Any] = [mx.default_stream(mx.default_device()), *map(_stream, range(len(bounds) - 1))]
-    rest = [mx.contiguous(weight[first:last].T) for first, last in bounds]  # columns first: [columns, outputs]
-    mx.eval(rest, factor, importance)
+    targets = [mx.contiguous(weight[first:last].T) for first, last in bounds]  # columns first: [columns, outputs]
+    rest = list(targets)
+    mx.eval(rest, factor, importance, damped)
     codes: list[list[mx.array]] = [[] for _ in bounds]
-    grids: list[list[tuple[mx.array, mx.array]]] = [[] for _ in bounds]
+    grids: list[list[Grid]] = [[] for _ in bounds]
     for first in range(0, columns, size):
         own, after = slice(first, first + size), slice(first + size, columns)
         for part, stream in enumerate(streams):
             with mx.stream(stream):
-                group = rest[part][:size]
-                grid = fit(group, bits, dtype, axis=0, weights=importance[own])
-                chosen, error = _round(group, factor[own, own], grid)
+                grid = fit(rest[part][:size], bits, dtype, axis=0, weights=importance[own])
+                chosen, error = _round(rest[part][:size], factor[own, own], grid)
                 rest[part] = rest[part][size:]
                 if after.start < columns:
                     rest[part] = mx.addmm(rest[part], factor[own, after].T, error, alpha=-1)
-                codes[part].append(chosen.astype(mx.uint8))
-                grids[part].append((grid.scale.astype(dtype), grid.bias.astype(dtype)))
-        mx.eval(rest, [part[-1] for part in codes], [part[-1] for part in grids])
-    together = mx.concatenate([mx.concatenate(part) for part in codes], axis=1).T
-    scales, biases = (
-        mx.concatenate([mx.concatenate([grid[which] for grid in part]) for part in grids], axis=1).T for which in (0, 1)
-    )
-    return {
+                codes[part].append(chosen)
+                grids[part].append(grid)
+        mx.eval(rest, [part[-1] for part in codes], [(part[-1].scale, part[-1].bias) for part in grids])
+    del rest
+    descents = []
+    for part, stream in enumerate(streams):
+        with mx.stream(stream):
+            descents.append(Descent(targets[part], damped, size, codes[part], grids[part], dtype))
+    for _ in range(SWEEPS):
+        for index in range(columns // size):
+            changed = []
+            for descent, stream in zip(descents, streams, strict=True):
+                with mx.stream(stream):
+                    changed.append(descent.improve(index))
+            mx.eval(changed)
+    together = mx.concatenate([mx.concatenate(part) for part in codes], axis=1).T.astype(mx.uint8)
+    scales = mx.concatenate([mx.concatenate([grid.scale for grid in part]) for part in grids], axis=1).T
+    biases = mx.concatenate([mx.concatenate([grid.bias for grid in part]) for part in grids], axis=1).T
+    packed = {
         "weight": pack_codes(mx.contiguous(together), bits),
-        "scales": mx.contiguous(scales),
-        "biases": mx.contiguous(biases),
+        "scales": mx.contiguous(scales.astype(dtype)),
+        "biases": mx.contiguous(biases.astype(dtype)),
     }
+    mx.eval(packed)
+    return packed
 
 
 @functools.cache

@@ -53,11 +53,12 @@ def test_outputs_are_kept_better_than_by_the_nearest_codes(bits: int) -> None:
 
 
 def test_independent_inputs_leave_nothing_to_make_good() -> None:
-    """The Hessian is then diagonal, and the codes are those of the fit alone."""
+    """The Hessian is then diagonal. Scale and bias are those of the fit, but for one round more."""
     weight, quantization = weights(), Quantization(3, 32)
     arrays = packed_for(mx.eye(128), weight, quantization)
     fitted = pack_fitted(weight, quantization, mx.bfloat16)
-    assert all(mx.array_equal(arrays[part], fitted[part]) for part in fitted)
+    errors = [mx.square(quantization.unpack(each) - weight).mean().item() for each in (arrays, fitted)]
+    assert 0.98 * errors[1] < errors[0] <= errors[1]
 
 
 def test_outputs_are_independent_and_so_is_the_number_of_cores() -> None:
