@@ -22,13 +22,14 @@ import mlx.nn as nn
 import numpy as np
 
 from ..attention_mask import prefix_lm_mask
-from ..checkpoint.layouts import EMBEDDING, WeightSpec
+from ..checkpoint.layouts import EMBEDDING, HEAD, WeightSpec
 from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..linear import Embedding
 from ..ops import device
 from ..quantization import gptq, pack_fitted, pad_columns, pad_rows
 from .block_inputs import float_linear, float_weight, get, inputs_of, put, run
+from .head_table import pack_head
 from .layerwise import AnsweredPrompt, Streamed
 from .plan import Module
 
@@ -55,17 +56,18 @@ def calibrated(
     modules: Sequence[Module],
     pictures: Sequence[mx.array],
     texts: Sequence[AnsweredPrompt],
+    hidden: mx.array,
     dtype: mx.Dtype,
     progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, Arrays]]:
-    """Each matrix of tower, projector and decoder that is to be packed: its name and its arrays, in the order in which
-    the model computes.
+    """Each of the `calibrated_modules`: its name and its arrays, in the order of the plan.
 
-    modules: those of the plan. pictures: pixels [1, H, W, 3] each. texts: with answers, to be calibrated on. dtype: of
-    the scales. progress: called after each block. Raises InputError for a tensor that cannot be read.
+    modules: those of the plan. pictures: pixels [1, H, W, 3] each. texts: with answers, to be calibrated on. hidden:
+    float32 [T, D], what the source's head reads to predict the answers. dtype: of the scales. progress: called after
+    each block. Raises InputError for a tensor that cannot be read.
     """
     streamed = Streamed(checkpoint, mx.float32, progress)
-    packer = _BlockPacker(checkpoint.specs, {module.name: module for module in modules}, dtype)
+    packer = _BlockPacker(checkpoint.specs, modules, dtype)
     images = max(1, tokens_at_once(checkpoint.config) // checkpoint.config.vision.num_patches)
     grouped = [mx.concatenate(list(pictures[i : i + images])) for i in range(0, len(pictures), images)]
     batches = [_Batch(x, x, mx.ones((x.shape[0] * x.shape[1], 1))) for x in streamed.patches(grouped)]
@@ -77,9 +79,20 @@ def calibrated(
         [getattr(batch, path)[row : row + 1] for batch in batches for row in range(len(batch.float))]
         for path in ("float", "packed")
     ]
-    batches = _texts(streamed, texts, features, packer)
+    known = sorted({token for text in texts for token in text.read})
+    theirs = streamed.embeddings(known)
+    if EMBEDDING in packer.calibrated:  # it is the head too
+        arrays = pack_head(streamed, packer.calibrated[EMBEDDING], hidden, dtype, packer.cores)
+        ours = packer.rows(arrays, known)
+        yield EMBEDDING, arrays
+        del arrays
+    else:
+        ours = packer.embeddings(theirs)
+    batches = _texts(streamed, texts, features, known, (theirs, ours))
     del features
     yield from packer.blocks(streamed, "language_model", batches)
+    if HEAD in packer.calibrated:
+        yield HEAD, pack_head(streamed, packer.calibrated[HEAD], hidden, dtype, packer.cores)
 
 
 def tokens_at_once(config: PaliGemmaConfig) -> int:
@@ -87,19 +100,31 @@ def tokens_at_once(config: PaliGemmaConfig) -> int:
     return min(_TOKENS, _VALUES // (2 * config.text.intermediate_size))
 
 
-def is_calibrated(module: Module) -> bool:
-    """Whether a module gets its codes from `calibrated`. Others are copied, stay float, or are looked up in."""
-    unchanged = module.stored == module.target and module.padded[1] == module.columns
-    return module.kind == "linear" and module.target is not None and not unchanged
+def calibrated_modules(modules: Sequence[Module]) -> dict[str, Module]:
+    """By name those that get their codes from `calibrated`: the matrices that are packed, and the table that is the
+    head. Others are copied, stay float, or are looked up in only."""
+    head = HEAD if any(module.name == HEAD for module in modules) else EMBEDDING
+    return {
+        module.name: module
+        for module in modules
+        if (module.kind == "linear" or module.name == head)
+        and module.target is not None
+        and (module.stored != module.target or module.padded[1] != module.columns)
+    }
 
 
 def _texts(
-    streamed: Streamed, texts: Sequence[AnsweredPrompt], features: Sequence[Sequence[mx.array]], packer: _BlockPacker
+    streamed: Streamed,
+    texts: Sequence[AnsweredPrompt],
+    features: Sequence[Sequence[mx.array]],
+    known: Sequence[int],
+    tables: Sequence[Embedding],
 ) -> list[_Batch]:
-    """Prompts and answers with their pictures, those of about one length together."""
-    known = sorted({token for text in texts for token in text.read})
+    """Prompts and answers with their pictures, those of about one length together.
+
+    features and tables: of the float and the packed path. known: the tokens of the tables' rows.
+    """
     place = {token: index for index, token in enumerate(known)}
-    tables = streamed.embeddings(known), packer.embeddings(streamed.embeddings(known))
     images = features[0][0].shape[1]
     counts = np.zeros(3)
     for text in texts:
@@ -140,19 +165,25 @@ def _alike(texts: Sequence[AnsweredPrompt], images: int, tokens: int) -> Iterato
 class _BlockPacker:
     """Packs the matrices of one block after the other."""
 
-    def __init__(self, specs: Iterable[WeightSpec], modules: Mapping[str, Module], dtype: mx.Dtype):
-        self.specs, self.modules, self.dtype = tuple(specs), modules, dtype
+    def __init__(self, specs: Iterable[WeightSpec], modules: Sequence[Module], dtype: mx.Dtype):
+        self.specs, self.modules, self.dtype = tuple(specs), {module.name: module for module in modules}, dtype
+        self.calibrated = calibrated_modules(modules)
+        self.cores = 1 if device.is_gpu() else device.cores()
 
     def embeddings(self, table: Embedding) -> Embedding:
-        """Some rows of the embedding as the result will have them."""
+        """Some rows of the embedding as the result will have them, if it is looked up in only."""
         target = self.modules[EMBEDDING].target
         weight = table.dequantized(mx.float32)
         if target is not None and self.modules[EMBEDDING].stored != target:
             weight = target.unpack(pack_fitted(weight, target, self.dtype))
-        packed = Embedding(weight.shape[0], weight.shape[1])
-        packed.weight = weight
-        mx.eval(weight)
-        return packed
+        return _table(weight)
+
+    def rows(self, arrays: Arrays, tokens: Sequence[int]) -> Embedding:
+        """The rows of these tokens of the packed embedding."""
+        target = self.modules[EMBEDDING].target
+        assert target is not None
+        rows = mx.array(list(tokens))
+        return _table(target.unpack({part: array[rows] for part, array in arrays.items()}))
 
     def blocks(self, streamed: Streamed, part: str, batches: list[_Batch]) -> Iterator[tuple[str, Arrays]]:
         """Pack the blocks of a part, and bring the batches to its end."""
@@ -171,14 +202,14 @@ class _BlockPacker:
             name = spec.target.removeprefix(f"{path}.")
             weight = float_weight(floats[name])
             done = weight.astype(self.dtype).astype(mx.float32)
-            if any(is_calibrated(self.modules[part]) for part in spec.sources):
+            if any(part in self.calibrated for part in spec.sources):
                 prepared = self._prepare(block, name, floats, packed, batches, spec)
                 first, pieces = 0, []
                 for part, rows in zip(spec.sources, spec.rows, strict=True):
                     module, own = self.modules[part], weight[first : first + rows]
                     pieces.append(done[first : first + rows])
                     first += rows
-                    if is_calibrated(module):
+                    if part in self.calibrated:
                         arrays = self._matrix(module, own, prepared, part == spec.sources[-1])
                         assert module.target is not None
                         pieces[-1] = module.target.unpack(arrays)[:rows, : spec.columns]
@@ -236,10 +267,17 @@ class _BlockPacker:
         is not needed after this, so it goes as it is used."""
         assert module.target is not None
         weight = pad_columns(pad_rows(weight, module.padded[0]), module.padded[1])
-        cores = 1 if device.is_gpu() else device.cores()
         done = []
         for index in range(len(prepared)):
             own, moments, factor = prepared.pop(0) if last else prepared[index]
             moved = gptq.correct(weight[:, own], moments, factor)
-            done.append(gptq.gptq(moved, moments.hessian, factor, module.target, self.dtype, cores))
+            done.append(gptq.gptq(moved, moments.hessian, factor, module.target, self.dtype, self.cores))
         return {part: mx.concatenate([arrays[part] for arrays in done], axis=1) for part in done[0]}
+
+
+def _table(weight: mx.array) -> Embedding:
+    """A table with this weight [rows, columns]."""
+    table = Embedding(weight.shape[0], weight.shape[1])
+    table.weight = weight
+    mx.eval(weight)
+    return table

@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..checkpoint.open import Checkpoint, open_local
 from ..files.shards import ShardWriter
 from ..processor import Processor
-from .answers import answered
+from .answers import Answered, answered
 from .calibrate import calibrated
 from .layerwise import Streamed
 from .metrics import Reading, mean_and_error, predict
@@ -99,14 +99,14 @@ def write_best(
     rtn = write("rtn", Packer(dtype), steps.weights("rtn"))
     calibrating, judging = answered(checkpoint, rtn, samples, processor, steps.counted("answers"))
     streamed = Streamed(checkpoint, mx.float32)
-    source: Reading = read("source", streamed, *judging)
+    source, hidden = _source(streamed, calibrating, judging)
     steps.counted("source")(1, 1)
     judgements = [judge("rtn")]
     write("mse", FittedPacker(dtype), steps.weights("mse"))
     judgements.append(judge("mse"))
     data_free = min(judgements, key=lambda each: each.kl_mean).method
     _remove(folder, {"rtn", "mse"} - {data_free})
-    packed = calibrated(checkpoint, plan.modules, *calibrating, dtype)
+    packed = calibrated(checkpoint, plan.modules, *calibrating, hidden, dtype)
     write("gptq", FittedPacker(dtype, packed), steps.weights("gptq"))
     judgements.append(judge("gptq"))
     steps.counted("judged")(1, 1)
@@ -116,6 +116,16 @@ def write_best(
             path.rename(folder / path.name)
     _remove(folder, {data_free, "gptq"})
     return Chosen(best, len(calibrating[0]), len(judging[0]), sum(len(t.answer) for t in judging[1]), judgements)
+
+
+def _source(streamed: Streamed, calibrating: Answered, judging: Answered) -> tuple[Reading, mx.array]:
+    """The source's reading of what judges, and float32 [T, D], what its head reads at the answers that calibrate. Both
+    come from one pass, which is half the reading."""
+    shift = len(calibrating[0])
+    moved = [text._replace(picture=text.picture + shift) for text in judging[1]]
+    both = read("source", streamed, [*calibrating[0], *judging[0]], [*calibrating[1], *moved])
+    positions = sum(len(text.answer) for text in calibrating[1])
+    return Reading(streamed, both.features[shift:], both.hidden[positions:]), both.hidden[:positions]
 
 
 def _remove(folder: Path, methods: set[str]) -> None:

@@ -19,7 +19,7 @@ import mlx.core as mx
 from .. import gemma, siglip
 from ..attention_mask import prefix_lm_mask
 from ..checkpoint.assemble import fill, fill_matrix, read_matrix
-from ..checkpoint.layouts import WeightSpec
+from ..checkpoint.layouts import HEAD, WeightSpec
 from ..checkpoint.load import compute_dtype
 from ..checkpoint.open import Checkpoint
 from ..checkpoint.tensors import Source, evaluate_read
@@ -160,6 +160,10 @@ class Streamed:
     def embeddings(self, tokens: Sequence[int]) -> Embedding:
         """The rows of these tokens of the decoder's embedding, as a table of their own."""
         return self._rows_of("embed_tokens", mx.array(list(tokens)))
+
+    def table(self, name: str, start: int, stop: int) -> Embedding:
+        """Some rows of the table that is stored under a canonical name, the embedding or the head of its own."""
+        return self._rows_of("lm_head" if name == HEAD else "embed_tokens", slice(start, stop))
 
     def use_embeddings(self, table: Embedding) -> None:
         """The table that `embed` looks up in."""

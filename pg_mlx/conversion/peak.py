@@ -11,7 +11,7 @@ from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..memory.size import machine_bytes
 from ..quantization.gptq import column_blocks
-from .calibrate import is_calibrated, tokens_at_once
+from .calibrate import calibrated_modules, tokens_at_once
 from .metrics import POSITIONS, ROWS
 from .plan import Module
 from .sensitivity import HELD_BYTES, held_bytes
@@ -46,12 +46,13 @@ def calibration_peak(modules: Sequence[Module], config: PaliGemmaConfig, picture
     table = sum(module.bytes_before(item_bytes) for module in modules if module.name == EMBEDDING)
     blocks: dict[str, int] = {}
     squares = copies = 0
+    calibrated = calibrated_modules(modules)
     for module in modules:
         if module.kind == "linear":
             values = module.rows * module.columns
             block = module.name.rsplit(".", 2)[0]
             blocks[block] = blocks.get(block, 0) + 2 * _FLOAT * values
-            if is_calibrated(module):
+            if module.name in calibrated:
                 sizes = [own.stop - own.start for own in column_blocks(module.padded[1])]
                 squares = max(squares, _FLOAT * (2 * sum(size**2 for size in sizes) + _FACTOR * max(sizes) ** 2))
                 copies = max(copies, _FLOAT * _COPIES * values)

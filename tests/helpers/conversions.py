@@ -12,7 +12,7 @@ from PIL import Image
 
 import pg_mlx
 from pg_mlx.checkpoint.open import Checkpoint
-from pg_mlx.conversion.calibrate import Arrays, is_calibrated
+from pg_mlx.conversion.calibrate import Arrays, calibrated_modules
 from pg_mlx.conversion.plan import Module
 from pg_mlx.quantization import pack_fitted, pad_columns, pad_rows
 
@@ -29,10 +29,10 @@ weights_only = partial(convert, need_tokenizer=False)
 
 
 def fitted(
-    checkpoint: Checkpoint, modules: list[Module], pictures: list, texts: list, dtype: mx.Dtype
+    checkpoint: Checkpoint, modules: list[Module], pictures: list, texts: list, hidden: mx.array, dtype: mx.Dtype
 ) -> Iterator[tuple[str, Arrays]]:
     """In the place of `calibrate.calibrated`, for tests of what is around it: the codes are those of "mse", quickly."""
-    for module in filter(is_calibrated, modules):
+    for module in calibrated_modules(modules).values():
         weight = pad_rows(checkpoint.source.read(f"{module.name}.weight"), module.padded[0])
         assert module.target is not None
         yield module.name, pack_fitted(pad_columns(weight, module.padded[1]), module.target, dtype)
