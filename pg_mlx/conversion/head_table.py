@@ -17,21 +17,23 @@ _VALUES = 16 << 20
 """Values of the table that are unpacked at a time."""
 
 
-def pack_head(streamed: Streamed, module: Module, hidden: mx.array, dtype: mx.Dtype, cores: int) -> dict[str, mx.array]:
+def pack_head(
+    streamed: Streamed, module: Module, hidden: mx.array, damping: float, dtype: mx.Dtype, cores: int
+) -> dict[str, mx.array]:
     """The packed arrays of the head's table.
 
-    module: of the plan. hidden: float32 [T, D], the source's states that predict the tokens of answers. dtype: of the
-    scales. cores: as for `gptq.gptq`. Raises InputError for a tensor that cannot be read.
+    module: of the plan. hidden: float32 [T, D], the source's states that predict the tokens of answers. damping: as for
+    `gptq.damp`. dtype: of the scales. cores: as for `gptq.gptq`. Raises InputError for a tensor that cannot be read.
     """
     assert module.target is not None
-    hessian = hidden.T @ hidden
-    factor = gptq.inverse_factor(hessian)
+    damped = gptq.damp(hidden.T @ hidden, damping)
+    factor = gptq.inverse_factor(damped)
     step = max(1, _VALUES // module.columns)
     done = []
     for first in range(0, module.padded[0], step):
         last = min(first + step, module.padded[0])
         weight = streamed.table(module.name, first, min(last, module.rows)).dequantized(mx.float32)
         weight = pad_rows(weight, last - first)
-        done.append(gptq.gptq(weight, hessian, factor, module.target, dtype, cores))
+        done.append(gptq.gptq(weight, damped, factor, module.target, dtype, cores))
         mx.clear_cache()
     return {part: mx.concatenate([arrays[part] for arrays in done]) for part in done[0]}

@@ -27,11 +27,6 @@ from .codes import pack_codes
 from .descent import SWEEPS, Descent
 from .modes import Quantization
 
-DAMPING = 0.2
-"""Added to the diagonal of H, as a share of its mean. The paper adds .01. More keeps pictures unlike the user's from
-doing harm, and costs others next to nothing. The KL of the demo in 3 bits is .0352 with .2 and .0367 with .1 after 16
-pictures of noise, and .0134 and .0132 after 128 scenes, with answers of "rtn" (standard errors .0012 and .0006)."""
-
 MAX_COLUMNS = 9216
 """Wider matrices are treated in blocks of columns, each alone: H has the square of its columns."""
 
@@ -63,36 +58,36 @@ def column_blocks(columns: int, group_size: int = 128) -> list[slice]:
     return [slice(first, min(first + step, columns)) for first in range(0, columns, step)]
 
 
-def inverse_factor(hessian: mx.array, damping: float = DAMPING) -> mx.array:
-    """The upper triangular U with U^T U = (H + damping)^-1, float32 [columns, columns].
+def damp(hessian: mx.array, damping: float) -> mx.array:
+    """H with `damping` times the mean of its diagonal added to the diagonal, float32 [columns, columns].
 
     Inputs that are always zero count as the mean of the others. Raises PgMlxError if H holds numbers that are not
     finite.
     """
-    damped = _damped(hessian, damping)
-    # The Cholesky factor of the matrix read backwards, read backwards, is upper triangular: H = V V^T, U = V^-1.
-    backwards = mx.linalg.cholesky(damped[::-1, ::-1], stream=mx.cpu)
-    return mx.linalg.tri_inv(mx.contiguous(backwards[::-1, ::-1]), upper=True, stream=mx.cpu)
-
-
-def _damped(hessian: mx.array, damping: float) -> mx.array:
     diagonal = mx.diagonal(hessian)
     live = diagonal > 0
     mean = diagonal.sum() / mx.maximum(live.sum(), 1)
     mean = mx.where(mean > 0, mean, 1)
     if not mx.isfinite(mean).item():
         raise PgMlxError("the inputs of a matrix are not finite numbers; try other pictures")
-    return hessian + mx.diag(mx.where(live, damping * mean, mean))
+    return hessian + mx.diag(mx.where(live, damping * mean, (1 + damping) * mean))
+
+
+def inverse_factor(damped: mx.array) -> mx.array:
+    """The upper triangular U with U^T U = H^-1 for a damped H, float32 [columns, columns]."""
+    # The Cholesky factor of the matrix read backwards, read backwards, is upper triangular: H = V V^T, U = V^-1.
+    backwards = mx.linalg.cholesky(damped[::-1, ::-1], stream=mx.cpu)
+    return mx.linalg.tri_inv(mx.contiguous(backwards[::-1, ::-1]), upper=True, stream=mx.cpu)
 
 
 def correct(weight: mx.array, moments: Moments, factor: mx.array) -> mx.array:
-    """The weight float32 [outputs, columns] for inputs that have moved: W + W shift (H + damping)^-1."""
+    """The weight float32 [outputs, columns] for inputs that have moved: W + W shift H^-1, H damped."""
     return weight + ((weight @ moments.shift) @ factor.T) @ factor
 
 
 def gptq(
     weight: mx.array,
-    hessian: mx.array,
+    damped: mx.array,
     factor: mx.array,
     quantization: Quantization,
     dtype: mx.Dtype,
@@ -100,13 +95,12 @@ def gptq(
 ) -> dict[str, mx.array]:
     """weight float32 [outputs, columns] -> weight uint32, scales and biases.
 
-    hessian: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The
+    damped: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The
     columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a GPU.
     """
     step = max(1, _VALUES // weight.shape[1])
-    damped = _damped(hessian, DAMPING)
     done = [
-        _gptq(weight[first : first + step], hessian, damped, factor, quantization, dtype, cores)
+        _gptq(weight[first : first + step], damped, factor, quantization, dtype, cores)
         for first in range(0, weight.shape[0], step)
     ]
     return {part: mx.concatenate([arrays[part] for arrays in done]) for part in done[0]}
@@ -114,7 +108,6 @@ def gptq(
 
 def _gptq(
     weight: mx.array,
-    hessian: mx.array,
     damped: mx.array,
     factor: mx.array,
     quantization: Quantization,
@@ -124,8 +117,8 @@ def _gptq(
     """The same for some outputs."""
     outputs, columns = weight.shape
     size, bits = quantization.group_size, quantization.bits
-    importance = mx.diagonal(hessian)[:, None]
-    importance = importance + importance.sum() / mx.maximum((importance > 0).sum(), 1)  # half its own, half the mean
+    importance = mx.diagonal(damped)[:, None]
+    importance = importance + importance.mean()  # half its own, half the mean
     parts = max(1, min(cores, outputs // _LEAST_OUTPUTS))
     bounds = list(pairwise(outputs * part // parts for part in range(parts + 1)))
     streams: list[Any] = [mx.default_stream(mx.default_device()), *map(_stream, range(len(bounds) - 1))]

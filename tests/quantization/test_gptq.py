@@ -8,8 +8,10 @@ import pytest
 
 from pg_mlx.errors import PgMlxError
 from pg_mlx.quantization import Quantization, gptq, pack_fitted
-from pg_mlx.quantization.gptq import DAMPING, Moments, column_blocks, correct, inverse_factor
+from pg_mlx.quantization.gptq import Moments, column_blocks, correct, damp, inverse_factor
 from pg_mlx.quantization.modes import AFFINE_BITS
+
+DAMPING = 0.2
 
 
 def inputs(rows: int = 500, columns: int = 128, seed: int = 1) -> mx.array:
@@ -24,8 +26,8 @@ def weights(outputs: int = 48, columns: int = 128) -> mx.array:
 
 
 def packed_for(hessian: mx.array, weight: mx.array, quantization: Quantization, cores: int = 1) -> dict[str, mx.array]:
-    factor = inverse_factor(hessian)
-    return gptq.gptq(weight, hessian, factor, quantization, mx.bfloat16, cores)
+    damped = damp(hessian, DAMPING)
+    return gptq.gptq(weight, damped, inverse_factor(damped), quantization, mx.bfloat16, cores)
 
 
 def output_error(weight: mx.array, other: mx.array, x: mx.array) -> float:
@@ -35,7 +37,7 @@ def output_error(weight: mx.array, other: mx.array, x: mx.array) -> float:
 def test_the_factor_is_of_the_damped_inverse() -> None:
     x = inputs(columns=64)
     hessian = np.array(x.T @ x, np.float64)
-    factor = np.array(inverse_factor(x.T @ x), np.float64)
+    factor = np.array(inverse_factor(damp(x.T @ x, DAMPING)), np.float64)
     damped = hessian + DAMPING * np.diag(hessian).mean() * np.eye(64)
     assert (np.tril(factor, -1) == 0).all()
     np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(64), atol=1e-3)
@@ -84,7 +86,7 @@ def test_moved_inputs_are_made_good() -> None:
     f, weight = inputs(), weights()
     x = f @ (mx.eye(128) + 0.05 * mx.random.normal((128, 128), key=mx.random.key(3)))
     moments = Moments(x.T @ x, (f - x).T @ x)
-    corrected = correct(weight, moments, inverse_factor(moments.hessian, 1e-5))
+    corrected = correct(weight, moments, inverse_factor(damp(moments.hessian, 1e-5)))
     wanted = f @ weight.T
     before, after = (mx.square(wanted - x @ w.T).sum().item() for w in (weight, corrected))
     assert after < 0.05 * before
@@ -93,7 +95,7 @@ def test_moved_inputs_are_made_good() -> None:
 def test_equal_inputs_need_no_correction() -> None:
     x, weight = inputs(), weights()
     moments = Moments(x.T @ x, mx.zeros((128, 128)))
-    assert mx.array_equal(correct(weight, moments, inverse_factor(moments.hessian)), weight)
+    assert mx.array_equal(correct(weight, moments, inverse_factor(damp(moments.hessian, DAMPING))), weight)
 
 
 def test_inputs_that_are_always_zero_change_nothing() -> None:
@@ -110,7 +112,7 @@ def test_inputs_that_are_always_zero_change_nothing() -> None:
 
 def test_inputs_that_are_not_finite_are_one_line() -> None:
     with pytest.raises(PgMlxError, match="not finite numbers"):
-        inverse_factor(mx.full((64, 64), float("inf")))
+        damp(mx.full((64, 64), float("inf")), DAMPING)
 
 
 def test_wide_matrices_come_in_blocks_of_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
