@@ -17,7 +17,7 @@ from ..checkpoint.open import Checkpoint, open_local
 from ..files.shards import ShardWriter
 from ..processor import Processor
 from .answers import answered
-from .calibrate import calibrated
+from .calibrate import calibrated, is_calibrated
 from .layerwise import Streamed
 from .metrics import Reading, mean_and_error, predict
 from .plan import Plan
@@ -99,15 +99,17 @@ def write_best(
     rtn = write("rtn", Packer(dtype), steps.weights("rtn"))
     calibrating, judging = answered(checkpoint, rtn, samples, processor, steps.counted("answers"))
     streamed = Streamed(checkpoint, mx.float32)
-    source: Reading = read("source", streamed, *judging)
+    source: Reading = read("source", streamed, *judging)._replace(features=())  # the judging needs none
     steps.counted("source")(1, 1)
     judgements = [judge("rtn")]
     write("mse", FittedPacker(dtype), steps.weights("mse"))
     judgements.append(judge("mse"))
     data_free = min(judgements, key=lambda each: each.kl_mean).method
     _remove(folder, {"rtn", "mse"} - {data_free})
+    streamed.forget_tables()
     packed = calibrated(checkpoint, plan.modules, *calibrating, dtype)
-    write("gptq", FittedPacker(dtype, packed), steps.weights("gptq"))
+    names = {module.name for module in plan.modules if is_calibrated(module)}
+    write("gptq", FittedPacker(dtype, packed, names), steps.weights("gptq"))
     judgements.append(judge("gptq"))
     steps.counted("judged")(1, 1)
     best = min(judgements, key=lambda each: each.kl_mean).method

@@ -34,7 +34,7 @@ def test_a_calibration_stays_within_its_count(tmp_path: Path, monkeypatch: pytes
     mx.reset_peak_memory()
     packed = [name for name, _ in calibrate.calibrated(checkpoint, plan.modules, pictures, texts, mx.bfloat16)]
     peak = mx.get_peak_memory() - before
-    counted = calibration_peak(plan.modules, checkpoint.config, len(pictures), 4)
+    counted = calibration_peak(plan.modules, checkpoint.config, len(pictures), len(texts), 4)
     print(f"{size / 1e6:.1f} MB of weights: {peak / 1e6:.1f} MB held, {counted / 1e6:.1f} MB counted")
     assert packed == [module.name for module in plan.modules if calibrate.is_calibrated(module)]
     assert 0.3 * counted < peak <= counted and peak < 0.5 * size
