@@ -47,11 +47,15 @@ def pixel_bytes(config: PaliGemmaConfig, pictures: int) -> int:
     return _FLOAT * 3 * pictures * config.vision.image_size**2
 
 
-def answering_peak(modules: Sequence[Module], config: PaliGemmaConfig) -> int:
+def answering_peak(modules: Sequence[Module], config: PaliGemmaConfig, file_bytes: int, item_bytes: int) -> int:
     """Bytes at the most while a packed result is loaded and answers about one picture, as footprint.needed_bytes counts
-    for a checkpoint that is there."""
+    for a checkpoint that is there.
+
+    file_bytes: of its weights as they are written; item_bytes: of a float in them. The model may compute in another
+    dtype.
+    """
     dtype = compute_dtype(None)
-    held = sum(module.bytes_after(dtype.size) for module in modules)
+    held = file_bytes + sum(module.bytes_after(dtype.size) - module.bytes_after(item_bytes) for module in modules)
     largest = max((module.bytes_after(dtype.size) for module in modules if module.kind == "linear"), default=0)
     growth = sum(_FLOAT * m.padded[0] * m.padded[1] - m.bytes_after(dtype.size) for m in modules if m.target)
     if dtype == mx.float32 and not device.gpu_ops() and growth <= SMALL_BYTES:  # it is unpacked: see residency

@@ -132,10 +132,11 @@ class Conversion:
 
         modules, config = self.plan.modules, self.checkpoint.config
         calibrating, judging = ((distinct_pictures(some), len(some)) for some in samples)
-        answering = source_bytes(self.checkpoint) or answering_peak(modules, config)
+        packed = max(self.expected_bytes(), self.budget.answering_bytes(after) if self.budget else 0)
+        answering = source_bytes(self.checkpoint) or answering_peak(modules, config, packed, after)
         peaks = [plain, answering, judging_peak(modules, config, *judging, before, after)]
         if self.budget:
-            peaks += [self.budget.answering_bytes(after), measuring_peak(modules, config, calibrating[1], before)]
+            peaks.append(measuring_peak(modules, config, calibrating[1], before))
         if self.recipe and self.recipe.method == "gptq":
             peaks.append(calibration_peak(modules, config, *calibrating, before))
         return max(peaks) + pixel_bytes(config, calibrating[0] + judging[0])
