@@ -15,7 +15,7 @@ from .options import Parser
 if TYPE_CHECKING:
     from ..conversion.pipeline import Conversion
     from ..conversion.report import Report
-    from ..conversion.samples import AskedPictures
+    from ..conversion.samples import AskedPictures, Sample
     from ..conversion.weights import Progress
 
 DESCRIPTION = "Convert a PaliGemma checkpoint for MLX, quantized if wanted, whatever its size and your memory."
@@ -169,7 +169,7 @@ def run(argv: list[str], program: str) -> int:
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         print(f"left float, as no whole groups fit: {len(left)} modules ({names})", file=sys.stderr)
     if args.dry_run:
-        print(table(conversion, len(samples[0]) if samples else 0))
+        print(table(conversion, samples))
         return 0
     if upload_to:
         upload.create(upload_to, args.private)
@@ -243,9 +243,10 @@ def _progress() -> tuple[Progress, Callable[[], None]]:
     return show, bar.close
 
 
-def table(conversion: Conversion, calibrating: int = 0) -> str:
-    """What would be written, by component, as text for people. calibrating: the pictures that do."""
-    peak = f"peak memory of the conversion: about {format_size(conversion.expected_peak(calibrating))}"
+def table(conversion: Conversion, samples: tuple[list[Sample], list[Sample]] | None = None) -> str:
+    """What would be written, by component, as text for people. samples: those that calibrate and those that judge."""
+    calibrating = len(samples[0]) if samples else 0
+    peak = f"peak memory of the conversion: about {format_size(conversion.expected_peak(samples))}"
     if conversion.budget and conversion.target:
         return "\n".join([*conversion.budget.plan_of(conversion.target, conversion.dtype.size, calibrating), "", peak])
     from ..conversion.bit_table import table_of

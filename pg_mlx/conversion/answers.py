@@ -39,7 +39,7 @@ def answered(
     checkpoint: the source. packed: the folder of the result that answers if the source does not fit. progress: called
     with the number of samples done and of all. Raises InputError for bad pictures and tensors that cannot be read.
     """
-    model = build(checkpoint) if source_bytes(checkpoint) else load_model(packed, dtype="float32")
+    model = build(checkpoint) if source_bytes(checkpoint) else load_model(packed)
     count, total, done = 0, sum(map(len, samples)), list[Answered]()
 
     def tick() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +12,23 @@ import mlx.nn as nn
 from ..linear import Linear, Parallel
 
 
-class _Probe(nn.Module):
-    """In the place of a matrix: notes what it is multiplied by."""
+class _Reached(Exception):
+    """A probe has all inputs, so the rest of the block need not run."""
 
-    def __init__(self, outputs: int):
+
+class _Probe(nn.Module):
+    """In the place of a matrix: notes what it is multiplied by. Raises _Reached when it has seen that many tokens."""
+
+    def __init__(self, outputs: int, tokens: int):
         super().__init__()
-        self._outputs, self._inputs = outputs, list[mx.array]()
+        self._outputs, self._tokens, self._inputs = outputs, tokens, list[mx.array]()
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [B, T, columns] -> zeros [B, T, outputs]."""
+        """x [B, T, columns] -> zeros [B, T, outputs]. A block may call it for some tokens at a time."""
         self._inputs.append(x)
+        self._tokens -= x.shape[1]
+        if self._tokens <= 0:
+            raise _Reached
         return mx.zeros((*x.shape[:-1], self._outputs))
 
     def unbiased(self, x: mx.array) -> tuple[mx.array, None]:
@@ -29,17 +37,19 @@ class _Probe(nn.Module):
 
     @property
     def inputs(self) -> mx.array:
-        """All of them, [B * T, columns]. A block may have called it for some tokens at a time."""
+        """All of them, [B * T, columns]."""
         x = mx.concatenate(self._inputs, axis=1)
         return x.reshape(-1, x.shape[-1])
 
 
 def inputs_of(block: nn.Module, name: str, matrices: Mapping[str, Any], x: mx.array, mask: mx.array | None) -> mx.array:
-    """What reaches the matrix `name` of a block, [B * T, columns], when it reads x [B, T, width]."""
-    probe = _Probe(sum(part.num_outputs for part in _parts(get(block, name))))
+    """What reaches the matrix `name` of a block, [B * T, columns], when it reads x [B, T, width]. Nothing that comes
+    after this matrix is computed."""
     before = get(block, name)
+    probe = _Probe(sum(part.num_outputs for part in _parts(before)), x.shape[1])
     put(block, {**matrices, name: probe})
-    _call(block, x, mask)
+    with contextlib.suppress(_Reached):
+        _call(block, x, mask)
     put(block, {name: before})
     return probe.inputs
 

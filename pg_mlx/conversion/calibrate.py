@@ -73,7 +73,7 @@ def calibrated(
     streamed = Streamed(checkpoint, mx.float32, progress)
     packer = _BlockPacker(checkpoint.specs, modules, dtype, damping(len(pictures)))
     images = max(1, tokens_at_once(checkpoint.config) // checkpoint.config.vision.num_patches)
-    grouped = [mx.concatenate(list(pictures[i : i + images])) for i in range(0, len(pictures), images)]
+    grouped = (mx.concatenate(list(pictures[i : i + images])) for i in range(0, len(pictures), images))
     batches = [_Batch(x, x, mx.ones((x.shape[0] * x.shape[1], 1))) for x in streamed.patches(grouped)]
     yield from packer.blocks(streamed, "vision_tower", batches)
     for batch in batches:
@@ -231,6 +231,7 @@ class _BlockPacker:
                         yield part, arrays
                 del prepared
                 done = mx.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+                del pieces
             packed[name] = float_linear(done, floats[name])
             mx.eval(packed[name].parameters())
             mx.clear_cache()
@@ -262,7 +263,8 @@ class _BlockPacker:
                 x, f = ours[:, own], theirs[:, own]
                 hessians[index] = hessians[index] + x.T @ x
                 shifts[index] = shifts[index] + (f - x).T @ x
-            mx.eval(hessians, shifts)
+                mx.eval(hessians[index], shifts[index])  # now, or the products of all blocks would exist at once
+            del ours, theirs, x, f
         put(block, floats)
         missing = self.modules[spec.sources[0]].padded[1] - spec.columns
         prepared = []

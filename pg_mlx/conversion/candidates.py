@@ -17,7 +17,7 @@ from ..checkpoint.open import Checkpoint, open_local
 from ..files.shards import ShardWriter
 from ..processor import Processor
 from .answers import Answered, answered
-from .calibrate import calibrated
+from .calibrate import calibrated, calibrated_modules
 from .layerwise import Streamed
 from .metrics import Reading, mean_and_error, predict
 from .plan import Plan
@@ -106,8 +106,10 @@ def write_best(
     judgements.append(judge("mse"))
     data_free = min(judgements, key=lambda each: each.kl_mean).method
     _remove(folder, {"rtn", "mse"} - {data_free})
+    streamed.forget_tables()
     packed = calibrated(checkpoint, plan.modules, *calibrating, hidden, dtype)
-    write("gptq", FittedPacker(dtype, packed), steps.weights("gptq"))
+    del hidden
+    write("gptq", FittedPacker(dtype, packed, calibrated_modules(plan.modules)), steps.weights("gptq"))
     judgements.append(judge("gptq"))
     steps.counted("judged")(1, 1)
     best = min(judgements, key=lambda each: each.kl_mean).method
@@ -125,7 +127,7 @@ def _source(streamed: Streamed, calibrating: Answered, judging: Answered) -> tup
     moved = [text._replace(picture=text.picture + shift) for text in judging[1]]
     both = read("source", streamed, [*calibrating[0], *judging[0]], [*calibrating[1], *moved])
     positions = sum(len(text.answer) for text in calibrating[1])
-    return Reading(streamed, both.features[shift:], both.hidden[positions:]), both.hidden[:positions]
+    return both._replace(features=(), hidden=both.hidden[positions:]), both.hidden[:positions]  # no features are judged
 
 
 def _remove(folder: Path, methods: set[str]) -> None:

@@ -11,7 +11,7 @@ block and, for 16 texts at 448 pixels, 0.2 GB of activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -101,7 +101,7 @@ class Streamed:
         mx.eval(hidden)
         return hidden
 
-    def patches(self, pictures: Sequence[mx.array]) -> list[mx.array]:
+    def patches(self, pictures: Iterable[mx.array]) -> list[mx.array]:
         """Pixels [B, H, W, 3] each -> what the tower's first block reads, [B, N, C] each. Also prepares
         `tower_output`."""
         tower = self._model.vision_tower
@@ -143,6 +143,14 @@ class Streamed:
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         decoder[name] = self._rows_of(name, slice(start, stop))
         return decoder.head
+
+    def forget_tables(self) -> None:
+        """Free the embedding and the head, which are read again when they are needed."""
+        self._tables.clear()
+        decoder = self._model.language_model
+        for name in ("embed_tokens", "lm_head"):
+            if name in decoder:
+                decoder[name] = Embedding(1, 1)
 
     def decoder_inputs(self, features: Sequence[mx.array], texts: Sequence[AnsweredPrompt]) -> list[mx.array]:
         """What the decoder's first block reads, [1, N + T, D] a text."""

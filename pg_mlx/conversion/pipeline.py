@@ -33,7 +33,7 @@ from .choose import check_method, check_tokenizer
 from .plan import make_plan
 from .report import Report, all_tried, write_cards
 from .room import header_bytes, side_bytes
-from .samples import AskedPictures, Calibration, Sample, default_samples
+from .samples import AskedPictures, Calibration, Sample, default_samples, distinct_pictures
 from .side_files import write_side_files
 from .target import MOST, Budget, Packing, SizeTarget, packing_samples
 from .weights import FittedPacker, Packer, Progress, working_bytes, write_weights
@@ -117,23 +117,31 @@ class Conversion:
             return self.budget.file_bytes
         return sum(module.bytes_after(self.dtype.size) for module in self.plan.modules)
 
-    def expected_peak(self, calibrating: int = 0) -> int:
-        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice. If pictures
-        calibrate, what that takes, or the model that answers about them."""
+    def expected_peak(self, samples: tuple[Sequence[Sample], Sequence[Sample]] | None = None) -> int:
+        """Bytes of memory: the largest tensor as it is read, its packed form, and the work on a slice.
+
+        samples: those that calibrate and those that judge. Then it is the most of that, of the model that answers, of
+        calibrating and of judging, beside the pictures.
+        """
         before, after = self.checkpoint.dtype.size, self.dtype.size
         both = (m.bytes_before(before) + (m.bytes_after(after) if m.target else 0) for m in self.plan.modules)
         plain = max(both) + working_bytes()
-        if not calibrating:
+        if not samples:
             return plain
-        from .peak import calibration_peak, measuring_peak, source_bytes
+        from .peak import answering_peak, calibration_peak, judging_peak, measuring_peak, pixel_bytes, source_bytes
 
         modules, config = self.plan.modules, self.checkpoint.config
-        peaks = [plain, self.expected_bytes(), source_bytes(self.checkpoint)]
+        calibrating, judging = ((distinct_pictures(some), len(some)) for some in samples)
+        packed = max(self.expected_bytes(), self.budget.answering_bytes(after) if self.budget else 0)
+        answering = source_bytes(self.checkpoint) or answering_peak(modules, config, packed, after)
+        peaks, read = [plain, answering], judging
         if self.budget:
-            peaks += [self.budget.answering_bytes(after), measuring_peak(modules, config, calibrating, before)]
+            peaks.append(measuring_peak(modules, config, calibrating[1], before))
         if self.recipe and self.recipe.method == "gptq":
-            peaks.append(calibration_peak(modules, config, calibrating, before))
-        return max(peaks)
+            peaks.append(calibration_peak(modules, config, *calibrating, before))
+            read = calibrating[0] + judging[0], calibrating[1] + judging[1]  # the source reads both at once
+        peaks.append(judging_peak(modules, config, *read, before, after))
+        return max(peaks) + pixel_bytes(config, calibrating[0] + judging[0])
 
     def run(
         self,

@@ -217,18 +217,17 @@ def prepare(
     samples: Iterable[Sample], processor: Processor
 ) -> tuple[list[mx.array], list[tuple[int, int]], list[AnsweredPrompt]]:
     """Pixels [1, H, W, 3] and original (width, height) of each distinct picture, and the samples without answers."""
-    numbers: dict[Any, int] = {}
+    numbers: dict[str | int, int] = {}
     pictures: list[mx.array] = []
     sizes: list[tuple[int, int]] = []
     texts: list[AnsweredPrompt] = []
     for sample in samples:
-        key = str(sample.image) if isinstance(sample.image, (str, Path)) else id(sample.image)
-        if key not in numbers:
-            numbers[key] = len(pictures)
+        if sample.picture not in numbers:
+            numbers[sample.picture] = len(pictures)
             image = load_image(sample.image)
             pictures.append(mx.array(processor.pixels(image))[None])
             sizes.append(image.size)
-        texts.append(AnsweredPrompt(numbers[key], processor.prompt_ids(sample.prompt), ()))
+        texts.append(AnsweredPrompt(numbers[sample.picture], processor.prompt_ids(sample.prompt), ()))
     return pictures, sizes, texts
 
 

@@ -37,6 +37,16 @@ class Sample:
     image: Any
     prompt: str
 
+    @property
+    def picture(self) -> str | int:
+        """The same for samples with the same picture."""
+        return str(self.image) if isinstance(self.image, (str, Path)) else id(self.image)
+
+
+def distinct_pictures(samples: Sequence[Sample]) -> int:
+    """How many pictures the samples are about."""
+    return len({sample.picture for sample in samples})
+
 
 @dataclass(frozen=True)
 class AskedPictures:

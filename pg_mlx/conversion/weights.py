@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import mlx.core as mx
 
@@ -37,9 +37,6 @@ class Packer:
         """The arrays of a module that is packed already, so that its weight need not be read."""
         return None
 
-    def advance(self) -> None:
-        """After a module has been written."""
-
     def close(self) -> None:
         """After all modules have been written."""
 
@@ -52,31 +49,31 @@ class Packer:
 class FittedPacker(Packer):
     """Scales and biases are fitted ("mse"); modules in `calibrated` are packed already ("gptq").
 
-    calibrated: names and arrays, in the order of the plan.
+    calibrated: names and arrays, in the order of the plan; names: all of them. Each is asked for when it is written,
+    so that no block is in memory while the embedding is read and packed.
     """
 
-    def __init__(self, dtype: mx.Dtype, calibrated: Iterable[tuple[str, dict[str, mx.array]]] = ()):
+    def __init__(
+        self,
+        dtype: mx.Dtype,
+        calibrated: Iterable[tuple[str, dict[str, mx.array]]] = (),
+        names: Collection[str] = (),
+    ):
         super().__init__(dtype)
-        self._calibrated = iter(calibrated)
-        self._next = next(self._calibrated, None)
+        self._calibrated, self._names = iter(calibrated), names
 
     def ready(self, module: Module) -> dict[str, mx.array] | None:
         """The arrays of a calibrated module."""
-        if self._next is None or self._next[0] != module.name:
+        if module.name not in self._names:
             return None
-        arrays = self._next[1]
-        self._next = None  # a module's arrays are gone before the next one is packed
+        name, arrays = next(self._calibrated)
+        assert name == module.name, f"{name} is packed where {module.name} is written"
         mx.eval(arrays)
         return arrays
 
-    def advance(self) -> None:
-        """After a module has been written: pack the next one."""
-        if self._next is None:
-            self._next = next(self._calibrated, None)
-
     def close(self) -> None:
         """Every calibrated module must have been written."""
-        assert self._next is None, f"{self._next[0]} has not been written"
+        assert next(self._calibrated, None) is None
 
     def pack(self, name: str, weight: mx.array, quantization: Quantization) -> dict[str, mx.array]:
         """As Packer.pack. The fit starts from the weights as the source has them."""
@@ -91,7 +88,6 @@ def write_weights(
     for module in plan.modules:
         report(module.name, writer.total_bytes, total)
         _write_module(module, source, writer, packer)
-        packer.advance()
     packer.close()
     report("", total, total)
     writer.close()

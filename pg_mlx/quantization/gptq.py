@@ -30,7 +30,7 @@ from .modes import Quantization
 MAX_COLUMNS = 9216
 """Wider matrices are treated in blocks of columns, each alone: H has the square of its columns."""
 
-_VALUES = 16 << 20
+VALUES = 16 << 20
 """Values of a matrix that are packed at a time. There are about eight copies of them."""
 
 _LEAST_OUTPUTS = 64
@@ -98,7 +98,7 @@ def gptq(
     damped: H, float32 [columns, columns]; factor: what `inverse_factor` makes of it. dtype: of scales and biases. The
     columns must be whole groups. cores: of the CPU, which share the outputs; 1 on a GPU.
     """
-    step = max(1, _VALUES // weight.shape[1])
+    step = max(1, VALUES // weight.shape[1])
     done = [
         _gptq(weight[first : first + step], damped, factor, quantization, dtype, cores)
         for first in range(0, weight.shape[0], step)

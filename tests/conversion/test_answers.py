@@ -47,7 +47,9 @@ def test_a_source_that_answers_counts_in_the_peak(source: Path, monkeypatch: pyt
     job = Conversion(source, uniform(3, 64, None).by("gptq"))
     assert peak.source_bytes(job.checkpoint) > job.checkpoint.num_bytes
     monkeypatch.setattr(peak, "source_bytes", lambda checkpoint: 10**9)
-    assert job.expected_peak(12) == 10**9 > job.expected_peak()
+    samples = [Sample(str(number), "ocr") for number in range(12)], [Sample("12", "ocr")]
+    pixels = peak.pixel_bytes(job.checkpoint.config, 13)
+    assert job.expected_peak(samples) == 10**9 + pixels > 10**9 > job.expected_peak()
     monkeypatch.undo()
     monkeypatch.setattr(peak, "ROOM", 0)
-    assert peak.source_bytes(job.checkpoint) == 0 and job.expected_peak(12) < 10**9
+    assert peak.source_bytes(job.checkpoint) == 0 and job.expected_peak(samples) < 10**9
