@@ -33,7 +33,7 @@ _FLOAT = 4
 _FACTOR = 4
 """Matrices [columns, columns] at a time while a factor is computed. Beside them there are the two sums of each block of
 columns."""
-_COPIES, _COPIES_AT_ONCE = 3, 8
+_COPIES, _COPIES_AT_ONCE = 3, 7
 """Copies of one matrix while it is corrected, and of the outputs whose codes are chosen at once."""
 
 

@@ -21,27 +21,34 @@ class Descent:
     """Some outputs of a matrix. All arrays are float32 with columns first."""
 
     def __init__(
-        self, target: mx.array, hessian: mx.array, size: int, codes: list[mx.array], grids: list[Grid], dtype: mx.Dtype
+        self,
+        target: mx.array,
+        hessian: mx.array,
+        size: int,
+        codes: list[mx.array],
+        grids: list[Grid],
+        dtype: mx.Dtype,
     ):
         """target: [columns, outputs], what the packed weights are to be like. hessian: H, damped, [columns, columns].
-        size: columns of a group. codes: [size, outputs] of each group; with `grids`, changed in place. dtype: of the
-        stored scales."""
+        size: columns of a group. codes: uint8 [size, outputs] of each group; with `grids`, changed in place. dtype: of
+        the stored scales."""
         self._hessian, self._size, self._dtype = hessian, size, dtype
         self._codes, self._grids = codes, grids
-        self._values = [grid.values(own) for grid, own in zip(grids, codes, strict=True)]
-        self._slope = hessian @ (mx.concatenate(self._values) - target)
+        values = mx.concatenate([grid.values(own) for grid, own in zip(grids, codes, strict=True)])
+        self.slope = hessian @ (values - target)
         """H e, half the slope of the error, [columns, outputs]."""
 
     def improve(self, index: int) -> list[mx.array]:
         """Choose a group again. Returns what is to be evaluated before the next one."""
         own = slice(index * self._size, (index + 1) * self._size)
-        square, before = self._hessian[own, own], self._values[index]
-        grid = _refit(self._codes[index], self._grids[index], square, self._slope[own], self._dtype)
-        values = grid.values(self._codes[index])
-        codes, moved = _descend(values, grid, square, self._slope[own] + square @ (values - before))
-        self._codes[index], self._grids[index], self._values[index] = codes, grid, values + moved
-        self._slope = mx.addmm(self._slope, self._hessian[:, own], values + moved - before)
-        return [codes, grid.scale, grid.bias, self._slope]
+        codes, old = self._codes[index].astype(mx.float32), self._grids[index]
+        square, before = self._hessian[own, own], old.values(codes)
+        grid = _refit(codes, old, square, self.slope[own], self._dtype)
+        values = grid.values(codes)
+        codes, moved = _descend(values, grid, square, self.slope[own] + square @ (values - before))
+        self._codes[index], self._grids[index] = codes.astype(mx.uint8), grid
+        self.slope = mx.addmm(self.slope, self._hessian[:, own], values + moved - before)
+        return [self.slope, self._codes[index], grid.scale, grid.bias]
 
 
 def _refit(codes: mx.array, grid: Grid, square: mx.array, slope: mx.array, dtype: mx.Dtype) -> Grid:

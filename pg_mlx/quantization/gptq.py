@@ -31,7 +31,7 @@ MAX_COLUMNS = 9216
 """Wider matrices are treated in blocks of columns, each alone: H has the square of its columns."""
 
 VALUES = 16 << 20
-"""Values of a matrix that are packed at a time. There are about eight copies of them."""
+"""Values of a matrix that are packed at a time. There are about seven copies of them."""
 
 _LEAST_OUTPUTS = 64
 """Fewer outputs are not worth a core of their own."""
@@ -136,7 +136,7 @@ def _gptq(
                 rest[part] = rest[part][size:]
                 if after.start < columns:
                     rest[part] = mx.addmm(rest[part], factor[own, after].T, error, alpha=-1)
-                codes[part].append(chosen)
+                codes[part].append(chosen.astype(mx.uint8))
                 grids[part].append(grid)
         mx.eval(rest, [part[-1] for part in codes], [(part[-1].scale, part[-1].bias) for part in grids])
     del rest
@@ -144,6 +144,8 @@ def _gptq(
     for part, stream in enumerate(streams):
         with mx.stream(stream):
             descents.append(Descent(targets[part], damped, size, codes[part], grids[part], dtype))
+    del targets
+    mx.eval([descent.slope for descent in descents])
     for _ in range(SWEEPS):
         for index in range(columns // size):
             changed = []
@@ -151,7 +153,7 @@ def _gptq(
                 with mx.stream(stream):
                     changed.append(descent.improve(index))
             mx.eval(changed)
-    together = mx.concatenate([mx.concatenate(part) for part in codes], axis=1).T.astype(mx.uint8)
+    together = mx.concatenate([mx.concatenate(part) for part in codes], axis=1).T
     scales = mx.concatenate([mx.concatenate([grid.scale for grid in part]) for part in grids], axis=1).T
     biases = mx.concatenate([mx.concatenate([grid.bias for grid in part]) for part in grids], axis=1).T
     packed = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -71,6 +73,28 @@ def test_outputs_are_independent_and_so_is_the_number_of_cores() -> None:
     )
     assert all(mx.array_equal(whole[name], shared[name]) for name in whole)
     assert all(mx.array_equal(whole[name][64:128], part[name]) for name in whole)
+
+
+def test_outputs_in_pieces_are_outputs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, quantization = inputs(), weights(100), Quantization(3, 64)
+    whole = packed_for(x.T @ x, weight, quantization)
+    monkeypatch.setattr(gptq, "VALUES", 48 * 128)
+    pieces = packed_for(x.T @ x, weight, quantization)
+    assert all(mx.array_equal(whole[name], pieces[name]) for name in whole)
+
+
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_every_sweep_lowers_the_damped_error_or_keeps_it(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, quantization = inputs(), weights(), Quantization(bits, 32)
+    damped = np.array(damp(x.T @ x, DAMPING), np.float64)
+    errors = []
+    for sweeps in (0, 1, 2, 4):
+        monkeypatch.setattr(gptq, "SWEEPS", sweeps)
+        moved = np.array(quantization.unpack(packed_for(x.T @ x, weight, quantization)) - weight, np.float64)
+        errors.append(np.einsum("oi,ij,oj->o", moved, damped, moved))
+    for before, after in pairwise(errors):
+        assert (after <= before * (1 + 1e-4)).all()
+    assert errors[-1].sum() < 0.97 * errors[0].sum()
 
 
 def test_matrix_after_matrix_starts_no_new_threads(monkeypatch: pytest.MonkeyPatch) -> None:
