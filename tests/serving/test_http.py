@@ -182,7 +182,7 @@ def test_a_unix_socket_accepts_clients_as_soon_as_it_is_there(tmp_path: Path):
 def test_the_command_answers_what_it_has_accepted_and_ends(tmp_path: Path, uds: bool):
     arguments = ["--uds", str(tmp_path / "socket")] if uds else ["--port", "0"]
     environment = {**os.environ, "PG_MLX_API_KEY": "s3cret-key"}
-    command = [sys.executable, "-m", "pg_mlx", "serve", "--verbose", *arguments]
+    command = [sys.executable, "-m", "pg_mlx", "serve", "--verbose", "--dtype", "float32", *arguments]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             head = process.stderr.readline() + process.stderr.readline()
