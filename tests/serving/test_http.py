@@ -144,6 +144,7 @@ def test_a_client_that_hangs_up_is_not_answered_further(client: httpx.Client, sh
     wait_for(running=0, cancelled=before + 2)
 
 
+@pytest.mark.ops("cpu", reason="the queue and the clock decide, whatever computes")
 def test_a_full_queue_and_a_late_answer_have_a_status_of_their_own():
     wild = chat("ocr", max_tokens=WILD.max_tokens, temperature=WILD.temperature, seed=WILD.seed)
     with (

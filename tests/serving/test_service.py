@@ -76,6 +76,7 @@ def test_leaving_a_stream_cancels_it(shared: Service):
     assert shared.stats()["failed"]["cancelled"] == before + 1
 
 
+@pytest.mark.ops("cpu", reason="the clock ends it, whatever computes")
 def test_a_deadline_ends_what_waits_and_what_runs(shared: Service):
     assert Asked(shared, Ask("ocr", [SCENE], deadline_s=1e-9)).code() == "deadline"
     running = Asked(shared, Ask("ocr", [SCENE], WILD, deadline_s=5.0))
