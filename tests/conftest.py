@@ -28,11 +28,31 @@ BOTH_PATHS = (
 )
 """Tests that run twice: with the CPU's operations and with a GPU's, which a Mac runs, on the CPU device."""
 
+LONG_FILES = (
+    "pages/test_code_blocks.py",
+    "tools/test_frozen_app.py",
+    "tools/test_metal_routes.py",
+    "release/test_distribution.py",
+    "examples/test_notebooks.py",
+    "conversion/test_calibrated.py",
+    "conversion/test_convert_faults.py",
+)
+"""They begin first. Else one of them may be the last, and all processes but one have nothing to do."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ops(path, reason): run with these operations (cpu or gpu) only")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a job in the background; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config.option, "loadscopereorder"):  # xdist would begin with the files that have the most tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long before the others."""
+    folder = Path(__file__).parent
+    rank = {folder / name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -15,6 +15,8 @@ import pytest
 from helpers.commands import CAT, ask, assert_one_line, run
 from PIL import Image
 
+pytestmark = pytest.mark.ops("cpu", reason="what is refused is not computed")
+
 
 @pytest.fixture
 def broken(model: Path, tmp_path: Path) -> Path:

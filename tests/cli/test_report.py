@@ -17,7 +17,8 @@ SCENE, CLUTTER = DEMO / "scene.png", DEMO / "clutter.png"
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, list[str]]:
-    assert main(["generate", "--model", str(CHECKPOINT), *map(str, arguments)]) == code
+    asked = ["--model", str(CHECKPOINT), "--dtype", "float32"]  # a CPU computes bfloat16 slowly
+    assert main(["generate", *asked, *map(str, arguments)]) == code
     shown = capsys.readouterr()
     return shown.out, shown.err.splitlines()
 

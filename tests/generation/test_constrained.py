@@ -260,7 +260,7 @@ def test_the_command_constrains(tmp_path: Path) -> None:
     assert_one_line(run("--model", str(tmp_path), "--image", str(SCENE), "--prompt", "ocr", "--constrain"), 2, "'ocr'")
     done = run(
         *("--image", str(SCENE), "--prompt", "detect circle ; star", "--format", "json"),
-        *("--constrain", "--max-regions", "1"),
+        *("--constrain", "--max-regions", "1", "--dtype", "float32"),
     )
     answer = json.loads(done.stdout)
     assert answer["text"].endswith("> circle") and len(answer["regions"]) == 1

@@ -180,7 +180,7 @@ def test_off_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pg_mlx.generation.stop.StopWatch.ends", never)
     monkeypatch.setattr(mx, "logsumexp", never)
     monkeypatch.setattr(mx, "argpartition", never)
-    model, processor = pg_mlx.load(CHECKPOINT)
+    model, processor = pg_mlx.load(CHECKPOINT, dtype="float32")
     assert pg_mlx.generate(model, processor, "caption en", SCENE, max_tokens=5).token_ids
 
 

@@ -183,7 +183,7 @@ def _junk(numbers: random.Random) -> str:
     return numbers.choice([_text(numbers), "", *broken])
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=3_000, deadline=None)
 @given(st.integers(0, 2**64))
 def test_records_found_are_the_records_planted(seed: int):
     numbers = random.Random(seed)

@@ -129,7 +129,7 @@ def test_a_worker_refuses_what_is_out_of_range(worker: Raw, more: dict[str, Any]
 def test_a_client_gets_them():
     from pg_mlx.client import Client
 
-    with Client() as client:
+    with Client(dtype="float32") as client:
         answer = client.generate("caption en", SCENE, logprobs=1, stop="circle")
         assert answer.logprobs is not None and len(answer.logprobs) == len(answer.token_ids)
         assert answer.text == alone("caption en", stop="circle").text

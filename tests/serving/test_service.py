@@ -12,6 +12,7 @@ from helpers.commands import CAT
 from helpers.pictures import png_header
 from helpers.service import CAPTION, CHECKPOINT, MIXED, SCENE, WILD, Asked, alone, service
 
+from pg_mlx.checkpoint.load import LoadOptions
 from pg_mlx.generation import SamplingOptions
 from pg_mlx.serving.service.requests import Answered, Ask, RegionFound, Text
 from pg_mlx.serving.service.service import Service, ServingError
@@ -75,6 +76,7 @@ def test_leaving_a_stream_cancels_it(shared: Service):
     assert shared.stats()["failed"]["cancelled"] == before + 1
 
 
+@pytest.mark.ops("cpu", reason="the clock ends it, whatever computes")
 def test_a_deadline_ends_what_waits_and_what_runs(shared: Service):
     assert Asked(shared, Ask("ocr", [SCENE], deadline_s=1e-9)).code() == "deadline"
     running = Asked(shared, Ask("ocr", [SCENE], WILD, deadline_s=5.0))
@@ -102,10 +104,11 @@ def test_closing_without_patience_fails_what_is_left():
 
 
 def test_models_come_and_go_between_requests():
+    options = LoadOptions(dtype="float32")
     with service() as running:
         stages: list[tuple[str, int, int]] = []
         asked = Asked(running, CAPTION)
-        again = running.load(CHECKPOINT, stage=lambda *stage: stages.append(stage))
+        again = running.load(CHECKPOINT, options, stage=lambda *stage: stages.append(stage))
         with pytest.raises(ServingError) as refused:
             running.submit(CAPTION, print)
         assert refused.value.code == "not_loaded"
@@ -119,7 +122,7 @@ def test_models_come_and_go_between_requests():
         with pytest.raises(ServingError, match="nothere") as bad:
             running.load(CHECKPOINT / "nothere").result()
         assert bad.value.code == "bad_model" and running.model is None
-        running.load(CHECKPOINT).result()
+        running.load(CHECKPOINT, options).result()
         assert running.ask(CAPTION).generation.text
 
 

@@ -130,11 +130,11 @@ def test_options_of_loading_come_from_the_message_and_else_from_the_flags():
 
 
 def test_a_load_message_overrides_the_flags():
-    with Raw("--layers-at-once", "3") as raw:
+    with Raw("--layers-at-once", "3", "--dtype", "float16") as raw:
         raw.greet(load=False)
         assert raw.ask("load", layers_at_once=0)["code"] == "bad_request"
         assert raw.ask("load", memory="lots")["code"] == "bad_model"
-        assert raw.ask("load", layers_at_once=1, sliding_window=False, dtype="float16")["model"]["dtype"] == "float16"
+        assert raw.ask("load", layers_at_once=1, sliding_window=False, dtype="float32")["model"]["dtype"] == "float32"
         assert raw.ask("generate", prompt="caption en", images=[PATH])["type"] == "done"
 
 

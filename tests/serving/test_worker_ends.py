@@ -26,7 +26,7 @@ def noisy(*arguments):
     assert sys.stdin.read() == ""
     return submit(*arguments)
 Service.submit = noisy
-sys.exit(main(["worker"]))
+sys.exit(main(["worker", "--dtype", "float32"]))
 """
 
 
@@ -54,7 +54,7 @@ PARENT = f"""
 import json, os, subprocess, sys, time
 read, write = os.pipe()
 keeper = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, pass_fds=[write])  # holds the worker's stdin open
-worker = subprocess.Popen([{sys.executable!r}, "-m", "pg_mlx", "worker"], stdin=read)
+worker = subprocess.Popen([{sys.executable!r}, "-m", "pg_mlx", "worker", "--dtype", "float32"], stdin=read)
 for message in {{"type": "hello", "protocols": [1]}}, {{"type": "load"}}, {{"type": "generate", **{LONG!r}}}:
     os.write(write, json.dumps({{"id": 1, **message}}).encode() + b"\\n")
     if message["type"] != "generate":

@@ -25,7 +25,7 @@ COMMIT = "0" * 40
 
 
 def make(folder: Path) -> Path:
-    """What all pages share: checkpoints, and the hub's cache. Returns the folder."""
+    """What all pages share: checkpoints, the hub's cache, and what each page gets a copy of. Returns the folder."""
     float_ = folder / "float"
     convert(DEMO / "checkpoint", float_, dequantize=True, check=False)
     for name in REPOSITORIES:
@@ -36,6 +36,11 @@ def make(folder: Path) -> Path:
         shutil.copytree(float_, repository / "snapshots" / COMMIT)
     tiny_checkpoint(folder / "tiny")  # random, for what would take long with the demo
     convert(float_, folder / "pg2-4bit", q_recipe="balanced", check=False)
+    read = folder / "read"
+    read.mkdir()
+    _pictures(read)
+    for name in ("coins", "old", "cells"):
+        _data(read / name)
     return folder
 
 
@@ -43,15 +48,13 @@ def furnish(folder: Path, shared: Path, text: str) -> None:
     """A page's own folder, with what its commands read.
 
     text: the page. What one of its own commands makes is not put there."""
+    shutil.copytree(shared / "read", folder, dirs_exist_ok=True)
     for name in LINKS:
         (folder / name).symlink_to(ROOT / name)
     if "--mlx-path ./pg2-4bit" not in text:
         shutil.copytree(shared / "pg2-4bit", folder / "pg2-4bit")
     (folder / "M").symlink_to(shared / "float")
     (folder / "SRC").symlink_to(shared / "tiny")
-    _pictures(folder)
-    for name in ("coins", "old", "cells"):
-        _data(folder / name)
 
 
 def _pictures(folder: Path) -> None:
