@@ -13,7 +13,7 @@ from ..quantization import gptq, pad_rows
 from .layerwise import Streamed
 from .plan import Module
 
-_VALUES = 16 << 20
+VALUES = 16 << 20
 """Values of the table that are unpacked at a time."""
 
 
@@ -28,7 +28,7 @@ def pack_head(
     assert module.target is not None
     damped = gptq.damp(hidden.T @ hidden, damping)
     factor = gptq.inverse_factor(damped)
-    step = max(1, _VALUES // module.columns)
+    step = max(1, VALUES // module.columns)
     done = []
     for first in range(0, module.padded[0], step):
         last = min(first + step, module.padded[0])
