@@ -36,9 +36,11 @@ from .plan import Module
 _TOKENS, _VALUES = 4096, 64 << 20
 """Input rows that go through a block at once, and values of the decoder's gate and up that they may have."""
 
-PRIOR_PICTURES = 16
-"""So many pictures more are assumed, whose inputs have the mean size and no direction. They keep few pictures, and such
-as are unlike the user's, from doing harm. The GPTQ paper adds .01 of the mean, whatever the number of inputs."""
+DAMPING, PRIOR_PICTURES = 0.2, 16
+"""What is added to the diagonal of H, as a share of its mean: .2, or as much as 16 more pictures with inputs of the mean
+size and no direction would add. It keeps few pictures, and such as are unlike the user's, from doing harm. (The GPTQ
+paper adds .01.) Measured on the demo in 3 bits: 16 pictures of noise give a KL of .0304 with 1 and .0357 with .2; after
+128 scenes .913 of the boxes are within a pixel with .2 and .899 with .125 (standard error .007)."""
 
 Arrays = dict[str, mx.array]
 """The parts of a packed matrix by name."""
@@ -101,7 +103,7 @@ def calibrated(
 
 def damping(pictures: int) -> float:
     """What is added to the diagonal of H, as a share of its mean, after so many pictures."""
-    return PRIOR_PICTURES / pictures
+    return max(DAMPING, PRIOR_PICTURES / pictures)
 
 
 def tokens_at_once(config: PaliGemmaConfig) -> int:
