@@ -38,8 +38,8 @@ _TOKENS, _VALUES = 4096, 64 << 20
 
 DAMPING, PRIOR_PICTURES = 0.2, 16
 """What is added to the diagonal of H, as a share of its mean: .2, or as much as 16 more pictures would add whose inputs
-have the mean size and no direction. It keeps few pictures, and such as are unlike the user's, from doing harm. (The GPTQ
-paper adds .01.) Measured on the demo in 3 bits: 16 pictures of noise give a KL of .0304 with 1 and .0357 with .2; after
+have the mean size and no direction. It keeps few pictures, and such as are unlike the user's, from doing harm. The GPTQ
+paper adds .01. Measured on the demo in 3 bits: 16 pictures of noise give a KL of .0304 with 1 and .0357 with .2; after
 128 scenes .913 of the boxes are within a pixel with .2 and .899 with .125 (standard error .007)."""
 
 Arrays = dict[str, mx.array]
