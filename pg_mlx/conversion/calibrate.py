@@ -27,9 +27,9 @@ from ..checkpoint.open import Checkpoint
 from ..config import PaliGemmaConfig
 from ..linear import Embedding
 from ..ops import device
-from ..quantization import gptq, pack_fitted, pad_columns, pad_rows
+from ..quantization import gptq, pad_columns, pad_rows
 from .block_inputs import float_linear, float_weight, get, inputs_of, put, run
-from .head_table import pack_head
+from .head_table import fitted_rows, pack_head, packed_rows
 from .layerwise import AnsweredPrompt, Streamed
 from .plan import Module
 
@@ -87,13 +87,14 @@ def calibrated(
     ]
     known = sorted({token for text in texts for token in text.read})
     theirs = streamed.embeddings(known)
+    embedding = packer.modules[EMBEDDING]
     if EMBEDDING in packer.calibrated:  # it is the head too
         arrays = packer.head(streamed, EMBEDDING, hidden)
-        ours = packer.rows(arrays, known)
+        ours = packed_rows(embedding, arrays, known)
         yield EMBEDDING, arrays
         del arrays
     else:
-        ours = packer.embeddings(theirs)
+        ours = fitted_rows(embedding, theirs, dtype)
     batches = _texts(streamed, texts, features, known, (theirs, ours))
     del features
     yield from packer.blocks(streamed, "language_model", batches)
@@ -182,24 +183,9 @@ class _BlockPacker:
         self.calibrated = calibrated_modules(modules)
         self.cores = 1 if device.is_gpu() else device.cores()
 
-    def embeddings(self, table: Embedding) -> Embedding:
-        """Some rows of the embedding as the result will have them, if it is looked up in only."""
-        target = self.modules[EMBEDDING].target
-        weight = table.dequantized(mx.float32)
-        if target is not None and self.modules[EMBEDDING].stored != target:
-            weight = target.unpack(pack_fitted(weight, target, self.dtype))
-        return _table(weight)
-
     def head(self, streamed: Streamed, name: str, hidden: mx.array) -> Arrays:
         """The packed arrays of the table that is the head. hidden: as for `calibrated`."""
         return pack_head(streamed, self.calibrated[name], hidden, self.damping, self.dtype, self.cores)
-
-    def rows(self, arrays: Arrays, tokens: Sequence[int]) -> Embedding:
-        """The rows of these tokens of the packed embedding."""
-        target = self.modules[EMBEDDING].target
-        assert target is not None
-        rows = mx.array(list(tokens))
-        return _table(target.unpack({part: array[rows] for part, array in arrays.items()}))
 
     def blocks(self, streamed: Streamed, part: str, batches: list[_Batch]) -> Iterator[tuple[str, Arrays]]:
         """Pack the blocks of a part, and bring the batches to its end."""
@@ -292,11 +278,3 @@ class _BlockPacker:
             moved = gptq.correct(weight[:, own], moments, factor)
             done.append(gptq.gptq(moved, moments.hessian, factor, module.target, self.dtype, self.cores))
         return {part: mx.concatenate([arrays[part] for arrays in done], axis=1) for part in done[0]}
-
-
-def _table(weight: mx.array) -> Embedding:
-    """A table with this weight [rows, columns]."""
-    table = Embedding(weight.shape[0], weight.shape[1])
-    table.weight = weight
-    mx.eval(weight)
-    return table

@@ -7,9 +7,12 @@ blocks after it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import mlx.core as mx
 
-from ..quantization import gptq, pad_rows
+from ..linear import Embedding
+from ..quantization import gptq, pack_fitted, pad_rows
 from .layerwise import Streamed
 from .plan import Module
 
@@ -37,3 +40,29 @@ def pack_head(
         done.append(gptq.gptq(weight, damped, factor, module.target, dtype, cores))
         mx.clear_cache()
     return {part: mx.concatenate([arrays[part] for arrays in done]) for part in done[0]}
+
+
+def packed_rows(module: Module, arrays: Mapping[str, mx.array], tokens: Sequence[int]) -> Embedding:
+    """The rows of some tokens of a packed table, in float32."""
+    assert module.target is not None
+    rows = mx.array(list(tokens))
+    return _table(module.target.unpack({part: array[rows] for part, array in arrays.items()}))
+
+
+def fitted_rows(module: Module, table: Embedding, dtype: mx.Dtype) -> Embedding:
+    """Some rows of a table that is looked up in only, as the result will have them, in float32.
+
+    module: of the plan. table: these rows of the source. dtype: of the scales.
+    """
+    weight = table.dequantized(mx.float32)
+    if module.target is not None and module.stored != module.target:
+        weight = module.target.unpack(pack_fitted(weight, module.target, dtype))
+    return _table(weight)
+
+
+def _table(weight: mx.array) -> Embedding:
+    """A table with this weight [rows, columns]."""
+    table = Embedding(weight.shape[0], weight.shape[1])
+    table.weight = weight
+    mx.eval(weight)
+    return table
