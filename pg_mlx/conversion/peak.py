@@ -33,8 +33,9 @@ _FLOAT = 4
 _FACTOR = 4
 """Matrices [columns, columns] at a time while a factor is computed. Beside them there are the two sums of each block of
 columns."""
-_COPIES, _COPIES_AT_ONCE = 3, 7
-"""Copies of one matrix while it is corrected, and of the outputs whose codes are chosen at once."""
+_COPIES, _COPIES_AT_ONCE, _COPIES_OF_GROUPS = 3, 5, 7
+"""Copies of one matrix while it is corrected, of the outputs whose codes are chosen at once, and of one group of their
+columns while its scales are fitted."""
 
 
 def source_bytes(checkpoint: Checkpoint) -> int:
@@ -59,7 +60,7 @@ def answering_peak(modules: Sequence[Module], config: PaliGemmaConfig, file_byte
     held = file_bytes + sum(module.bytes_after(dtype.size) - module.bytes_after(item_bytes) for module in modules)
     largest = max((module.bytes_after(dtype.size) for module in modules if module.kind == "linear"), default=0)
     growth = sum(_FLOAT * m.padded[0] * m.padded[1] - m.bytes_after(dtype.size) for m in modules if m.target)
-    if dtype == mx.float32 and not device.gpu_ops() and growth <= SMALL_BYTES:  # it is unpacked: see residency
+    if not device.gpu_ops() and dtype == mx.float32 and growth <= SMALL_BYTES:  # it is unpacked: see residency
         held += growth
     tower, decoder = (
         next((module.target for module in modules if module.name.endswith(name) and module.target), None)
@@ -97,7 +98,9 @@ def calibration_peak(
     head_table = 0
     for module in calibrated:
         values = module.padded[0] * module.columns
-        at_once = _FLOAT * _COPIES_AT_ONCE * min(values, gptq.VALUES)
+        assert module.target is not None
+        copies_of_an_output = _COPIES_AT_ONCE * module.columns + _COPIES_OF_GROUPS * module.target.group_size
+        at_once = _FLOAT * min(values, gptq.VALUES) // module.columns * copies_of_an_output
         if module.kind == "embedding":
             head_table = module.bytes_after(item_bytes) + at_once + _FLOAT * _FACTOR * module.columns**2
             continue

@@ -20,6 +20,8 @@ import pg_mlx
 from pg_mlx import InputError
 from pg_mlx.checkpoint.load import load_model
 from pg_mlx.checkpoint.open import open_checkpoint
+from pg_mlx.conversion.peak import answering_peak
+from pg_mlx.conversion.plan import make_plan
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.measure import decode_work
 from pg_mlx.ops import blocks, device, metal_kernels, products
@@ -85,6 +87,9 @@ def run_all(monkeypatch: pytest.MonkeyPatch) -> None:
     pg_mlx.batch_generate(model, processor, prompts, images, batch_size=2, max_tokens=3)
     learning = fresh("pg1")
     mx.eval(Trainer(learning, adapter=adapt(learning, LowRankOptions(rank=1))).gradients(micro("pg1", 0)))
+
+    plan = make_plan(open_checkpoint(CHECKPOINT), None)
+    assert answering_peak(plan.modules, plan.config, 1 << 20, 2) > 1 << 20
 
     memory.choose(open_checkpoint(CHECKPOINT), TrainSettings("D"), [Lengths((3,), (2,))], 1, 1)
 
