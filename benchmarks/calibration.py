@@ -241,6 +241,7 @@ DONE_WHEN: tuple[tuple[int, tuple[Bound, ...]], ...] = (
          ("size of 4 bits, gptq", "of the target", ">=", 0.99), ("size of 4 bits, gptq", "of the target", "<=", 1),
          ("size of 3 bits, gptq", "of the target", ">=", 0.99), ("size of 3 bits, gptq", "of the target", "<=", 1))),
     (6, (("3 bits, mse", "kl", "<=", 0.037), ("4 bits, mse", "kl", "<=", 0.0085), ("2 bits, mse", "kl", "<=", 0.32))),
+    (7, (("3 bits, noise", "kl", "<=", 0.0357), ("3 bits, crops of a photograph", "kl", "<=", 0.0357))),  # those of mse
     (8, (("3 bits, 16 pictures", "kl", "<=", 0.027), ("3 bits, 64 pictures", "kl", "<=", 0.018),
          ("3 bits, 64 pictures", "seconds", "<=", 60))),
 )  # fmt: skip

@@ -16,9 +16,6 @@ from ..quantization import gptq, pack_fitted, pad_rows
 from .layerwise import Streamed
 from .plan import Module
 
-VALUES = 16 << 20
-"""Values of the table that are unpacked at a time."""
-
 
 def pack_head(
     streamed: Streamed, module: Module, hidden: mx.array, damping: float, dtype: mx.Dtype, cores: int
@@ -31,7 +28,7 @@ def pack_head(
     assert module.target is not None
     damped = gptq.damp(hidden.T @ hidden, damping)
     factor = gptq.inverse_factor(damped)
-    step = max(1, VALUES // module.columns)
+    step = max(1, gptq.VALUES // module.columns)
     done = []
     for first in range(0, module.padded[0], step):
         last = min(first + step, module.padded[0])

@@ -117,8 +117,7 @@ def calibration_peak(
     )
     tokens = min(max(tokens_at_once(config), images + TEXT_TOKENS), texts * (images + TEXT_TOKENS))
     in_a_block = 2 * _largest_block(modules) + max(squares + _work(config, tokens), copies)
-    # the features are gone once the decoder's inputs are made
-    return table + hidden + max(inputs + max(in_a_block, features), features + head_table)
+    return table + hidden + inputs + max(in_a_block, features, head_table)  # features: gone once the inputs are made
 
 
 def _largest_block(modules: Sequence[Module]) -> int:

@@ -3,8 +3,8 @@
 With H for the sum of x x^T over the inputs x, the error of an output is e H e^T. Columns are rounded from the first
 to the last, and each one's error is made good by the columns after it, as far as they can. A group's scale and bias are
 fitted when its first column is reached, to the weights as they then are. A column counts there half by the size of its
-inputs and half like all others, which keeps pictures unlike the user's from doing harm. The result is plain affine
-packing.
+inputs and half like all others, which keeps pictures unlike the user's from doing harm. Then everything is chosen once
+more with all errors known (see descent.py). The result is plain affine packing.
 
 Before that, `correct` moves the weights. Its inputs are no longer those of the float model, because what comes before
 is packed already. The moved weights bring the outputs for today's inputs as near as possible to those of the float
@@ -140,19 +140,7 @@ def _gptq(
                 grids[part].append(grid)
         mx.eval(rest, [part[-1] for part in codes], [(part[-1].scale, part[-1].bias) for part in grids])
     del rest
-    descents = []
-    for part, stream in enumerate(streams):
-        with mx.stream(stream):
-            descents.append(Descent(targets[part], damped, size, codes[part], grids[part], dtype))
-    del targets
-    mx.eval([descent.slope for descent in descents])
-    for _ in range(SWEEPS):
-        for index in range(columns // size):
-            changed = []
-            for descent, stream in zip(descents, streams, strict=True):
-                with mx.stream(stream):
-                    changed.append(descent.improve(index))
-            mx.eval(changed)
+    _descend(targets, damped, size, codes, grids, dtype, streams)
     together = mx.concatenate([mx.concatenate(part) for part in codes], axis=1).T
     scales = mx.concatenate([mx.concatenate([grid.scale for grid in part]) for part in grids], axis=1).T
     biases = mx.concatenate([mx.concatenate([grid.bias for grid in part]) for part in grids], axis=1).T
@@ -163,6 +151,31 @@ def _gptq(
     }
     mx.eval(packed)
     return packed
+
+
+def _descend(
+    targets: list[mx.array],
+    damped: mx.array,
+    size: int,
+    codes: list[list[mx.array]],
+    grids: list[list[Grid]],
+    dtype: mx.Dtype,
+    streams: list[Any],
+) -> None:
+    """Choose the codes and grids of each part again, in place, each part on its stream. `targets` becomes empty."""
+    descents = []
+    for part, stream in enumerate(streams):
+        with mx.stream(stream):
+            descents.append(Descent(targets[part], damped, size, codes[part], grids[part], dtype))
+    targets.clear()
+    mx.eval([descent.slope for descent in descents])
+    for _ in range(SWEEPS):
+        for index in range(len(codes[0])):
+            changed = []
+            for descent, stream in zip(descents, streams, strict=True):
+                with mx.stream(stream):
+                    changed.append(descent.improve(index))
+            mx.eval(changed)
 
 
 @functools.cache

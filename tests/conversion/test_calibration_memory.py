@@ -133,4 +133,6 @@ def test_a_conversion_calibrates_with_nothing_else_in_memory(tmp_path: Path, mon
     assert beside < table.bytes_before(job.checkpoint.dtype.size)
     first = next(event for event in events if event.startswith("packed language_model"))
     assert events.index(f"gptq: {table.name}") < events.index(first)
-    assert report.peak_memory_bytes <= job.expected_peak(samples)
+    peak = report.peak_memory_bytes - before  # other tests of this process may have left something in memory
+    print(f"{before / 1e6:.0f} MB before, {peak / 1e6:.0f} MB more at the peak")
+    assert peak <= job.expected_peak(samples)

@@ -13,7 +13,7 @@ from pg_mlx.checkpoint.open import open_local
 from pg_mlx.conversion import calibrate, head_table
 from pg_mlx.conversion.layerwise import AnsweredPrompt, Streamed
 from pg_mlx.conversion.plan import Plan, make_plan
-from pg_mlx.quantization import pack_fitted, pad_rows, uniform
+from pg_mlx.quantization import gptq, pack_fitted, pad_rows, uniform
 
 VOCABULARY, WIDTH = 320, 128
 
@@ -78,7 +78,7 @@ def test_pieces_of_the_table_are_the_table(source: tuple[Path, str], monkeypatch
         return head_table.pack_head(Streamed(checkpoint, mx.float32), module, states(), 0.2, mx.bfloat16, 1)
 
     whole = packed()
-    monkeypatch.setattr(head_table, "VALUES", 100 * WIDTH)
+    monkeypatch.setattr(gptq, "VALUES", 100 * WIDTH)
     pieces = packed()
     assert all(mx.array_equal(whole[part], pieces[part]) for part in whole)
 
