@@ -68,7 +68,10 @@ def test_a_calibration_stays_within_its_count(tmp_path: Path) -> None:
     peak, counted = held_and_counted(model(tmp_path / "model", layers=1, vocabulary=2048))
     deeper, same = held_and_counted(model(tmp_path / "deeper", layers=3, vocabulary=2048))
     wider, more = held_and_counted(model(tmp_path / "wider", layers=1, vocabulary=8192))
-    assert same == counted and abs(deeper - peak) < 0.01 * peak
+    layer = (
+        (tmp_path / "deeper/model.safetensors").stat().st_size - (tmp_path / "model/model.safetensors").stat().st_size
+    ) / 2
+    assert same == counted and abs(deeper - peak) < 0.25 * layer  # MLX's threads free some small arrays sooner or later
     assert peak < wider and counted < more
     for held, limit in ((peak, counted), (deeper, same), (wider, more)):
         assert held <= limit < 1.5 * held
