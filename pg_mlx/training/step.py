@@ -160,16 +160,9 @@ class Trainer:
     def _function(self, encoded: bool) -> Callable[..., Any]:
         """(parameters, arrays of Inputs, arrays of Dropout) -> loss and gradients; compiled where that is wanted."""
         if encoded not in self._functions:
-            function = mx.value_and_grad(lambda *arguments: self._loss(encoded, *arguments))
+            function = mx.value_and_grad(_loss_of(self.model, self.options, self.adapter, encoded))
             self._functions[encoded] = mx.compile(function) if self._compiled else function
         return self._functions[encoded]
-
-    def _loss(self, encoded: bool, parameters: Any, arrays: dict[str, mx.array], dropout: list[mx.array]) -> mx.array:
-        self.model.update(parameters)
-        if self.adapter is not None and dropout:
-            self.adapter.dropout.restore(dropout)
-        run = checkpointed if self.options.checkpoint else plainly
-        return loss_sum(self.model, Inputs(encoded=encoded, **arrays), self.options.loss, run)
 
     def _summed(self, gradients: Weights, loss: mx.array, count: int) -> tuple[Weights, mx.array, int]:
         """The sums over all processes, in one message."""
@@ -180,6 +173,25 @@ class Trainer:
         *flat, loss, total = mx.split(sums, [int(end) for end in _ends(parts)])
         pairs = zip(gradients.items(), flat, strict=True)
         return {name: one.reshape(array.shape) for (name, array), one in pairs}, loss[0], int(_number(total))
+
+
+def _loss_of(
+    model: PaliGemma, options: StepOptions, adapter: TrainedAdapter | None, encoded: bool
+) -> Callable[..., Any]:
+    """(parameters, arrays of Inputs, arrays of Dropout) -> the sum of the loss.
+
+    It does not refer to the trainer, which keeps it: a circle would hold the model until Python's collector runs, and
+    that counts objects, not their bytes.
+    """
+
+    def loss(parameters: Any, arrays: dict[str, mx.array], dropout: list[mx.array]) -> mx.array:
+        model.update(parameters)
+        if adapter is not None and dropout:
+            adapter.dropout.restore(dropout)
+        run = checkpointed if options.checkpoint else plainly
+        return loss_sum(model, Inputs(encoded=encoded, **arrays), options.loss, run)
+
+    return loss
 
 
 def _number(array: mx.array) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from helpers.memory import growth
 from helpers.models import (
     FAMILIES,
     Json,
@@ -187,15 +188,12 @@ def test_loading_holds_the_model_once(dtype: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, raw, random_tensors(raw))
     file_bytes = (folder / "model.safetensors").stat().st_size
     assert file_bytes > 100e6
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    model = load_model(folder, dtype=dtype)
-    grown = mx.get_peak_memory() - before
-    print(f"file {file_bytes / 1e6:.0f} MB, model {dtype}: peak {grown / 1e6:.0f} MB")
+    with growth() as grown:
+        model = load_model(folder, dtype=dtype)
+    print(f"file {file_bytes / 1e6:.0f} MB, model {dtype}: peak {grown.peak / 1e6:.0f} MB")
     held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    assert grown <= 1.1 * held + 30e6
-    assert 0.99 * held <= mx.get_active_memory() - before <= 1.01 * held  # all of it is there, and nothing else
+    assert grown.peak <= 1.1 * held + 30e6
+    assert 0.99 * held <= grown.now <= 1.01 * held  # all of it is there, and nothing else
 
 
 def test_progress_counts_up_to_the_end(raw: Json, tensors: Tensors, tmp_path: Path) -> None:

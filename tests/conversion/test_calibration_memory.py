@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 from helpers.commands import tiny_checkpoint
 from helpers.conversions import fitted, sixteen_pictures
+from helpers.memory import growth
 from helpers.models import config_json, random_tensors, write_folder
 
 from pg_mlx.checkpoint.open import open_local
@@ -51,16 +52,14 @@ def held_and_counted(folder: Path) -> tuple[int, int]:
     texts = [AnsweredPrompt(number, [2, *range(5 + number, 80), 9], [*range(6, 20), 1]) for number in range(PICTURES)]
     hidden = mx.random.normal((PICTURES * 15, 128), key=mx.random.key(9))
     mx.eval(hidden)
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    packed = [name for name, _ in calibrate.calibrated(checkpoint, plan.modules, pictures, texts, hidden, mx.bfloat16)]
-    peak = mx.get_peak_memory() - before
+    given = checkpoint, plan.modules, pictures, texts, hidden, mx.bfloat16
+    with growth() as grown:
+        packed = [name for name, _ in calibrate.calibrated(*given)]
     counted = calibration_peak(plan.modules, checkpoint.config, PICTURES, len(texts), 4)
     size = (folder / "model.safetensors").stat().st_size
-    print(f"{size / 1e6:.1f} MB of weights: {peak / 1e6:.1f} MB held, {counted / 1e6:.1f} MB counted")
+    print(f"{size / 1e6:.1f} MB of weights: {grown.peak / 1e6:.1f} MB held, {counted / 1e6:.1f} MB counted")
     assert packed == list(calibrate.calibrated_modules(plan.modules))
-    return peak, counted
+    return grown.peak, counted
 
 
 def test_a_calibration_stays_within_its_count(tmp_path: Path) -> None:
@@ -121,21 +120,20 @@ def test_a_conversion_calibrates_with_nothing_else_in_memory(tmp_path: Path, mon
     monkeypatch.setattr(answers, "MAX_TOKENS", 2)
     job = Conversion(source, uniform(3, 64, None).by("gptq"))
     table = next(module for module in job.plan.modules if module.kind == "embedding")
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    report = job.run(
-        tmp_path / "out",
-        check=False,
-        calibration=pictures,
-        calibration_prompts=["ocr"],
-        progress=lambda what, done, total: events.append(what),
-    )
+    with growth() as grown:
+        report = job.run(
+            tmp_path / "out",
+            check=False,
+            calibration=pictures,
+            calibration_prompts=["ocr"],
+            progress=lambda what, done, total: events.append(what),
+        )
     samples = packing_samples(job.recipe, pictures, ["ocr"])
     assert samples
-    beside = active[0] - before - pixel_bytes(job.checkpoint.config, 16)
+    beside = active[0] - grown.before - pixel_bytes(job.checkpoint.config, 16)
     assert beside < table.bytes_before(job.checkpoint.dtype.size)
     first = next(event for event in events if event.startswith("packed language_model"))
     assert events.index(f"gptq: {table.name}") < events.index(first)
-    peak = report.peak_memory_bytes - before  # other tests of this process may have left something in memory
-    print(f"{before / 1e6:.0f} MB before, {peak / 1e6:.0f} MB more at the peak")
+    peak = report.peak_memory_bytes - grown.before
+    print(f"{grown.before / 1e6:.0f} MB before, {peak / 1e6:.0f} MB more at the peak")
     assert peak <= job.expected_peak(samples)

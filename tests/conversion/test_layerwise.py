@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from helpers.adapters import write_adapter
+from helpers.memory import growth
 from helpers.models import (
     FAMILIES,
     VOCAB,
@@ -116,11 +117,9 @@ def test_streaming_holds_the_embedding_and_one_block(tmp_path: Path) -> None:
     assert size > 200e6
 
     def peak(work: Any) -> int:
-        mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        work()
-        return mx.get_peak_memory() - before
+        with growth() as grown:
+            work()
+        return grown.peak
 
     def stream() -> None:
         streamed = Streamed(open_local(folder), "bfloat16")

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.memory import growth
 from helpers.models import Memory, config_json, load_packed, one_line_error, random_tensors
 from helpers.paths import ROOT
 from helpers.quality import MAX_TOKENS, SAMPLES, copy_of, loud_checkpoint, packed, padded, quality, tensors_of
@@ -180,10 +181,9 @@ def test_many_positions_are_compared_in_slices() -> None:
     reading = metrics.Reading(model, [], mx.random.normal((2048, 32)))
     other = metrics.Reading(model, [], reading.hidden + 0.1)
     mx.eval(reading.hidden, other.hidden)
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    assert metrics.predict(reading, other, 32768).kl.shape == (2048,)
-    assert mx.get_peak_memory() - before < 2048 * 32768 * 4 / 2  # half of one model's logits
+    with growth() as grown:
+        assert metrics.predict(reading, other, 32768).kl.shape == (2048,)
+    assert grown.peak < 2048 * 32768 * 4 / 2  # half of one model's logits
 
 
 # --- the card itself ----------------------------------------------------------------------------------

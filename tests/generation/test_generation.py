@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from helpers.commands import CAT, tiny_checkpoint
+from helpers.memory import growth
 
 import pg_mlx
 from pg_mlx import InputError, PaliGemma, Processor
@@ -121,15 +122,12 @@ def test_decoding_holds_the_cache_once(tmp_path: Path):
     mx.eval(logits, cache.keys, cache.values)
     held = sum(array.nbytes for array in (*cache.keys, *cache.values))
     assert held > 40e6
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    for _ in range(40):
-        logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
-        mx.eval(logits)
-    grown = mx.get_peak_memory() - before
-    print(f"cache {held / 1e6:.0f} MB, peak grew by {grown / 1e6:.1f} MB")
-    assert grown < held / 10
+    with growth() as grown:
+        for _ in range(40):
+            logits, cache = model.step(mx.argmax(logits, axis=-1), cache)
+            mx.eval(logits)
+    print(f"cache {held / 1e6:.0f} MB, peak grew by {grown.peak / 1e6:.1f} MB")
+    assert grown.peak < held / 10
 
 
 def test_whole_numbers_may_be_numpys(loaded: tuple[PaliGemma, Processor]):

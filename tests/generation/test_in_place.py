@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 import pytest
+from helpers.memory import growth
 from helpers.models import config_json, model_of, random_tensors
 
 from pg_mlx import PaliGemma, gemma
@@ -24,6 +25,12 @@ from pg_mlx.ops import device
 pytestmark = pytest.mark.ops("gpu", reason="the CPU's operations begin nothing ahead")
 
 KV_HEADS, WIDTH, CAPACITY, STEPS = 4, 64, 4000, 6
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_collected() -> Iterator[None]:
+    with growth():
+        yield
 
 
 class Copies:

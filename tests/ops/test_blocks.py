@@ -4,6 +4,7 @@ import math
 
 import mlx.core as mx
 import pytest
+from helpers.memory import growth
 from helpers.models import (
     config_json,
     distance,
@@ -73,11 +74,9 @@ def test_every_query_is_attended_once(length: int, keys: int, rows: int, own: bo
 
 
 def peak(work: object) -> int:
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(work())
-    return mx.get_peak_memory() - before
+    with growth() as grown:
+        mx.eval(work())
+    return grown.peak
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from helpers.checkpoints import GOLDEN
+from helpers.memory import growth
 from helpers.models import Memory, config_json, random_tensors, same, wide_config_json, write_folder
 
 from pg_mlx.checkpoint.adapters.merge import open_adapters
@@ -19,7 +20,7 @@ from pg_mlx.checkpoint.tensors import SafetensorsFolder, Source
 from pg_mlx.config import SIZES, PaliGemmaConfig
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.errors import InputError
-from pg_mlx.memory.residency import held_bytes, release
+from pg_mlx.memory.residency import held_bytes
 from pg_mlx.parallel.plan import RankPart, part_of
 from pg_mlx.parallel.shares import checked_shares, cut, parse_shares
 from pg_mlx.quantization import Quantization
@@ -192,11 +193,9 @@ def test_loading_a_part_takes_no_more_than_loading_the_whole(tmp_path: Path) -> 
 
 def held_and_more(checkpoint: Checkpoint) -> tuple[int, int]:
     """Bytes that a loaded model holds, and what was held beside them while it was loaded."""
-    release()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    held = held_bytes(build(checkpoint, "float32"))
-    return held, mx.get_peak_memory() - before - held
+    with growth() as grown:
+        held = held_bytes(build(checkpoint, "float32"))
+    return held, grown.peak - held
 
 
 def test_a_file_that_was_cut_off_meanwhile(tmp_path: Path) -> None:
