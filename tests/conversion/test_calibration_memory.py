@@ -66,7 +66,8 @@ def test_a_calibration_stays_within_its_count(tmp_path: Path) -> None:
     """The embedding, one block and its column blocks are held, whatever the depth; and the count is no wild guess."""
     peak, counted = held_and_counted(model(tmp_path / "model", layers=1, vocabulary=2048))
     deeper, same = held_and_counted(model(tmp_path / "deeper", layers=3, vocabulary=2048))
-    wider, more = held_and_counted(model(tmp_path / "wider", layers=1, vocabulary=8192))
+    wide = model(tmp_path / "wider", layers=1, vocabulary=8192)
+    wider, more = max(held_and_counted(wide) for _ in range(2))  # MLX's thread frees early or late: 30 to 32 MB
     layer = (
         (tmp_path / "deeper/model.safetensors").stat().st_size - (tmp_path / "model/model.safetensors").stat().st_size
     ) / 2
