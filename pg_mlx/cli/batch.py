@@ -153,9 +153,8 @@ def _here(
     print_as_lines()
     if job.model is None:
         print(NO_MODEL, file=sys.stderr)
-    progress, loaded = load_progress()
-    answerer = load_answerer(job, args.batch_size, progress)
-    loaded()
+    with load_progress() as progress:
+        answerer = load_answerer(job, args.batch_size, progress.show)
     note_interrupts(stop)
     report.begin()
     answer_shards(job, place, todo, answerer, report.row, lambda: bool(stop))

@@ -68,9 +68,8 @@ def _measure(args: argparse.Namespace, program: str) -> int:
     options = load_options(args)
     path = locate(args.model, args.revision) if args.model else CHECKPOINT
     note("loading")
-    progress, done = load_progress()
-    model, processor = load_with(path, options, progress)
-    done()
+    with load_progress() as progress:
+        model, processor = load_with(path, options, progress.show)
     prompt_ids = processor.prompt_ids(args.prompt)
     if len(prompt_ids) > 4096:
         raise InputError(f"the prompt has {len(prompt_ids)} tokens; bench takes up to 4096")

@@ -101,9 +101,8 @@ def _begin(args: argparse.Namespace) -> Conversation:
     image = load_image(args.image) if args.image else None  # or InputError, before a model is read
     if args.model is None:
         print(NO_MODEL, file=sys.stderr)
-    progress, done = load_progress()
-    model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress)
-    done()
+    with load_progress() as progress:
+        model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress.show)
     conversation = Conversation(args, model, processor)
     if args.image:
         conversation.open(args.image, image)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..memory.size import format_size
 from .options import Parser
+from .progress import WorkProgress
 
 if TYPE_CHECKING:
     from ..conversion.pipeline import Conversion
     from ..conversion.report import Report
     from ..conversion.samples import AskedPictures, Sample
-    from ..conversion.weights import Progress
 
 DESCRIPTION = "Convert a PaliGemma checkpoint for MLX, quantized if wanted, whatever its size and your memory."
 
@@ -173,8 +172,7 @@ def run(argv: list[str], program: str) -> int:
         return 0
     if upload_to:
         upload.create(upload_to, args.private)
-    progress, close = _progress()
-    try:
+    with WorkProgress("converting", "B", scaled=True) as progress:
         report = conversion.run(
             args.mlx_path,
             force=args.force,
@@ -182,10 +180,8 @@ def run(argv: list[str], program: str) -> int:
             check=not args.no_check,
             calibration=calibration,
             calibration_prompts=prompts,
-            progress=progress,
+            progress=lambda what, done, total: progress.show(done, total, what),
         )
-    finally:
-        close()
     print(summary(report))
     if upload_to:
         print(upload.upload(args.mlx_path, upload_to))
@@ -227,20 +223,6 @@ def _validate(folder: Path) -> int:
         raise InputError(f"{folder} has {len(problems)} problem{'s' if len(problems) > 1 else ''}")
     print(f"{folder} is complete")
     return 0
-
-
-def _progress() -> tuple[Progress, Callable[[], None]]:
-    """A bar over bytes, with the name of the tensor and the time left; silent where stderr is no terminal."""
-    from tqdm import tqdm
-
-    bar = tqdm(unit="B", unit_scale=True, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
-
-    def show(what: str, done: int, total: int) -> None:
-        bar.total = total or bar.total
-        bar.set_description_str(what[-48:], refresh=False)
-        bar.update(max(0, done - bar.n))
-
-    return show, bar.close
 
 
 def table(conversion: Conversion, samples: tuple[list[Sample], list[Sample]] | None = None) -> str:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, PgMlxError
+from .drawings import write_whole
 from .options import Parser, bounded, load_progress
+from .progress import WorkProgress
 from .train_options import add_data_options
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ examples:
 
 exit code: 0, 1 for a failure, 2 for a wrong input.
 """
+
+_LINE = ("model", "where", "answer", "true")
+"""The keys of a line of --answers."""
+_MAX_LINE = 1 << 20
 
 _NAMES = {"valid": "valid", "validation": "valid", "val": "valid", "test": "test", "train": "train", "all": "all"}
 
@@ -75,6 +81,7 @@ def run(argv: list[str], program: str) -> int:
     if not args.data:
         raise InputError("no data was given: --data FOLDER or FILE (--help explains)")
     models = [_asked(name, args.adapter_path) for name in args.model or [""]]
+    answers = _answers_file(args.answers) if args.answers else None
 
     from ..training.dataset import read_dataset
     from ..training.scores import possible_metrics
@@ -85,7 +92,10 @@ def run(argv: list[str], program: str) -> int:
         data=args.data, prefix=args.prefix, task=args.task, images=args.images, per_class=args.per_class,
         classes=args.classes, label=args.label, lowercase=args.lowercase, metrics=metrics,
     )  # fmt: skip
-    dataset = read_dataset(args.data, settings.data_options(), val_share=args.val_share, seed=args.seed)
+    with WorkProgress("checking pictures", "picture", after=0.5) as progress:
+        dataset = read_dataset(
+            args.data, settings.data_options(), val_share=args.val_share, seed=args.seed, on_progress=progress.show
+        )
     split = _NAMES[args.split] if args.split else "test" if dataset.test else "valid" if dataset.valid else "all"
     rows = (*dataset.train, *dataset.valid, *dataset.test) if split == "all" else getattr(dataset, split)
     rows = rows[: args.rows] if args.rows else rows
@@ -94,22 +104,46 @@ def run(argv: list[str], program: str) -> int:
     print(f"{len(rows)} rows ({split})", file=sys.stderr)
     results = list[dict[str, Any]]()
     lines = list[str]()
+    failure: PgMlxError | None = None
     for asked in models:
-        found = _score(asked, args, rows, metrics)
-        results.append({"model": asked.name, "split": split, "loss": found.loss, **found.scores.to_json()})
-        lines += [
-            json.dumps(
-                {"model": asked.name, "where": one.example.where, "answer": one.text, "true": one.example.suffix}
-            )
-            for one in found.predicted
-        ]
-    if args.answers:
         try:
-            Path(args.answers).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{args.answers} cannot be written: {error.strerror or error}") from None
-    print(json.dumps(results) if args.format == "json" else "\n".join(table(results)))
+            found = _score(asked, args, rows, metrics)
+        except PgMlxError as error:  # what is known of the models before it is not lost
+            failure = error
+            break
+        results.append({"model": asked.name, "split": split, "loss": found.loss, **found.scores.to_json()})
+        values = ((asked.name, one.example.where, one.text, one.example.suffix) for one in found.predicted)
+        lines += [json.dumps(dict(zip(_LINE, each, strict=True))) for each in values]
+    if results:
+        print(json.dumps(results) if args.format == "json" else "\n".join(table(results)), flush=True)
+    if answers and results:
+        write_whole(answers, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+    if failure is not None:
+        raise failure
     return 0
+
+
+def _answers_file(name: str) -> Path:
+    """Where answers will be written. A file there is replaced only if it holds such answers. Raises InputError before
+    minutes pass."""
+    path = Path(name).expanduser()
+    if not path.parent.is_dir():
+        raise InputError(f"--answers: no such folder: {path.parent}")
+    if path.exists() and not _holds_answers(path):
+        raise InputError(f"--answers: {path} is not a file that --answers wrote, so it is not replaced")
+    return path
+
+
+def _holds_answers(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.readline(_MAX_LINE)
+    try:
+        line = json.loads(start) if start else dict.fromkeys(_LINE)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(line, dict) and list(line) == list(_LINE)
 
 
 def _asked(name: str, adapters: Sequence[str]) -> Asked:
@@ -136,14 +170,14 @@ def _score(asked: Asked, args: argparse.Namespace, rows: Sequence[Example], metr
         tokenizer=args.tokenizer,
         mask_decoder=args.mask_decoder,
     )
-    progress, done = load_progress()
-    model, processor = load_with(asked.model or CHECKPOINT, options, progress)
-    done()
+    with load_progress() as progress:
+        model, processor = load_with(asked.model or CHECKPOINT, options, progress.show)
     writer = RegionWriter(encoder_for(rows, args.mask_decoder, asked.model or CHECKPOINT, args.revision))
-    found = evaluate(
-        model, processor, rows, Batches(rows, processor, writer=writer), metrics,
-        batch_size=args.batch_size, constrain=args.constrain,
-    )  # fmt: skip
+    with WorkProgress(asked.name, "row", after=0.5) as progress:
+        found = evaluate(
+            model, processor, rows, Batches(rows, processor, writer=writer), metrics,
+            batch_size=args.batch_size, constrain=args.constrain, progress=progress.show,
+        )  # fmt: skip
     assert found is not None
     return found
 

@@ -1,17 +1,16 @@
-"""What the commands share: parsing, the options of the model, a progress bar for loading."""
+"""What the commands share: parsing, the options of the model, the progress of loading."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import InputError, UsageError
 from ..limits import MAX_BATCH_SIZE
 from ..memory.size import parse_size
 from ..ops import blas
+from .progress import WorkProgress
 
 if TYPE_CHECKING:
     from ..checkpoint.load import LoadOptions
@@ -208,23 +207,6 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     )
 
 
-def load_progress() -> tuple[Callable[[int, int], None], Callable[[], None]]:
-    """A progress bar on stderr for loading, silent where stderr is no terminal, and its closer.
-
-    It comes after half a second: a small model is there before the bar is imported.
-    """
-    start, bars = time.perf_counter(), list[Any]()
-
-    def show(done: int, total: int) -> None:
-        if not bars and sys.stderr.isatty() and time.perf_counter() > start + 0.5:
-            from tqdm import tqdm
-
-            bars.append(tqdm(desc="loading", unit="module", leave=False, file=sys.stderr, total=total))
-        for bar in bars:
-            bar.update(done - bar.n)
-
-    def close() -> None:
-        for bar in bars:
-            bar.close()
-
-    return show, close
+def load_progress(silent: bool = False) -> WorkProgress:
+    """Of loading a model. A small one is there before a bar could be."""
+    return WorkProgress("loading", "module", after=0.5, silent=silent)

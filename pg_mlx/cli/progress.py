@@ -1,4 +1,4 @@
-"""What stderr says about a run of batch: how far it is, its rate, the time left, and the first errors."""
+"""How far long work is, on stderr: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -8,12 +8,55 @@ from typing import Any
 
 _SHOWN = 10
 """Errors that get a line."""
-_EVERY_S, _EVERY_LOGGED_S = 0.2, 60.0
+EVERY_S, EVERY_LOGGED_S = 0.2, 60.0
 """How often progress is written to a terminal, and to a log."""
+
+_WIDTH = 48
+"""Letters of what is being done, beside a bar. Names of tensors differ at their ends."""
+
+
+class WorkProgress:
+    """How much of the work of a `with` block is done, and the time left."""
+
+    def __init__(self, what: str, unit: str, *, scaled: bool = False, after: float = 0.0, silent: bool = False):
+        """what: is being done. unit: of what is counted. scaled: with kilo, mega and so on. after: seconds before there
+        is a bar, and before the library that draws it is imported. silent: nothing is shown at all."""
+        self._what, self._options = what, dict(unit=unit, unit_scale=scaled)
+        self._terminal = sys.stderr.isatty()
+        self._began = self._written = time.monotonic()
+        self._after, self._silent = after, silent
+        self._bar: Any = None
+
+    def show(self, done: int, total: int, what: str = "") -> None:
+        """So much is done. what: is being done now, if that changes."""
+        if self._silent:
+            return
+        self._what = what or self._what
+        now = time.monotonic()
+        if self._terminal:
+            if self._bar is None and now >= self._began + self._after:
+                from tqdm import tqdm
+
+                self._bar = tqdm(desc=self._what[-_WIDTH:], leave=False, file=sys.stderr, **self._options)
+            if self._bar is not None:
+                self._bar.total = total or self._bar.total
+                self._bar.set_description_str(self._what[-_WIDTH:], refresh=False)
+                self._bar.update(max(0, done - self._bar.n))
+        elif now - self._written >= EVERY_LOGGED_S and 0 < done < total:
+            self._written = now
+            left = duration((now - self._began) * (total - done) / done)
+            print(f"{self._what}: {done / total:.0%} done, {left} left", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> WorkProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class BatchProgress:
-    """Counts the rows of one run."""
+    """Counts the rows of one run of batch: how far it is, its rate, the time left, and the first errors."""
 
     def __init__(self, program: str, todo: int, of: int, errors: int):
         """todo: rows that this run makes. of: rows of its part. errors: rows with an error that are there already."""
@@ -59,7 +102,7 @@ class BatchProgress:
 
     def _show(self) -> None:
         now = time.monotonic()
-        if now - self._written < (_EVERY_S if self._terminal else _EVERY_LOGGED_S):
+        if now - self._written < (EVERY_S if self._terminal else EVERY_LOGGED_S):
             return
         self._written = now
         rate = self._done / max(now - self._began, 1e-9)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .hints import empty_hint
 from .pictures import Item
+from .progress import EVERY_LOGGED_S, EVERY_S
 from .writers import Failure, Success, describe
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 _NAMED = 10
 """At most so many answers are named in one line."""
-
-_EVERY_S = 0.2
-"""The progress is written at most so often."""
 
 
 class RunReport:
@@ -32,7 +30,8 @@ class RunReport:
         self._empty = 0
         self._load_s = 0.0
         self._began = self._written = time.perf_counter()
-        self._progress = len(items) > 1 and sys.stderr.isatty() and not sys.stdout.isatty()
+        self._terminal = sys.stderr.isatty()
+        self._progress = len(items) > 1 and not (self._terminal and sys.stdout.isatty())  # there, answers are seen
 
     def answer(self, answer: Success) -> None:
         """An answer is complete."""
@@ -84,14 +83,15 @@ class RunReport:
 
     def _show(self) -> None:
         now = time.perf_counter()
-        if self._progress and now > self._written + _EVERY_S:
+        if self._progress and now > self._written + (EVERY_S if self._terminal else EVERY_LOGGED_S):
             self._written = now
             done = self.answered + self.failed
-            sys.stderr.write(f"\r\x1b[K{done} of {self._all}, {done / (now - self._began):.3g} a second")
+            line = f"{done} of {self._all}, {done / (now - self._began):.3g} a second"
+            sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
             sys.stderr.flush()
 
     def _clear(self) -> None:
-        if self._progress:
+        if self._progress and self._terminal:
             sys.stderr.write("\r\x1b[K")
 
 

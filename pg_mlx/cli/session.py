@@ -137,9 +137,8 @@ class Session:
         sampling(args)  # or InputError
         if args.model is None:
             print(NO_MODEL, file=sys.stderr)
-        progress, done = load_progress()
-        model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress)
-        done()
+        with load_progress() as progress:
+            model, processor = load_with(args.model or CHECKPOINT, load_options(args), progress.show)
         if args.verbose:
             text, vision = model.config.text, model.config.vision
             unpacked = f", {model.float_layers} of them in float32" if args.memory else ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from .interrupts import note_interrupts
 from .options import load_progress
+from .progress import WorkProgress
 from .train_options import config_arguments, parser
 
 if TYPE_CHECKING:
@@ -45,21 +46,21 @@ def run(argv: list[str], program: str) -> int:
     folder = RunFolder(args.adapter_path, settings.fine_tune_type == "full", args.force)
     if begun is None and not args.dry_run:
         folder.check()
-    plan = prepare.plan(
-        settings,
-        size=group.size() if group else 1,
-        made=begun.made if begun else None,
-        on_progress=view.pictures,
-    )
+    with WorkProgress("checking pictures", "picture", after=0.5, silent=not first) as progress:
+        plan = prepare.plan(
+            settings,
+            size=group.size() if group else 1,
+            made=begun.made if begun else None,
+            on_progress=progress.show,
+        )
     view.say(plan.summary())
     if args.dry_run:
         return _dry_run(args, plan)
     if begun is not None and plan.digest != begun.digest:
         raise InputError(f"{settings.data} is not the data with which {args.adapter_path} was begun")
     callback = _callback(args, settings) if first else None
-    progress, done = load_progress()
-    ready = prepare.load(plan, group, progress if first else None)
-    done()
+    with load_progress(silent=not first) as progress:
+        ready = prepare.load(plan, group, progress.show)
     at = RunProgress()
     if begun is None:
         folder.begin(Begun(settings, plan.digest, plan.chosen.made()))
@@ -86,6 +87,7 @@ def run(argv: list[str], program: str) -> int:
         group=group,
         callback=callback,
         stop=lambda: bool(pressed),
+        validating=view.validating,
     )
     with view.watching(plan.steps, at.step):
         for event in running.events():
@@ -165,7 +167,11 @@ def _test(args: argparse.Namespace, plan: TrainingPlan, ready: Ready) -> Evaluat
     if not plan.dataset.test:
         raise InputError(f"{plan.settings.data} has no test split for --test")
     settings, model = plan.settings, load_best(plan, ready, Path(args.adapter_path))
-    return evaluate(model, ready.processor, plan.dataset.test, ready.batches, settings.metrics, settings.loss_options())
+    with WorkProgress("testing", "row", after=0.5) as progress:
+        return evaluate(
+            model, ready.processor, plan.dataset.test, ready.batches, settings.metrics, settings.loss_options(),
+            progress=progress.show,
+        )  # fmt: skip
 
 
 def _print(args: argparse.Namespace, ended: Ended, test: Evaluation | None) -> None:

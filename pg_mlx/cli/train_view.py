@@ -10,6 +10,7 @@ from typing import Any
 from ..memory.size import format_size
 from ..training.card import FIGURES
 from ..training.events import Ended, Evaluated, Event, Saved, Stepped, TrainReport, figures
+from .progress import WorkProgress
 
 
 class TrainView:
@@ -19,26 +20,12 @@ class TrainView:
         self.program, self._silent = program, silent
         self.ended = Ended(0, "done", None, 0.0)
         self._bar: Any = None
-        self._checked: Any = None
+        self._validation: WorkProgress | None = None
 
     def say(self, lines: Sequence[str]) -> None:
         """Lines on stderr."""
         if not self._silent:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
-
-    def pictures(self, done: int, total: int) -> None:
-        """How many pictures have been checked."""
-        if self._silent or not sys.stderr.isatty() or total < 100:
-            return
-        if self._checked is None:
-            from tqdm import tqdm
-
-            self._checked = tqdm(total=total, desc="checking pictures", leave=False, file=sys.stderr)
-        self._checked.total = total
-        self._checked.update(done - self._checked.n)
-        if done == total:
-            self._checked.close()
-            self._checked = None
 
     @contextlib.contextmanager
     def watching(self, steps: int, done: int) -> Iterator[None]:
@@ -53,6 +40,14 @@ class TrainView:
             if self._bar is not None:
                 self._bar.close()
 
+    def validating(self, done: int, total: int) -> None:
+        """So many rows of a validation are done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"validation: {done} of {total}")
+        elif not self._silent:
+            self._validation = self._validation or WorkProgress("validation", "row")
+            self._validation.show(done, total)
+
     def show(self, event: Event) -> None:
         """Show what has happened."""
         if isinstance(event, Stepped) and self._bar is not None:
@@ -64,6 +59,7 @@ class TrainView:
                 f"peak {format_size(event.peak_memory_bytes)}"
             )
         elif isinstance(event, Evaluated):
+            self._validation = None
             loss = [] if event.loss is None else [f"loss {event.loss:.4f}"]
             known = [f"{FIGURES[name]} {value:.3f}" for name, value in figures(event.scores).items()]
             best = " (best)" if event.best else ""

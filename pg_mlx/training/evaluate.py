@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..generation import batch_generate
+from ..generation import Generation, stream_batch
 from ..paligemma import PaliGemma
 from ..processor import Processor
 from .batches import Batches
@@ -17,6 +17,9 @@ from .scores import METRICS, Predicted, Scores, score
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Progress = Callable[[int, int], None]
+"""(rows done, rows in all)."""
 
 MOST_PATCHES = 8192
 """Image tokens of the answers that are computed at a time."""
@@ -55,19 +58,22 @@ def evaluate(
     batch_size: int = 8,
     constrain: bool = False,
     cancelled: Callable[[], bool] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Evaluation | None:
     """The loss and the scores of a model as it is, adapters in place. None if `cancelled` became true meanwhile.
 
     batches: makes batches of the examples; without it no loss is computed. metrics: "loss" and names of scores.METRICS.
-    constrain: see `answers`.
+    constrain: see `answers`. progress: called with the rows done and all, once for the loss and once for the answers.
     Raises InputError for a picture that cannot be read, and as scores.score.
     """
     wanted = [name for name in metrics if name in METRICS]
-    mean = (
-        mean_loss(model, examples, batches, loss or LossOptions(), batch_size)
-        if batches and "loss" in metrics
-        else None
-    )
+    mean = None
+    before, total = 0, len(examples) * bool(wanted)
+    if batches and "loss" in metrics:
+        before, total = len(examples), total + len(examples)
+        mean = mean_loss(
+            model, examples, batches, loss or LossOptions(), batch_size, progress=lambda done: progress(done, total)
+        )
     if cancelled and cancelled():
         return None
     if not wanted or not examples:
@@ -75,6 +81,7 @@ def evaluate(
     predicted = answers(
         model, processor, examples,
         scored="map" in wanted, batch_size=batch_size, constrain=constrain, cancelled=cancelled,
+        progress=lambda done: progress(before + done, total),
     )  # fmt: skip
     if predicted is None:
         return None
@@ -82,14 +89,21 @@ def evaluate(
 
 
 def mean_loss(
-    model: PaliGemma, examples: Sequence[Example], batches: Batches, options: LossOptions, batch_size: int
+    model: PaliGemma,
+    examples: Sequence[Example],
+    batches: Batches,
+    options: LossOptions,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> float | None:
-    """The loss over all examples together, without dropout or augmentation; None for no example."""
+    """The loss over all examples together, without dropout or augmentation; None for no example. progress: called with
+    the number of examples done."""
     total, count = 0.0, 0
     for first in range(0, len(examples), batch_size):
         batch = batches.batch_of(examples[first : first + batch_size])
         total += float(loss_sum(model, inputs_of(batch, options), options).item())  # type: ignore[arg-type]
         count += loss_count(batch, options)
+        progress(min(first + batch_size, len(examples)))
     return total / count if count else None
 
 
@@ -102,15 +116,18 @@ def answers(
     batch_size: int = 8,
     constrain: bool = False,
     cancelled: Callable[[], bool] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[Predicted] | None:
     """The greedy answers to all examples, in their order; None if `cancelled` became true meanwhile.
 
     scored: boxes get scores, as mAP needs. constrain: answers to detect and segment prompts are records with labels of
-    the prompt and nothing else; other prompts are then refused with InputError.
+    the prompt and nothing else; other prompts are then refused with InputError. progress: called with the number of
+    answers done.
     """
     longest = max(len(processor.suffix_ids(with_longest_codes(row).suffix)) for row in examples)
     rows = max(1, min(batch_size, MOST_PATCHES // model.config.vision.num_patches))
-    generations = batch_generate(
+    found = dict[int, Generation]()
+    for index, generation in stream_batch(
         model,
         processor,
         [row.prefix for row in examples],
@@ -120,12 +137,14 @@ def answers(
         constrain=constrain,
         logprobs=scored and any(row.kind != "text" for row in examples),
         cancelled=cancelled,
-    )
+    ):
+        found[index] = generation
+        progress(len(found))
     if cancelled and cancelled():
         return None
     return [
-        Predicted(row, one.text, one.regions if row.kind != "text" else None)
-        for row, one in zip(examples, generations, strict=True)
+        Predicted(row, found[index].text, found[index].regions if row.kind != "text" else None)
+        for index, row in enumerate(examples)
     ]
 
 

@@ -16,7 +16,7 @@ from ..processor import Processor
 from .batches import Batches
 from .card import model_card
 from .curve import draw_curve
-from .evaluate import Evaluation, evaluate, spread
+from .evaluate import Evaluation, Progress, evaluate, spread
 from .events import Ended, Evaluated, Event, Saved, Stepped, TrainReport, figures, log_line
 from .example import Example
 from .schedule import Schedule
@@ -40,7 +40,8 @@ class TrainingRun:
     """A fine-tuning that is ready to start, or to go on where `progress` says.
 
     folder: None in a process that only computes (rank above 0). write: writes what was learnt into a folder. rows: at a
-    time. base: what the model is called on its card. stop: becomes true when a person wants the run to end.
+    time. base: what the model is called on its card. stop: becomes true when a person wants the run to end. validating:
+    called with the rows of a validation that are done, and all.
     """
 
     settings: TrainSettings
@@ -58,6 +59,7 @@ class TrainingRun:
     group: mx.distributed.Group | None = None
     callback: Callback | None = None
     stop: Callable[[], bool] = lambda: False
+    validating: Progress = lambda done, total: None
 
     def events(self) -> Iterator[Event]:
         """Run to the end. Raises PgMlxError if the loss becomes infinite or the disk is full; what was saved stays."""
@@ -137,6 +139,7 @@ class TrainingRun:
         found = evaluate(
             self.model, self.processor, self.chosen(), self.batches, self.settings.metrics,
             self.settings.loss_options(), batch_size=max(self.rows, 8), cancelled=self.stop,
+            progress=self.validating,
         )  # fmt: skip
         if found is None:
             return None

@@ -65,6 +65,35 @@ def test_eval_compares_models_in_one_table(
     assert len(answers.read_text().splitlines()) == 6
 
 
+def test_eval_spares_files_that_it_did_not_write(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = data / "valid.jsonl"
+    before, answers = labels.read_bytes(), tmp_path / "answers.jsonl"
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    arguments = ["eval", "--model", str(model), "--data", str(data), "--split", "valid", "--metrics", "exact"]
+    for name in (labels, deep, tmp_path, tmp_path / "missing/answers.jsonl"):
+        assert main([*arguments, "--answers", str(name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--answers" in line
+    assert labels.read_bytes() == before
+    for _ in range(2):  # the second replaces the first one's
+        assert main([*arguments, "--answers", str(answers)]) == 0
+        assert len(answers.read_text().splitlines()) == 3
+
+
+def test_eval_keeps_what_it_knows_if_a_later_model_fails(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    arguments = ["--data", str(data), "--split", "valid", "--metrics", "exact", "--answers", str(answers)]
+    assert main(["eval", "--model", str(model), "--model", str(tmp_path / "no model"), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["model", str(model)]
+    assert "no model" in err.splitlines()[-1] and len(answers.read_text().splitlines()) == 3
+
+
 def test_early_stopping(model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a rate of next to nothing no evaluation is better than the first one."""
     out = tmp_path / "out"
