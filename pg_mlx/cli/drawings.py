@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LABEL_CHARACTERS = 30
+_SOFTWARE, _PROGRAM = 0x0131, "pg_mlx"
+"""The field of EXIF in which a program names itself, and our name."""
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 """What looks like the suffix of a file, as .svg; not that of a folder called photos.2024."""
 
 
 class Drawings(View):
-    """Writes what --annotate and --masks ask for, each file whole or not at all; one of the same name is replaced."""
+    """Writes what --annotate and --masks ask for, each file whole or not at all. A file of the same name is replaced if
+    it was written by such a run."""
 
     def __init__(self, annotate: str | None, masks: str | None, soft: bool, items: list[Item], many: bool):
         """Raises InputError for targets that cannot be meant, before there is anything to write."""
@@ -62,7 +65,7 @@ class Drawings(View):
                     self._written += 1
 
     def _spare(self, target: Path) -> None:
-        if target.exists() and _identity(target) in self._sources:
+        if target.exists() and (_identity(target) in self._sources or not _is_ours(target)):
             raise InputError(f"the picture {target} would be replaced; choose another name or folder to write to")
 
     def close(self) -> None:
@@ -106,6 +109,21 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether `save_image` wrote a file. An empty one, as of mktemp, counts too: nothing is lost."""
+    from PIL import Image
+
+    try:
+        if path.stat().st_size == 0:
+            return True
+        with Image.open(path) as image:
+            if image.format == "PNG" and "exif" not in image.info:
+                return False  # getexif would decode the whole picture to look behind it
+            return image.getexif().get(_SOFTWARE) == _PROGRAM
+    except Exception:  # whatever Pillow raises for a file that is no picture
+        return False
+
+
 def _is_jpeg(source: str) -> bool:
     return source.lower().endswith((".jpg", ".jpeg"))
 
@@ -130,10 +148,13 @@ def _mask_image(mask: object) -> Image.Image | None:
 
 
 def save_image(image: Image.Image, target: Path) -> None:
-    """Write the picture, whole or not at all; its folder is made. Raises PgMlxError if that fails."""
+    """Write the picture, whole or not at all, with our mark where the format has a place for it; its folder is made.
+    Raises PgMlxError if that fails."""
     from PIL import Image
 
-    options = {"quality": 90} if _is_jpeg(target.name) else {}
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _PROGRAM
+    options = {"exif": exif, **({"quality": 90} if _is_jpeg(target.name) else {})}
     kind = Image.registered_extensions()[target.suffix.lower()]
     write_whole(target, lambda file: image.save(file, kind, **options))
 

@@ -60,6 +60,8 @@ class TrainView:
             )
         elif isinstance(event, Evaluated):
             self._validation = None
+            if self._bar is not None:
+                self._bar.set_postfix_str("", refresh=False)
             loss = [] if event.loss is None else [f"loss {event.loss:.4f}"]
             known = [f"{FIGURES[name]} {value:.3f}" for name, value in figures(event.scores).items()]
             best = " (best)" if event.best else ""

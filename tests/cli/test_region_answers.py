@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -188,13 +189,39 @@ def test_a_mask_never_replaces_a_picture_that_was_given(planted, model: Path, tm
     assert before.items() <= {path: path.read_bytes() for path in tmp_path.iterdir()}.items()
 
 
-def test_a_file_that_cannot_be_written_ends_the_run(planted, model: Path, folder: Path, tmp_path: Path, capsys):
-    (tmp_path / "p000.png").mkdir()
+@pytest.mark.ops("cpu", reason="what is written does not depend on the operations")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tiff", ".avif"])
+def test_an_older_drawing_is_replaced_and_nothing_else(
+    planted, model: Path, tmp_path: Path, capsys, suffix: str
+) -> None:
+    out = tmp_path / f"out{suffix}"
+    Image.new("RGB", (9, 9)).save(out)
+    others = (out.read_bytes(), b"no picture at all", b"\x89PNG\r\n\x1a\n" + b"\0" * 99)
+    for content in others:
+        out.write_bytes(content)
+        assert ask(model, "--image", CAT, "--annotate", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{out} would be replaced" in line
+        assert out.read_bytes() == content
+    out.write_bytes(b"")  # as mktemp leaves it
+    for _ in range(2):
+        assert ask(model, "--image", CAT, "--annotate", out) == 0
+    assert Image.open(out).size == Image.open(CAT).size
+
+
+def test_a_file_that_cannot_be_written_ends_the_run(
+    planted, model: Path, folder: Path, tmp_path: Path, capsys, monkeypatch
+):
+    def full(image: Image.Image, file: Any, *_: object, **__: object) -> None:
+        file.write(b"the beginning")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
     assert ask(model, "--image", folder, "--annotate", tmp_path, "--format", "jsonl") == 1
     shown = capsys.readouterr()
     assert len(shown.err.splitlines()) == 1 and "p000.png" in shown.err
     assert [json.loads(line)["text"] for line in shown.out.splitlines()] == [ANSWER]  # it was answered before that
-    assert list(tmp_path.iterdir()) == [tmp_path / "p000.png"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_masks_that_nobody_asked_the_model_for_are_explained(planted, model: Path, tmp_path: Path, capsys, monkeypatch):
