@@ -21,7 +21,7 @@ class WorkProgress:
     def __init__(self, what: str, unit: str, *, scaled: bool = False, after: float = 0.0, silent: bool = False):
         """what: is being done. unit: of what is counted. scaled: with kilo, mega and so on. after: seconds before there
         is a bar, and before the library that draws it is imported. silent: nothing is shown at all."""
-        self._what, self._options = what, dict(unit=unit, unit_scale=scaled)
+        self._what, self._options = what, dict(desc=what[-_WIDTH:], unit=unit, unit_scale=scaled)
         self._terminal = sys.stderr.isatty()
         self._began = self._written = time.monotonic()
         self._after, self._silent = after, silent
@@ -37,7 +37,7 @@ class WorkProgress:
             if self._bar is None and now >= self._began + self._after:
                 from tqdm import tqdm
 
-                self._bar = tqdm(desc=self._what[-_WIDTH:], leave=False, file=sys.stderr, **self._options)
+                self._bar = tqdm(total=total or None, initial=done, leave=False, file=sys.stderr, **self._options)
             if self._bar is not None:
                 self._bar.total = total or self._bar.total
                 self._bar.set_description_str(self._what[-_WIDTH:], refresh=False)

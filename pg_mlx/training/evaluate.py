@@ -63,17 +63,19 @@ def evaluate(
     """The loss and the scores of a model as it is, adapters in place. None if `cancelled` became true meanwhile.
 
     batches: makes batches of the examples; without it no loss is computed. metrics: "loss" and names of scores.METRICS.
-    constrain: see `answers`. progress: called with the rows done and all, once for the loss and once for the answers.
+    constrain: see `answers`. progress: called with the rows done and all; a row of which only the loss is known
+    counts half.
     Raises InputError for a picture that cannot be read, and as scores.score.
     """
     wanted = [name for name in metrics if name in METRICS]
-    mean = None
-    before, total = 0, len(examples) * bool(wanted)
+    rows, mean = len(examples), None
+    parts = 2 if batches and "loss" in metrics and wanted else 1
+
+    def report(done: int) -> None:
+        progress(done // parts, rows)
+
     if batches and "loss" in metrics:
-        before, total = len(examples), total + len(examples)
-        mean = mean_loss(
-            model, examples, batches, loss or LossOptions(), batch_size, progress=lambda done: progress(done, total)
-        )
+        mean = mean_loss(model, examples, batches, loss or LossOptions(), batch_size, report)
     if cancelled and cancelled():
         return None
     if not wanted or not examples:
@@ -81,7 +83,7 @@ def evaluate(
     predicted = answers(
         model, processor, examples,
         scored="map" in wanted, batch_size=batch_size, constrain=constrain, cancelled=cancelled,
-        progress=lambda done: progress(before + done, total),
+        progress=lambda done: report((parts - 1) * rows + done),
     )  # fmt: skip
     if predicted is None:
         return None
