@@ -13,7 +13,7 @@ from .entries import Entry
 
 if TYPE_CHECKING:
     from ..generation import Generation, Prompt, Request
-    from ..generation.options import GenerateOptions
+    from ..generation.options import AnswerOptions, GenerateOptions
     from ..generation.request import Picture
     from ..paligemma import PaliGemma
     from ..processor import Processor
@@ -42,9 +42,10 @@ class Answerer:
         self._model, self._processor, self._kept = model, processor, kept
         scores = kept.min_score is not None or bool(options.get("logprobs"))
         self._options = AnswerOptions.read({**options, "logprobs": scores})
-        self._most = kept.enough(self._options.constrain, scores)
+        most = kept.enough(self._options.constrain, scores)
         self._rows = batch_size or default_batch_size(model)
-        self._prompt = lru_cache(_PROMPTS)(self._shared)
+        # Of functions that do not refer to this object: a circle would keep a dropped model in memory.
+        self._prompt = lru_cache(_PROMPTS)(partial(_shared_prompt, processor, self._options, most))
 
     def check(self, prompts: Iterable[str]) -> None:
         """Raises InputError for a prompt that cannot be asked, so that it is reported once and not in every row."""
@@ -107,11 +108,12 @@ class Answerer:
             logprobs=options.logprobs,
         )
 
-    def _shared(self, text: str) -> Shared[Prompt]:
-        from ..generation import make_prompt
 
-        options = self._options
-        return Shared(partial(make_prompt, self._processor, text, constrain=options.constrain, max_regions=self._most))
+def _shared_prompt(processor: Processor, options: AnswerOptions, most: int | None, text: str) -> Shared[Prompt]:
+    """most: regions of an answer."""
+    from ..generation import make_prompt
+
+    return Shared(partial(make_prompt, processor, text, constrain=options.constrain, max_regions=most))
 
 
 def _row(

@@ -15,6 +15,7 @@ from ..ops.watchdog import explained
 from .hints import TASKS
 from .line_editor import LineEditor
 from .options import Parser, add_model_options, add_sampling_options, load_options, load_progress
+from .writers import allow_any_text
 
 if TYPE_CHECKING:
     from .conversation import Conversation
@@ -77,7 +78,7 @@ def run(argv: list[str], program: str) -> int:
     editor = LineEditor(completions, Path(args.history).expanduser() if args.history else None)
     if editor.terminal:
         print("/help explains, Tab completes, Ctrl-D ends", file=sys.stderr)
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]  # as generate
+    allow_any_text()
     try:
         failed = _answer_lines(conversation, editor, args.debug)
     finally:

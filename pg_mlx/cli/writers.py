@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -113,6 +114,12 @@ def output(kind: str, items: list[Item], prompts: list[str], many: bool, raw: bo
     return CocoOutput(items, prompts) if kind == "coco" else JsonOutput(many or len(prompts) > 1)
 
 
+def allow_any_text() -> None:
+    """Let stdout take whatever an answer or the name of a file is. File names need not be text; answers always are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is another one, which takes all of it
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 class TextOutput(Output):
     """The text of answers as it comes. If there are several, each is a line that begins with its picture or prompt.
     For people, the answer to a detect or segment prompt is a line for each region: label, box and mask in pixels."""
@@ -122,8 +129,7 @@ class TextOutput(Output):
         self._unfinished = False
         self._for_people = for_people
         self._hidden = False
-        # File names need not be text; answers always are.
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+        allow_any_text()
 
     def begin(self, item: Item) -> None:
         """Begin its line."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -16,17 +16,19 @@ class RowOrder:
         """count: of the rows. Raises InputError for none."""
         if count < 1:
             raise InputError("there is no row to learn from")
-        self._count, self._seed = count, seed
-        self._epoch = lru_cache(2)(self._order)
+        self._count = count
+        self._epoch = lru_cache(2)(partial(_shuffled, seed, count))
 
     def rows(self, first: int, count: int) -> list[int]:
         """Rows number `first`, `first` + 1, ... of the sequence."""
         places = (divmod(place, self._count) for place in range(first, first + count))
         return [int(self._epoch(epoch)[place]) for epoch, place in places]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """int [rows], shuffled. Steps are not made of rows of like length: a step of empty answers teaches little."""
-        return np.random.default_rng((self._seed, epoch)).permutation(self._count)
+
+def _shuffled(seed: int, count: int, epoch: int) -> np.ndarray:
+    """int [count], the rows of an epoch. Steps are not made of rows of like length: a step of empty answers teaches
+    little."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def share_of(first: int, count: int, share: float) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from helpers.training import fresh, micro
 from helpers.training_run import color_data, train
 
 import pg_mlx
+from pg_mlx.batch import Predictor
 from pg_mlx.demo import CHECKPOINT
 from pg_mlx.memory.residency import held_bytes
 from pg_mlx.ops import device
@@ -30,6 +31,11 @@ def answers(_: Path) -> None:
     next(iter(pg_mlx.stream_generate(model, processor, "caption en", CAT, max_tokens=30)))
     with contextlib.suppress(pg_mlx.InputError):
         pg_mlx.generate(model, processor, "caption en", [])
+
+
+def many_pictures(_: Path) -> None:
+    predictor = Predictor(prompt="caption en", load=dict(dtype="float32"))
+    assert predictor({"image": [str(CAT)]})["error"] == [None]
 
 
 def one_service(_: Path) -> None:
@@ -55,7 +61,7 @@ def a_conversion(folder: Path) -> None:
     pg_mlx.convert(tiny_checkpoint(folder / "tiny"), folder / "packed", q_bits=4)
 
 
-ON_BOTH = (answers, one_service, steps)
+ON_BOTH = (answers, many_pictures, one_service, steps)
 ON_CPU = (a_training_run, a_conversion)
 """With a GPU's operations they compute in bfloat16, which takes a CPU minutes."""
 
