@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files.regular import open_regular
 from ..processor import load_image
 from ..processor.formats import PICTURE_SUFFIXES
 
@@ -26,6 +29,8 @@ MAX_QUESTIONS = 5
 
 MIN_CALIBRATION, MAX_CALIBRATION = 16, 256
 """Pictures of a calibration. Fewer do harm; more take longer than they are worth."""
+_COMPARED = 64 << 20
+"""Bytes of a file that tell pictures apart."""
 _SIZES = ((640, 480), (480, 640), (512, 512), (800, 450))
 _WORDS = ("exit", "open", "coffee", "market", "42", "station", "north", "1879", "bread", "street", "7", "tickets")
 
@@ -64,11 +69,11 @@ class AskedPictures:
         return str(self.folder)
 
     def by_picture(self) -> list[list[Sample]]:
-        """The samples of each picture, the pictures by name."""
-        found: dict[str, list[Sample]] = {}
+        """The samples of each picture, by name; of equal pictures the first, and at most MAX_CALIBRATION."""
+        found: dict[Path, list[Sample]] = {}
         for sample in sorted(self.samples, key=lambda sample: str(sample.image)):
-            found.setdefault(str(sample.image), []).append(sample)
-        return list(found.values())
+            found.setdefault(Path(sample.image), []).append(sample)
+        return [found[path] for path in itertools.islice(_different(found), MAX_CALIBRATION)]
 
 
 Calibration = str | Path | AskedPictures
@@ -86,7 +91,7 @@ def default_samples(folder: Calibration | None = None) -> list[Sample]:
     if isinstance(folder, AskedPictures):
         return _judging(folder.by_picture())
     pictures = (
-        [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(Path(folder))[:MAX_PICTURES]
+        [_drawing(seed) for seed in range(len(_SIZES))] if folder is None else _image_files(Path(folder), MAX_PICTURES)
     )
     _check(pictures)
     return [Sample(picture, prompt) for picture in pictures for prompt in PROMPTS]
@@ -99,18 +104,19 @@ def calibration_samples(
 
     A picture that calibrates has one of the prompts, which take turns; one that judges has up to four of them. Pictures
     with questions of their own have up to MAX_QUESTIONS and four of those. There are at most MAX_CALIBRATION pictures,
-    and MAX_PICTURES that judge. needed: what a message says if there are fewer than MIN_CALIBRATION. Raises InputError
-    then, for prompts beside the pictures' own questions, and one that names all pictures that cannot be read.
+    and MAX_PICTURES that judge. Equal ones count once: else what calibrates would judge. needed: what a message says if
+    there are fewer than MIN_CALIBRATION. Raises InputError then, for prompts beside the pictures' own questions, and
+    one that names all pictures that cannot be read.
     """
     if isinstance(folder, AskedPictures):
         if prompts:
             raise InputError("calibration prompts are for pictures without questions of their own")
-        asked = folder.by_picture()[:MAX_CALIBRATION]
+        asked = folder.by_picture()
         _check_enough(folder.folder, len(asked), needed)
         ours = [each[:MAX_QUESTIONS] for index, each in enumerate(asked) if index % 4 != 3]
         return list(itertools.chain.from_iterable(ours)), _judging(asked[3::4])
     prompts = tuple(prompts) or PROMPTS
-    paths = _image_files(Path(folder))[:MAX_CALIBRATION]
+    paths = _image_files(Path(folder), MAX_CALIBRATION)
     _check_enough(folder, len(paths), needed)
     _check(paths)
     judging = paths[3::4]
@@ -127,11 +133,12 @@ def _judging(asked: Sequence[Sequence[Sample]]) -> list[Sample]:
 
 def _check_enough(folder: str | Path, count: int, needed: str) -> None:
     if count < MIN_CALIBRATION:
-        raise InputError(f"{folder} holds {count} picture{'s' if count > 1 else ''}; {needed.format(MIN_CALIBRATION)}")
+        pictures = f"{count} different picture{'s' if count > 1 else ''}"
+        raise InputError(f"{folder} holds {pictures}; {needed.format(MIN_CALIBRATION)}")
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """All image files of a folder, by name. Raises InputError if there is none."""
+def _image_files(folder: Path, most: int) -> list[Path]:
+    """The first image files of a folder, by name; of equal ones the first. Raises InputError if there is none."""
     if not folder.is_dir():
         raise InputError(f"no such folder of pictures: {folder}")
     paths = sorted(
@@ -139,7 +146,25 @@ def _image_files(folder: Path) -> list[Path]:
     )
     if not paths:
         raise InputError(f"{folder} holds no pictures")
-    return paths
+    return list(itertools.islice(_different(paths), most))
+
+
+def _different(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those with other bytes than all before them. Copies are common: of downloads, and of augmented data."""
+    seen = set()
+    for path in paths:
+        if (content := _content(path)) not in seen:
+            seen.add(content)
+            yield path
+
+
+def _content(path: Path) -> object:
+    """The same for equal files. One that cannot be read is like no other; what is wrong with it is reported later."""
+    try:
+        with open_regular(path) as file:
+            return os.fstat(file.fileno()).st_size, hashlib.sha256(file.read(_COMPARED)).digest()
+    except (OSError, InputError):
+        return path
 
 
 def _check(pictures: Sequence[Any]) -> None:

@@ -107,6 +107,6 @@ def test_without_pictures_a_recipe_is_named(tmp_path: Path) -> None:
     with one_line_error("--target-size needs pictures", "--calibration DIR", "--q-recipe paligemma"):
         packing_samples(target, None)
     for number in range(3):
-        (tmp_path / f"{number}.png").touch()
-    with one_line_error("holds 3 pictures; a target needs 16 or more"):
+        (tmp_path / f"{number}.png").write_bytes(bytes([number]))
+    with one_line_error("holds 3 different pictures; a target needs 16 or more"):
         packing_samples(target, tmp_path)

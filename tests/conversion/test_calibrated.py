@@ -24,7 +24,7 @@ import pg_mlx
 from pg_mlx.checkpoint.open import open_local
 from pg_mlx.checkpoint.tensors import SafetensorsFolder
 from pg_mlx.conversion import answers, candidates
-from pg_mlx.conversion.samples import MAX_PICTURES, PROMPTS, calibration_samples
+from pg_mlx.conversion.samples import MAX_PICTURES, PROMPTS, AskedPictures, Sample, calibration_samples
 from pg_mlx.conversion.tried import FILE
 
 MAX_TOKENS = 3
@@ -191,11 +191,26 @@ def test_every_fourth_picture_judges(pictures: Path) -> None:
 
 
 def test_many_pictures_are_bounded(tmp_path: Path) -> None:
-    Image.new("RGB", (2, 2)).save(tmp_path / "0.png")
-    for number in range(1, 300):
-        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "0.png")
+    for number in range(300):
+        Image.new("RGB", (2, 2), (number % 256, number // 256, 0)).save(tmp_path / f"{number}.png")
     calibrating, judging = calibration_samples(tmp_path, ["ocr"])
     assert (len(calibrating), len(judging)) == (192, MAX_PICTURES)
+
+
+def test_copies_of_a_picture_count_once(tmp_path: Path) -> None:
+    """Else a picture that calibrated would judge, and the card would praise what it knows by heart."""
+    for number in range(16):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+        shutil.copy(tmp_path / f"{number:02}.png", tmp_path / f"{number:02} copy.png")
+    calibrating, judging = calibration_samples(tmp_path, ["ocr"])
+    assert (len(calibrating), len(judging)) == (12, 4)
+    asked = AskedPictures(tmp_path, [Sample(path, "ocr") for path in tmp_path.iterdir()])
+    assert [len(some) for some in calibration_samples(asked)] == [12, 4]
+    for name in ("15.png", "15 copy.png"):
+        shutil.copy(tmp_path / "00.png", tmp_path / name)
+    for folder in (tmp_path, asked):
+        with one_line_error("holds 15 different pictures"):
+            calibration_samples(folder)
 
 
 # --- refused --------------------------------------------------------------------------------------------
@@ -209,7 +224,7 @@ def test_wrong_use_is_one_line(source: Path, pictures: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     with one_line_error("needs pictures to calibrate on (--calibration DIR); --q-method mse needs none"):
         convert(source, out)
-    with one_line_error("few holds 15 pictures; gptq needs 16 or more, --q-method mse needs none"):
+    with one_line_error("few holds 15 different pictures; gptq needs 16 or more, --q-method mse needs none"):
         convert(source, out, calibration=few)
     with one_line_error("method gptq fits affine scales, but ", "is to be mxfp4"):
         convert(source, out, q_bits=None, q_mode="mxfp4", calibration=pictures)

@@ -69,7 +69,7 @@ def test_questions_of_a_picture_are_bounded(tmp_path: Path) -> None:
     calibrating, judging = calibration_samples(AskedPictures(tmp_path, samples))
     assert (len(calibrating), len(judging)) == (12 * MAX_QUESTIONS, 4 * 4)
     assert calibrating[:2] == [samples[0], samples[16]]
-    with one_line_error(f"{tmp_path} holds 15 pictures; gptq needs 16 or more"):
+    with one_line_error(f"{tmp_path} holds 15 different pictures; gptq needs 16 or more"):
         calibration_samples(AskedPictures(tmp_path, [s for s in samples if s.image.stem != "00"]))
 
 
