@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..files.regular import open_regular
+from ..files.equal import first_equals
 from ..processor import load_image
 from ..processor.formats import PICTURE_SUFFIXES
 
@@ -29,8 +27,6 @@ MAX_QUESTIONS = 5
 
 MIN_CALIBRATION, MAX_CALIBRATION = 16, 256
 """Pictures of a calibration. Fewer do harm; more take longer than they are worth."""
-_COMPARED = 64 << 20
-"""Bytes of a file that tell pictures apart."""
 _SIZES = ((640, 480), (480, 640), (512, 512), (800, 450))
 _WORDS = ("exit", "open", "coffee", "market", "42", "station", "north", "1879", "bread", "street", "7", "tickets")
 
@@ -151,20 +147,8 @@ def _image_files(folder: Path, most: int) -> list[Path]:
 
 def _different(paths: Iterable[Path]) -> Iterator[Path]:
     """Those with other bytes than all before them. Copies are common: of downloads, and of augmented data."""
-    seen = set()
-    for path in paths:
-        if (content := _content(path)) not in seen:
-            seen.add(content)
-            yield path
-
-
-def _content(path: Path) -> object:
-    """The same for equal files. One that cannot be read is like no other; what is wrong with it is reported later."""
-    try:
-        with open_regular(path) as file:
-            return os.fstat(file.fileno()).st_size, hashlib.sha256(file.read(_COMPARED)).digest()
-    except (OSError, InputError):
-        return path
+    first, second = itertools.tee(paths)
+    return (path for path, equal in zip(first, first_equals(second), strict=True) if path is equal)
 
 
 def _check(pictures: Sequence[Any]) -> None:

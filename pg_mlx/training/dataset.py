@@ -14,7 +14,7 @@ from .example import Example
 from .faults import Faults
 from .formats import Contents, DataOptions, Pictures, read
 from .prompts import examples_of, with_longest_codes
-from .splits import divide, find_splits
+from .splits import divide, find_splits, first_of
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,10 @@ def _classes(contents: dict[str, Contents], options: DataOptions) -> tuple[str, 
 
 def _notes(rows: dict[str, list[Example]]) -> tuple[str, ...]:
     notes = []
-    trained = {str(example.image) for example in rows["train"]}
+    first = first_of([example for examples in rows.values() for example in examples])
+    trained = {first[str(example.image)] for example in rows["train"]}
     for name, examples in rows.items():
-        shared = trained & {str(example.image) for example in examples}
+        shared = {str(example.image) for example in examples if first[str(example.image)] in trained}
         if name != "train" and shared:
             notes.append(f"pictures of {name} that are in train too, so scores will be too good: {len(shared)}")
     return tuple(notes)

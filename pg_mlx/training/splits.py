@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..files.equal import first_equals
 from .example import Example
 
 NAMES = {"train": ("train", "training"), "valid": ("valid", "val", "validation", "dev"), "test": ("test",)}
@@ -71,12 +72,13 @@ def _pictures(path: Path, name: str) -> Path | None:
 def divide(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and those to validate with: about `share` of the pictures, at least one of two.
 
-    The rows of one picture stay together. The same seed and the same pictures, by file name, are divided in the same
-    way wherever the data lies. Raises InputError if the share is not in 0..1 (exclusive of 1).
+    The rows of one picture, and of its copies, stay together. The same seed and the same pictures, by file name, are
+    divided in the same way wherever the data lies. Raises InputError if the share is not in 0..1 (exclusive of 1).
     """
     if not 0 <= share < 1:
         raise InputError(f"the validation share is {share}, but must be from 0 to less than 1")
-    pictures = list(dict.fromkeys(str(example.image) for example in examples))
+    first = first_of(examples)
+    pictures = list(dict.fromkeys(first.values()))
     if share == 0 or len(pictures) < 2:
         return list(examples), []
     count = min(len(pictures) - 1, max(1, round(share * len(pictures))))
@@ -84,9 +86,15 @@ def divide(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
     chosen = set(ranked[:count])
     rows: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
-        rows[str(example.image) in chosen].append(example)
+        rows[first[str(example.image)] in chosen].append(example)
     return rows
 
 
-def _rank(picture: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{Path(picture).name}".encode(errors="surrogateescape"), digest_size=8).digest()
+def first_of(examples: Sequence[Example]) -> dict[str, Path]:
+    """For the picture of each example, by name, the first one with the same bytes."""
+    names = list(dict.fromkeys(str(example.image) for example in examples))
+    return dict(zip(names, first_equals(map(Path, names)), strict=True))
+
+
+def _rank(picture: Path, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{picture.name}".encode(errors="surrogateescape"), digest_size=8).digest()

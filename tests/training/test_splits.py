@@ -100,6 +100,23 @@ def test_pictures_in_two_splits_are_noted(tmp_path: Path) -> None:
     assert read_dataset(tmp_path).notes == ("pictures of valid that are in train too, so scores will be too good: 1",)
 
 
+def test_copies_of_pictures_are_known(tmp_path: Path) -> None:
+    """A copy in another split is noted, and one that is divided off stays with the picture it is a copy of."""
+    for name in ("train", "valid"):
+        data.save_pictures(tmp_path / name, SCENES[:2])
+        rows = [{"image": "001.png", "prefix": "ocr", "suffix": "x"}]
+        data.write_lines(tmp_path / name / "annotations.jsonl", rows)
+    assert read_dataset(tmp_path).notes == ("pictures of valid that are in train too, so scores will be too good: 1",)
+    examples = []
+    for number in range(20):
+        for name in (f"{number}.png", f"{number} copy.png"):
+            (tmp_path / name).write_bytes(bytes([number]))
+            examples.append(Example(str(tmp_path / name), "ocr", "x"))
+    train, valid = divide(examples, 0.25, seed=1)
+    names = [{Path(str(row.image)).stem.split()[0] for row in rows} for rows in (train, valid)]
+    assert not names[0] & names[1] and (len(train), len(valid)) == (30, 10)
+
+
 def via_of(folder: Path, scenes: tuple[data.Labelled, ...]) -> dict:
     data.save_pictures(folder, scenes)
     return {scene.name: {"filename": scene.name, "regions": data.via_regions(scene)} for scene in scenes}
