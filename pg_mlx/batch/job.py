@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..files.json import read_json
+from ..files.whole import write_whole
 from .entries import Columns, Entry, Listing, Section
-from .shards import ShardFiles, write_whole
+from .shards import ShardFiles
 from .sources import open_listings
 
 JOB_FILE = "job.json"

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, PgMlxError
-from ..files.folder import sync_entries
+from ..errors import InputError
+from ..files.whole import PARTIAL, write_whole
 from . import parquet
 
 FORMATS = ("jsonl", "parquet")
 
-_PARTIAL = ".partial"
 _NO_ERROR = b'"error": null}\n'
 """How the line of an answer ends: `error` is the last key of a row."""
 
@@ -55,7 +52,7 @@ class ShardFiles:
     def sweep(self, names: Iterable[str]) -> None:
         """Remove what killed processes have left of files that are whole."""
         whole = set(names)
-        for left in self.folder.glob(f".*{_PARTIAL}"):
+        for left in self.folder.glob(f".*{PARTIAL}"):
             if left.name[1:].rpartition(".")[0].rpartition(".")[0] in whole:
                 left.unlink(missing_ok=True)
 
@@ -89,42 +86,3 @@ class ShardFiles:
 
         if not write_whole(target, fill, replace=False):
             raise InputError(f"{target} exists already; choose another name")
-
-
-def write_whole(target: Path, fill: Callable[[Path], None], replace: bool = True) -> bool:
-    """Write a file under another name, make it durable, and give it its name. Returns False if a file with this name is
-    there and may not be replaced.
-
-    fill: writes to the path that it is given. Raises PgMlxError if the file cannot be written.
-    """
-    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}{_PARTIAL}"
-    try:
-        fill(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        if replace:
-            partial.rename(target)
-        else:
-            _take_name(partial, target)
-        sync_entries(target.parent)
-        return True
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and target.exists():
-            return replace  # another process has written it meanwhile, and swept up
-        raise PgMlxError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _take_name(partial: Path, target: Path) -> None:
-    """Give a file its name. Raises FileExistsError if the name is taken."""
-    try:
-        target.hardlink_to(partial)
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without hard links
-        if target.exists():
-            raise FileExistsError(target) from None
-        partial.rename(target)

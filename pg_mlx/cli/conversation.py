@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .drawings import save_image, write_whole
+from ..files.whole import write_whole
+from .drawings import save_image
 from .hints import chat_hint
 from .interrupts import interrupts_noted
 from .pictures import Item, stem
@@ -117,9 +118,9 @@ class Conversation:
             raise InputError(f"no such folder: {path.parent}")
         suffix = path.suffix.lower()
         if suffix == ".json":
-            write_whole(path, lambda file: file.write(json.dumps(to_json(answer)).encode() + b"\n"))
+            write_whole(path, lambda partial: partial.write_bytes(json.dumps(to_json(answer)).encode() + b"\n"))
         elif suffix == ".txt":
-            write_whole(path, lambda file: file.write(answer.generation.text.encode() + b"\n"))
+            write_whole(path, lambda partial: partial.write_bytes(answer.generation.text.encode() + b"\n"))
         else:
             _save_picture(answer, path)
         print(f"wrote {path}", file=sys.stderr)

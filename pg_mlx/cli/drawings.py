@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, PgMlxError
+from ..files.whole import write_whole
 from .pictures import Item
 from .writers import Success, View
 
@@ -114,6 +113,8 @@ def _is_ours(path: Path) -> bool:
     from PIL import Image
 
     try:
+        if not path.is_file():
+            return False
         if path.stat().st_size == 0:
             return True
         with Image.open(path) as image:
@@ -156,19 +157,8 @@ def save_image(image: Image.Image, target: Path) -> None:
     exif[_SOFTWARE] = _PROGRAM
     options = {"exif": exif, **({"quality": 90} if _is_jpeg(target.name) else {})}
     kind = Image.registered_extensions()[target.suffix.lower()]
-    write_whole(target, lambda file: image.save(file, kind, **options))
-
-
-def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file, whole or not at all; its folder is made. Raises PgMlxError if that fails."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(target)
+        write_whole(target, lambda path: image.save(path, kind, **options))
     except (OSError, ValueError) as error:  # ValueError: a format that cannot hold such a picture
         raise PgMlxError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, PgMlxError
-from .drawings import write_whole
+from ..errors import InputError
+from ..files.whole import write_whole
 from .options import Parser, bounded, load_progress
 from .progress import WorkProgress
 from .train_options import add_data_options
@@ -104,22 +104,17 @@ def run(argv: list[str], program: str) -> int:
     print(f"{len(rows)} rows ({split})", file=sys.stderr)
     results = list[dict[str, Any]]()
     lines = list[str]()
-    failure: PgMlxError | None = None
-    for asked in models:
-        try:
+    try:
+        for asked in models:
             found = _score(asked, args, rows, metrics)
-        except PgMlxError as error:  # what is known of the models before it is not lost
-            failure = error
-            break
-        results.append({"model": asked.name, "split": split, "loss": found.loss, **found.scores.to_json()})
-        values = ((asked.name, one.example.where, one.text, one.example.suffix) for one in found.predicted)
-        lines += [json.dumps(dict(zip(_LINE, each, strict=True))) for each in values]
-    if results:
-        print(json.dumps(results) if args.format == "json" else "\n".join(table(results)), flush=True)
-    if answers and results:
-        write_whole(answers, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
-    if failure is not None:
-        raise failure
+            results.append({"model": asked.name, "split": split, "loss": found.loss, **found.scores.to_json()})
+            values = ((asked.name, one.example.where, one.text, one.example.suffix) for one in found.predicted)
+            lines += [json.dumps(dict(zip(_LINE, each, strict=True))) for each in values]
+    finally:  # also if a later model fails, or a person presses Ctrl-C
+        if results:
+            print(json.dumps(results) if args.format == "json" else "\n".join(table(results)), flush=True)
+        if results and answers:
+            write_whole(answers, lambda partial: partial.write_text("".join(f"{line}\n" for line in lines)))
     return 0
 
 
@@ -137,11 +132,11 @@ def _answers_file(name: str) -> Path:
 def _holds_answers(path: Path) -> bool:
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        start = file.readline(_MAX_LINE)
     try:
+        with path.open("rb") as file:
+            start = file.readline(_MAX_LINE)
         line = json.loads(start) if start else dict.fromkeys(_LINE)
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(line, dict) and list(line) == list(_LINE)
 

@@ -8,11 +8,31 @@ from typing import Any
 
 _SHOWN = 10
 """Errors that get a line."""
-EVERY_S, EVERY_LOGGED_S = 0.2, 60.0
+_EVERY_S, _EVERY_LOGGED_S = 0.2, 60.0
 """How often progress is written to a terminal, and to a log."""
-
 _WIDTH = 48
 """Letters of what is being done, beside a bar. Names of tensors differ at their ends."""
+
+
+class StatusLine:
+    """How far something is, on stderr: on a terminal one line that is written over, in a log a new one each time."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self._written = time.monotonic()
+
+    def show(self, text: str) -> None:
+        """Write it, if the last time is long enough ago."""
+        now = time.monotonic()
+        if now - self._written >= (_EVERY_S if self.terminal else _EVERY_LOGGED_S):
+            self._written = now
+            sys.stderr.write(f"\r\x1b[K{text}" if self.terminal else f"{text}\n")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Before other lines, which come in its place."""
+        if self.terminal:
+            sys.stderr.write("\r\x1b[K")
 
 
 class WorkProgress:
@@ -22,8 +42,7 @@ class WorkProgress:
         """what: is being done. unit: of what is counted. scaled: with kilo, mega and so on. after: seconds before there
         is a bar, and before the library that draws it is imported. silent: nothing is shown at all."""
         self._what, self._options = what, dict(desc=what[-_WIDTH:], unit=unit, unit_scale=scaled)
-        self._terminal = sys.stderr.isatty()
-        self._began = self._written = time.monotonic()
+        self._line, self._began = StatusLine(), time.monotonic()
         self._after, self._silent = after, silent
         self._bar: Any = None
 
@@ -33,7 +52,7 @@ class WorkProgress:
             return
         self._what = what or self._what
         now = time.monotonic()
-        if self._terminal:
+        if self._line.terminal:
             if self._bar is None and now >= self._began + self._after:
                 from tqdm import tqdm
 
@@ -42,10 +61,9 @@ class WorkProgress:
                 self._bar.total = total or self._bar.total
                 self._bar.set_description_str(self._what[-_WIDTH:], refresh=False)
                 self._bar.update(max(0, done - self._bar.n))
-        elif now - self._written >= EVERY_LOGGED_S and 0 < done < total:
-            self._written = now
+        elif 0 < done < total:
             left = duration((now - self._began) * (total - done) / done)
-            print(f"{self._what}: {done / total:.0%} done, {left} left", file=sys.stderr, flush=True)
+            self._line.show(f"{self._what}: {done / total:.0%} done, {left} left")
 
     def __enter__(self) -> WorkProgress:
         return self
@@ -62,12 +80,12 @@ class BatchProgress:
         """todo: rows that this run makes. of: rows of its part. errors: rows with an error that are there already."""
         self.errors = errors
         self._program, self._todo, self._of, self._done, self._shown = program, todo, of, 0, 0
-        self._terminal = sys.stderr.isatty()
+        self._status = StatusLine()
         self.begin()
 
     def begin(self) -> None:
         """The model is loaded; from now on the rate is measured."""
-        self._began = self._written = time.monotonic()
+        self._began = time.monotonic()
 
     def row(self, row: dict[str, Any]) -> None:
         """A row is known. An error gets a line, if there were few before."""
@@ -90,7 +108,7 @@ class BatchProgress:
 
     def close(self) -> None:
         """There are no more rows in this run."""
-        self._clear()
+        self._status.clear()
         seconds = max(time.monotonic() - self._began, 1e-9)
         old = self._of - self._todo
         before = f"; {old} rows were there before" if old else ""
@@ -101,23 +119,13 @@ class BatchProgress:
             print(f"{self.errors} of {self._of} rows have an error", file=sys.stderr)
 
     def _show(self) -> None:
-        now = time.monotonic()
-        if now - self._written < (EVERY_S if self._terminal else EVERY_LOGGED_S):
-            return
-        self._written = now
-        rate = self._done / max(now - self._began, 1e-9)
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
         left = duration((self._todo - self._done) / rate) if rate else "unknown time"
-        line = f"{self._done} of {self._todo} rows, {rate:.3g} a second, {left} left"
-        print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr)
-        sys.stderr.flush()
+        self._status.show(f"{self._done} of {self._todo} rows, {rate:.3g} a second, {left} left")
 
     def _line(self, text: str) -> None:
-        self._clear()
+        self._status.clear()
         print(text, file=sys.stderr)
-
-    def _clear(self) -> None:
-        if self._terminal:
-            sys.stderr.write("\r\x1b[K")
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .hints import empty_hint
 from .pictures import Item
-from .progress import EVERY_LOGGED_S, EVERY_S
+from .progress import StatusLine
 from .writers import Failure, Success, describe
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class RunReport:
         self._cut = list[str]()
         self._empty = 0
         self._load_s = 0.0
-        self._began = self._written = time.perf_counter()
-        self._terminal = sys.stderr.isatty()
-        self._progress = len(items) > 1 and not (self._terminal and sys.stdout.isatty())  # there, answers are seen
+        self._began, status = time.perf_counter(), StatusLine()
+        seen = status.terminal and sys.stdout.isatty()  # the answers themselves are
+        self._status = status if len(items) > 1 and not seen else None
 
     def answer(self, answer: Success) -> None:
         """An answer is complete."""
@@ -82,17 +82,14 @@ class RunReport:
         return f"{count} in {seconds:.1f} s, {rate}; loading took {self._load_s:.2f} s more"
 
     def _show(self) -> None:
-        now = time.perf_counter()
-        if self._progress and now > self._written + (EVERY_S if self._terminal else EVERY_LOGGED_S):
-            self._written = now
+        if self._status:
             done = self.answered + self.failed
-            line = f"{done} of {self._all}, {done / (now - self._began):.3g} a second"
-            sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
-            sys.stderr.flush()
+            rate = done / max(time.perf_counter() - self._began, 1e-9)
+            self._status.show(f"{done} of {self._all}, {rate:.3g} a second")
 
     def _clear(self) -> None:
-        if self._progress and self._terminal:
-            sys.stderr.write("\r\x1b[K")
+        if self._status:
+            self._status.clear()
 
 
 def _cut_line(cut: Sequence[str], max_tokens: int, several: bool) -> str:

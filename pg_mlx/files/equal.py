@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,10 +35,10 @@ def first_equals(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _size(path: Path) -> int | None:
     try:
-        with open_regular(path) as file:
-            return os.fstat(file.fileno()).st_size
-    except (OSError, InputError):
+        found = path.stat()
+    except OSError:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _digest(path: Path) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,9 +60,10 @@ def read_dataset(
     rows, classes = _read(Path(path), options or DataOptions(), on_progress)
     if "train" not in rows:
         raise InputError(f"{path} holds a {' and a '.join(rows)} split, but none that is called train")
-    notes = _notes(rows)
+    first = first_of(example for examples in rows.values() for example in examples)
+    notes = _notes(rows, first)
     if "valid" not in rows:
-        rows["train"], rows["valid"] = divide(rows["train"], val_share, seed)
+        rows["train"], rows["valid"] = divide(rows["train"], val_share, seed, first)
     train, valid, test = (tuple(rows.get(name, ())) for name in ("train", "valid", "test"))
     return Dataset(train, valid, test, classes, notes)
 
@@ -122,9 +123,9 @@ def _classes(contents: dict[str, Contents], options: DataOptions) -> tuple[str, 
     return wanted
 
 
-def _notes(rows: dict[str, list[Example]]) -> tuple[str, ...]:
+def _notes(rows: dict[str, list[Example]], first: Mapping[str, Path]) -> tuple[str, ...]:
+    """first: what `first_of` says of all rows."""
     notes = []
-    first = first_of([example for examples in rows.values() for example in examples])
     trained = {first[str(example.image)] for example in rows["train"]}
     for name, examples in rows.items():
         shared = {str(example.image) for example in examples if first[str(example.image)] in trained}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,16 +69,19 @@ def _pictures(path: Path, name: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def divide(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def divide(
+    examples: Sequence[Example], share: float, seed: int, first: Mapping[str, Path] | None = None
+) -> tuple[list[Example], list[Example]]:
     """The examples to train on, and those to validate with: about `share` of the pictures, at least one of two.
 
     The rows of one picture, and of its copies, stay together. The same seed and the same pictures, by file name, are
-    divided in the same way wherever the data lies. Raises InputError if the share is not in 0..1 (exclusive of 1).
+    divided in the same way wherever the data lies. first: what `first_of` says of them, if that is
+    known. Raises InputError if the share is not in 0..1 (exclusive of 1).
     """
     if not 0 <= share < 1:
         raise InputError(f"the validation share is {share}, but must be from 0 to less than 1")
-    first = first_of(examples)
-    pictures = list(dict.fromkeys(first.values()))
+    first = first or first_of(examples)
+    pictures = list(dict.fromkeys(first[str(example.image)] for example in examples))
     if share == 0 or len(pictures) < 2:
         return list(examples), []
     count = min(len(pictures) - 1, max(1, round(share * len(pictures))))
@@ -90,7 +93,7 @@ def divide(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
     return rows
 
 
-def first_of(examples: Sequence[Example]) -> dict[str, Path]:
+def first_of(examples: Iterable[Example]) -> dict[str, Path]:
     """For the picture of each example, by name, the first one with the same bytes."""
     names = list(dict.fromkeys(str(example.image) for example in examples))
     return dict(zip(names, first_equals(map(Path, names)), strict=True))

@@ -14,9 +14,10 @@ from helpers.batches import PROMPT, left_over, rows, run, start
 from helpers.pictures import saved
 from helpers.regions import scene
 
-from pg_mlx.batch.shards import ShardFiles, write_whole
+from pg_mlx.batch.shards import ShardFiles
 from pg_mlx.cli import main
 from pg_mlx.errors import PgMlxError
+from pg_mlx.files.whole import write_whole
 
 COUNT, SHARD = 40, 4
 

@@ -25,7 +25,7 @@ DONE = re.compile(r"^(.+): (\d+)% done, .+ left$")
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line for each step, not one a minute."""
-    monkeypatch.setattr(progress, "EVERY_LOGGED_S", 0.0)
+    monkeypatch.setattr(progress, "_EVERY_LOGGED_S", 0.0)
 
 
 def lines_of(err: str, what: str) -> list[int]:
@@ -90,8 +90,7 @@ def test_of_training_and_its_scores(often: None, tmp_path: Path, capsys: pytest.
     assert len(shown) > 3 and shown == sorted(shown)
 
 
-def test_of_many_pictures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("pg_mlx.cli.report.EVERY_LOGGED_S", 0.0)
+def test_of_many_pictures(often: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", *["-i", str(SCENE)] * 3, "-p", "ocr"]) == 0
     out, err = capsys.readouterr()
     assert [line[:6] for line in err.splitlines() if " of 3, " in line] == ["1 of 3", "2 of 3", "3 of 3"]

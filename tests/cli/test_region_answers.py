@@ -212,8 +212,8 @@ def test_an_older_drawing_is_replaced_and_nothing_else(
 def test_a_file_that_cannot_be_written_ends_the_run(
     planted, model: Path, folder: Path, tmp_path: Path, capsys, monkeypatch
 ):
-    def full(image: Image.Image, file: Any, *_: object, **__: object) -> None:
-        file.write(b"the beginning")
+    def full(image: Image.Image, path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"the beginning")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Image.Image, "save", full)
